@@ -1,0 +1,86 @@
+# One command each; `make` lists them. Python 3.11 to 3.13 and a package index are all that has to be there.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+STARTED := $(shell date +%s)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+# The hardware decides which build of vLLM is installed; KIND=cpu or KIND=gpu decides otherwise.
+KIND ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+INSTALLED := $(VENV)/.installed-$(KIND)
+
+TASKS := retrieval text-matching code
+# Where the weights come from: a hub id, a folder, or "standin" (random weights that need no hub).
+BASE ?= jinaai/jina-embeddings-v4
+# Merged checkpoints lie in a folder named after their base, so that one base's are never taken for another's.
+CHECKPOINTS ?= checkpoints
+MERGED = $(CHECKPOINTS)/$(subst /,--,$(BASE))
+MISSING = $(strip $(foreach task,$(or $(TASK),$(TASKS)),$(if $(wildcard $(MERGED)/jina-embeddings-v4-$(task)),,--task $(task))))
+STANDIN = $(CHECKPOINTS)/standin-base
+
+.PHONY: install
+install: $(INSTALLED) ## make .venv: vLLM for this machine, the three projects, the test tools
+
+$(INSTALLED): requirements/$(KIND).txt merge/pyproject.toml serve/pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: name another, as in make PYTHON=python3.12")'
+	@echo "installing into $(VENV), vLLM for $(KIND): about a minute and 6 GB"
+	@rm -f $(VENV)/.installed-*
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/$(KIND).txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e merge -e serve -e client
+	@touch $@
+
+.PHONY: demo
+demo: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+demo: $(INSTALLED) ## fold, serve and embed once, on random weights (BASE= for real ones)
+	@$(MAKE) --no-print-directory merge BASE='$(BASE)'
+	@$(BIN)/python examples/demo.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --started $(STARTED)
+
+.PHONY: merge
+merge: $(INSTALLED) ## fold BASE into checkpoints/ (TASK= for one task, all three otherwise)
+	@if [ '$(BASE)' = standin ] && [ ! -e $(STANDIN) ]; then $(BIN)/jina-v4-merge standin $(STANDIN); fi
+	@if [ -n '$(MISSING)' ]; then \
+	  $(BIN)/jina-v4-merge fold --base $(if $(filter standin,$(BASE)),$(STANDIN),$(BASE)) --out $(MERGED) $(MISSING); \
+	else echo '$(MERGED) holds the merged checkpoints already'; fi
+
+.PHONY: serve-retrieval serve-text-matching serve-code
+serve-retrieval: ## serve the retrieval task on port 8001 (PORT=, BASE=, ARGS='-- any vLLM option')
+serve-text-matching: ## serve the text-matching task on port 8002
+serve-code: ## serve the code task on port 8003
+serve-retrieval serve-text-matching serve-code: serve-%: $(INSTALLED)
+	@$(MAKE) --no-print-directory merge TASK=$*
+	@exec $(BIN)/jina-v4-serve $* --checkpoint $(MERGED)/jina-embeddings-v4-$* $(if $(PORT),--port $(PORT)) $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(INSTALLED) ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: typecheck
+typecheck: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: test
+test: $(INSTALLED) ## prove every claim, with real vLLM servers on the CPU (TESTS= for some)
+	$(BIN)/pytest $(TESTS)
+
+.PHONY: requirements
+requirements: $(INSTALLED) ## pin requirements/*.txt anew from requirements/*.in
+	for kind in cpu gpu; do \
+	  overrides=requirements/$$kind-overrides.txt; \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	    $$(test ! -f $$overrides || echo --override $$overrides) requirements/$$kind.in -o requirements/$$kind.txt; \
+	done
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22

@@ -1,0 +1,41 @@
+"""Thin client for jina-embeddings-v4 servers: text and images in, vectors out.
+
+The calls are the published model's own, ``encode_text`` and ``encode_image``, and so are the vectors. Importing this
+package costs numpy and Pillow; the HTTP library is imported when a client is made.
+"""
+
+from jina_v4_client._model import TASKS, TRUNCATE_DIMS, Task
+from jina_v4_client.client import EmbeddingsClient
+from jina_v4_client.errors import (
+    ArgumentError,
+    BadReplyError,
+    ImageError,
+    JinaV4Error,
+    NotOfferedError,
+    ServerAuthenticationError,
+    ServerConnectionError,
+    ServerError,
+    ServerFailedError,
+    ServerRefusedError,
+    ServerTimeoutError,
+    WrongServerError,
+)
+
+__all__ = [
+    "TASKS",
+    "TRUNCATE_DIMS",
+    "ArgumentError",
+    "BadReplyError",
+    "EmbeddingsClient",
+    "ImageError",
+    "JinaV4Error",
+    "NotOfferedError",
+    "ServerAuthenticationError",
+    "ServerConnectionError",
+    "ServerError",
+    "ServerFailedError",
+    "ServerRefusedError",
+    "ServerTimeoutError",
+    "Task",
+    "WrongServerError",
+]

@@ -1,0 +1,163 @@
+"""Checks of arguments, before anything is sent: what is wrong, what is allowed.
+
+The first three checks of a call are the published model's, in its order and its words.
+"""
+
+import math
+import numbers
+import os
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from jina_v4_client._model import (
+    MAX_LENGTH,
+    MIN_PIXELS,
+    PROMPT_NAMES,
+    STRUCTURE_TOKENS,
+    TASKS,
+    TRUNCATE_DIMS,
+    Task,
+)
+from jina_v4_client.errors import ArgumentError, NotOfferedError
+
+_STRUCTURE_TOKEN = re.compile("|".join(map(re.escape, STRUCTURE_TOKENS)))
+
+
+def check_prompt_name(prompt_name: object) -> None:
+    """Refuse a prompt name other than None, "query" and "passage"."""
+    if prompt_name is not None and prompt_name not in PROMPT_NAMES:
+        raise ArgumentError(f"Invalid prompt_name: {prompt_name}. Must be one of {list(PROMPT_NAMES)}.")
+
+
+def check_truncate_dim(truncate_dim: object) -> int | None:
+    """Refuse a dimension that the model was not trained for."""
+    if truncate_dim is None:
+        return None
+    dim = _as_integer(truncate_dim)
+    if dim not in TRUNCATE_DIMS:
+        raise ArgumentError(f"Invalid truncate_dim: {truncate_dim}. Must be one of {list(TRUNCATE_DIMS)}.")
+    return dim
+
+
+def check_known_task(task: object) -> Task:
+    """Refuse a name that is not a task."""
+    for known in TASKS:
+        if task == known:
+            return known
+    raise ArgumentError(f"Invalid task: {task}. Must be one of {list(TASKS)}.")
+
+
+def choose_task(task: object, default: Task | None) -> Task:
+    """Give the task of the call, else the client's; refuse if neither names one."""
+    if task is not None:
+        return check_known_task(task)
+    if default is None:
+        raise ArgumentError(
+            "No task is given, and the vectors of one task are of no use for another: pass task= to this call, or once "
+            f"for all calls to EmbeddingsClient(..., task=...). Must be one of {list(TASKS)}."
+        )
+    return default
+
+
+def refuse_multivector(return_multivector: object) -> None:
+    """Refuse multi-vectors, which this version does not give."""
+    if return_multivector:
+        raise NotOfferedError(
+            "return_multivector=True is not offered by this version of the client: leave it out for dense vectors"
+        )
+
+
+def check_count(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
+    """Refuse what is no integer within the limits; True and False are no integers here."""
+    limits = f"at least {at_least}" if at_most is None else f"{at_least} to {at_most}"
+    count = _as_integer(value)
+    if count is None or count < at_least or (at_most is not None and count > at_most):
+        raise ArgumentError(f"{name}={value!r} is not allowed; give an integer, {limits}")
+    return count
+
+
+def check_max_length(max_length: object) -> int:
+    """Refuse a token limit outside 1 to 32768."""
+    return check_count("max_length", max_length, at_least=1, at_most=MAX_LENGTH)
+
+
+def check_max_pixels(max_pixels: object) -> int | None:
+    """Refuse a pixel limit below the smallest image."""
+    return None if max_pixels is None else check_count("max_pixels", max_pixels, at_least=MIN_PIXELS)
+
+
+def check_timeout_s(timeout_s: object) -> float:
+    """Refuse a time that is not positive and finite."""
+    seconds = float(timeout_s) if isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool) else math.nan
+    if not 0 < seconds < math.inf:
+        raise ArgumentError(f"timeout_s={timeout_s!r} is not allowed; give a number of seconds above 0")
+    return seconds
+
+
+def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[object], bool]:
+    """Give the items as a list, and whether one item was given instead of a sequence of them."""
+    if isinstance(items, single):
+        return [items], True
+    if not isinstance(items, Sequence | np.ndarray) or isinstance(items, str | bytes | bytearray):
+        raise ArgumentError(f"{name} must be one item or a list of items, not {type(items).__name__}")
+    if len(items) == 0:
+        raise ArgumentError(f"{name} is empty; give at least one item")
+    return list(items), False
+
+
+def check_texts(texts: Sequence[object]) -> list[str]:
+    """Refuse an item that is no text, cannot be sent, or would change the structure of the prompt."""
+    checked = []
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ArgumentError(f"texts[{index}] must be a str, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ArgumentError(
+                f"texts[{index}] cannot be written as UTF-8: character {error.start} is a lone surrogate "
+                f"(U+{ord(text[error.start]):04X}); decode the text with errors='replace'"
+            ) from error
+        if token := _STRUCTURE_TOKEN.search(text):
+            raise ArgumentError(
+                f"texts[{index}] holds {token.group()!r} at character {token.start()}, which the model reads as part "
+                "of its prompt and not as text; take it out or break it up"
+            )
+        checked.append(text)
+    return checked
+
+
+def check_base_url(base_url: object) -> str:
+    """Give the address of the server without its ``/v1``."""
+    if not isinstance(base_url, str):
+        raise ArgumentError(f"base_url must be a str, not {type(base_url).__name__}")
+    try:
+        parts = urlsplit(base_url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ArgumentError(f"base_url={base_url!r} is no address of a server; give one like http://127.0.0.1:8000")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ArgumentError("base_url must not hold a user name, a query or a fragment; a key is given as api_key=")
+    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def choose_api_key(api_key: object) -> str:
+    """Give the key of the call, else of JINA_V4_API_KEY, else a stand-in; never repeat it in a message."""
+    origin = "api_key"
+    if api_key is None:
+        api_key, origin = os.environ.get("JINA_V4_API_KEY"), "the environment variable JINA_V4_API_KEY"
+    if not api_key:
+        # With no key at all the openai package would look for the user's own OpenAI key.
+        return "none"
+    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ArgumentError(f"{origin} must be one word of printable ASCII characters, to be sent in a header")
+    return api_key
+
+
+def _as_integer(value: object) -> int | None:
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None

@@ -1,0 +1,54 @@
+"""What the published model fixes: tasks, dimensions, prefixes, the image prompt, how images are resized.
+
+The same facts travel in every merged checkpoint; they are written here again because a client has no checkpoint.
+"""
+
+import math
+from typing import Final, Literal, get_args
+
+Task = Literal["retrieval", "text-matching", "code"]
+TASKS: Final[tuple[Task, ...]] = get_args(Task)
+PROMPT_NAMES: Final = ("query", "passage")
+TRUNCATE_DIMS: Final = (128, 256, 512, 1024, 2048)
+MAX_LENGTH: Final = 32768  # tokens, prefix included
+
+# The whole image prompt is IMAGE_HEAD, one pad a 28 x 28 patch, IMAGE_TAIL.
+IMAGE_HEAD: Final = "<|im_start|>user\n<|vision_start|>"
+IMAGE_TAIL: Final = "<|vision_end|>Describe the image.<|im_end|>\n"
+
+# Any of these inside a text would be parsed as a special token and change what is embedded.
+STRUCTURE_TOKENS: Final = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+MIN_PIXELS: Final = 3136
+MAX_PIXELS: Final = 602112  # the published default: at most 768 tokens an image
+MAX_ASPECT_RATIO: Final = 200
+_PATCH: Final = 28  # pixels a side of one image token
+
+
+def text_prefix(task: Task, prompt_name: str | None) -> str:
+    """Give what precedes every text; text-matching knows one side only."""
+    return "Passage: " if prompt_name == "passage" and task != "text-matching" else "Query: "
+
+
+def count_image_tokens(width: int, height: int, max_pixels: int) -> int:
+    """Count the image pads of an image of that many pixels.
+
+    Source: ``smart_resize`` of Qwen2-VL's image processor. Python's ``round`` (half to even) is part of it.
+    """
+    rows, columns = round(height / _PATCH), round(width / _PATCH)
+    pixels = rows * columns * _PATCH**2
+    if pixels > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        rows, columns = (max(1, math.floor(side / scale / _PATCH)) for side in (height, width))
+    elif pixels < MIN_PIXELS:
+        scale = math.sqrt(MIN_PIXELS / (height * width))
+        rows, columns = (math.ceil(side * scale / _PATCH) for side in (height, width))
+    return rows * columns

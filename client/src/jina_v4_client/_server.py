@@ -1,0 +1,145 @@
+"""Which server is it: one of ours, which pools in the engine, or a stock vLLM, and what it serves.
+
+A server of ours names its task and its pooling in the headers of every response. Any other is taken for a stock vLLM
+that gives the hidden states of all tokens, which ``_pooling`` turns into the same vectors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jina_v4_client._model import IMAGE_HEAD, IMAGE_TAIL, TASKS, Task
+from jina_v4_client._pooling import ImageFrame
+from jina_v4_client._wire import Reply, Request, is_list_of_dicts, read_json
+from jina_v4_client.errors import BadReplyError, WrongServerError
+
+TASK_HEADER = "x-jina-v4-task"
+POOLING_HEADER = "x-jina-v4-pooling"
+
+
+@dataclass(frozen=True)
+class Server:
+    """What GET /v1/models told about a server.
+
+    Attributes:
+        model: the name to send.
+        max_model_len: the longest sequence in tokens.
+        task: the task whose adapters are in the weights.
+        pools: whether vectors come pooled (a server of ours) or as hidden states (a stock vLLM).
+        frame: of a stock server's image prompt, once it is known.
+    """
+
+    url: str
+    model: str
+    max_model_len: int
+    task: Task
+    pools: bool
+    frame: ImageFrame | None = None
+
+
+def models_request() -> Request:
+    """Ask who is there."""
+    return Request("/v1/models")
+
+
+def read_models(reply: Reply, url: str, model: str | None, server_task: Task | None) -> Server:
+    """Learn what kind of server answered, and what it serves.
+
+    Args:
+        reply: to :func:`models_request`.
+        url: the server's address, for messages.
+        model: the model that the caller asks for, None for the first.
+        server_task: the task of a stock server whose model name does not end with one.
+
+    Raises:
+        BadReplyError: no reply of a vLLM.
+        WrongServerError: the model or its task cannot be told.
+    """
+    cards = read_json(reply, url).get("data")
+    if not is_list_of_dicts(cards) or not cards:
+        raise BadReplyError(f"{url}/v1/models lists no models: this is no vLLM server")
+    names = [str(card.get("id")) for card in cards]
+    if model is not None and model not in names:
+        raise WrongServerError(f"{url} does not serve the model {model!r}; it serves {', '.join(names)}")
+    card = cards[0 if model is None else names.index(model)]
+    # The card of a LoRA module has no length of its own; the base model's, the first, holds for it.
+    max_model_len = card.get("max_model_len") or cards[0].get("max_model_len")
+    if not isinstance(card.get("id"), str) or not isinstance(max_model_len, int):
+        raise BadReplyError(f"{url}/v1/models does not tell the model's name and max_model_len: this is no vLLM server")
+    told = _told_task(reply, url)
+    task = told or _task_of_stock(card, url, server_task)
+    return Server(url=url, model=card["id"], max_model_len=max_model_len, task=task, pools=told is not None)
+
+
+def check_task(server: Server, task: Task) -> None:
+    """Refuse a server whose adapters are for another task."""
+    if server.task != task:
+        raise WrongServerError(
+            f"{server.url} serves the task {server.task!r}, and {task!r} was asked for; nothing was embedded: "
+            f"give the address of a server started with `make serve-{task}`, or ask for task={server.task!r}"
+        )
+
+
+def check_unchanged(server: Server, reply: Reply) -> None:
+    """Refuse the reply of another server than the one that was found at first: they come and go behind an address."""
+    told = _told_task(reply, server.url)
+    if told != (server.task if server.pools else None):
+        was = f"a server of ours for {server.task!r}" if server.pools else "a stock vLLM"
+        now = "a stock vLLM" if told is None else f"a server of ours for {told!r}"
+        raise WrongServerError(
+            f"{server.url} was {was} and is {now} now: nothing is returned; call again to start anew"
+        )
+
+
+def _told_task(reply: Reply, url: str) -> Task | None:
+    """Give the task that a server of ours names in its headers, None for a stock server."""
+    name, pooling = reply.headers.get(TASK_HEADER), reply.headers.get(POOLING_HEADER)
+    if name is None and pooling is None:
+        return None
+    for task in TASKS:
+        if name == task and pooling == "engine":
+            return task
+    raise BadReplyError(
+        f"{url} answers with {TASK_HEADER}: {name} and {POOLING_HEADER}: {pooling}, which this client does not know; "
+        "install the client of the server's version"
+    )
+
+
+def _task_of_stock(card: Mapping[str, Any], url: str, server_task: Task | None) -> Task:
+    names = [name.rstrip("/") for name in (card.get("id"), card.get("root")) if isinstance(name, str)]
+    said = {task for task in TASKS for name in names if name.endswith(f"-{task}")}
+    if server_task is not None:
+        said.add(server_task)
+    if len(said) == 1:
+        return said.pop()
+    if said:
+        raise WrongServerError(
+            f"{url} cannot be told to serve one task: model {card.get('id')!r} from {card.get('root')!r}"
+            + (f" with server_task={server_task!r}" if server_task else "")
+            + f" names {' and '.join(sorted(said))}"
+        )
+    raise WrongServerError(
+        f"{url} serves {card.get('id')!r}, whose name does not end with a task; if you know for which task it was "
+        f"merged, say so with EmbeddingsClient(..., server_task=...), one of {list(TASKS)}"
+    )
+
+
+def frame_requests(server: Server) -> tuple[Request, Request]:
+    """Ask for the tokens of the image prompt before and after the pads."""
+    head, tail = (
+        Request("/tokenize", {"model": server.model, "prompt": prompt, "add_special_tokens": False})
+        for prompt in (IMAGE_HEAD, IMAGE_TAIL)
+    )
+    return head, tail
+
+
+def read_frame(server: Server, head: Reply, tail: Reply) -> ImageFrame:
+    """Count the tokens around the vision span, which vision_start and vision_end are part of."""
+    return ImageFrame(head=_read_count(server, head) - 1, tail=_read_count(server, tail) - 1)
+
+
+def _read_count(server: Server, reply: Reply) -> int:
+    count = read_json(reply, server.url).get("count")
+    if not isinstance(count, int) or count < 1:
+        raise BadReplyError(f"{server.url}/tokenize does not count tokens: this is no vLLM server")
+    return count

@@ -1,0 +1,161 @@
+"""What a checkpoint holds beside its weights: config, tokenizer, processor settings, prompts, index and manifest.
+
+Everything here turns JSON into JSON. A checkpoint is stock: nothing in it refers to code, and no key of the published
+config that only the published code knows is kept.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from jina_v4_merge.digests import FileDigest
+from jina_v4_merge.errors import ConfigError
+from jina_v4_merge.prompts import CHAT_TEMPLATE, IMAGE_PROMPT, text_prefixes
+from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME
+
+MODEL = "jina-embeddings-v4"
+MANIFEST_NAME = "manifest.json"
+PROJECTOR_NAME = "multi_vector_projector.safetensors"
+STANDIN_KEY = "standin"
+
+# Keys of the published config.json that stock code has no use for.
+_PUBLISHED_ONLY = (
+    "_attn_implementation",
+    "_name_or_path",
+    "auto_map",
+    "matryoshka_dims",
+    "multi_vector_projector_dim",
+    "single_vector_pool_strategy",
+    STANDIN_KEY,
+    "task_names",
+    "truncate_dim",
+    "verbosity",
+)
+_ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+_PROCESSOR = "Qwen2_5_VLProcessor"
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return JSON as all our files have it: readable, UTF-8, one newline at the end."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def task_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the tasks that a base has adapters for.
+
+    Raises:
+        ConfigError: its config.json does not say.
+    """
+    names = config.get("task_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError("config.json: task_names must list the tasks; the base must be a jina-embeddings-v4")
+    return names
+
+
+def dimensions(config: Mapping[str, Any]) -> list[int]:
+    """Return the lengths to which a base's dense vectors may be cut.
+
+    Raises:
+        ConfigError: its config.json does not say.
+    """
+    dims = config.get("matryoshka_dims")
+    if not isinstance(dims, list) or not dims or not all(isinstance(dim, int) for dim in dims):
+        raise ConfigError(
+            "config.json: matryoshka_dims must list the dimensions; the base must be a jina-embeddings-v4"
+        )
+    return dims
+
+
+def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a base's config.json as stock code reads it, for weights of the given dtype."""
+    stock = {key: value for key, value in config.items() if key not in _PUBLISHED_ONLY}
+    stock |= {
+        "architectures": [_ARCHITECTURE],
+        "model_type": "qwen2_5_vl",
+        "matryoshka_dimensions": dimensions(config),
+        "torch_dtype": dtype,
+    }
+    return _with_dtype(stock, dtype)
+
+
+def plain_files(base: Mapping[str, bytes], config: Mapping[str, Any], task: str, dtype: str) -> dict[str, bytes]:
+    """Return all files of a task's checkpoint but weights, index and manifest.
+
+    Args:
+        base: The base's small files, by name.
+        config: The base's config.json.
+        task: Of the checkpoint.
+        dtype: Of the weights.
+
+    Raises:
+        ConfigError: a file of the base that must be JSON is not.
+    """
+    files = {CONFIG_NAME: json_bytes(stock_config(config, dtype))}
+    for name, content in base.items():
+        if name in (PREPROCESSOR_NAME, "tokenizer_config.json"):
+            files[name] = json_bytes(_stock_processor(name, content))
+        else:
+            files[name] = content
+    files["chat_template.jinja"] = CHAT_TEMPLATE.encode()
+    files["config_sentence_transformers.json"] = json_bytes(
+        {"prompts": text_prefixes(task), "default_prompt_name": "query"}
+    )
+    return files
+
+
+def index(weight_map: Mapping[str, str], total_size: int) -> bytes:
+    """Return a model.safetensors.index.json."""
+    return json_bytes({"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def manifest(
+    config: Mapping[str, Any],
+    task: str,
+    dtype: str,
+    scaling: float,
+    sources: Mapping[str, Any],
+    files: Mapping[str, FileDigest],
+) -> bytes:
+    """Return the manifest of a task's checkpoint: what it is, what it was made from, and every other file in it."""
+    return json_bytes(
+        {
+            "format": 1,
+            "model": MODEL,
+            "task": task,
+            "dtype": dtype,
+            "scaling": scaling,
+            "dimensions": dimensions(config),
+            "prompts": text_prefixes(task),
+            "image_prompt": IMAGE_PROMPT,
+            "sources": sources,
+            "tool": {"name": "jina-v4-merge", "version": version("jina-v4-merge")},
+            "files": {name: files[name].as_json() for name in sorted(files)},
+        }
+    )
+
+
+def _with_dtype(section: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a config section with every dtype in it, at whatever depth, set to the given one."""
+    return {
+        key: dtype
+        if key in ("dtype", "torch_dtype")
+        else _with_dtype(value, dtype)
+        if isinstance(value, Mapping)
+        else value
+        for key, value in section.items()
+    }
+
+
+def _stock_processor(name: str, content: bytes) -> dict[str, Any]:
+    """Return a processor's or tokenizer's settings without code or template of the published model."""
+    try:
+        settings = json.loads(content)
+    except ValueError as error:
+        raise ConfigError(f"{name}: cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{name}: must be a JSON object")
+    stock = {key: value for key, value in settings.items() if key not in ("auto_map", "chat_template")}
+    if "processor_class" in stock:
+        stock["processor_class"] = _PROCESSOR
+    return stock

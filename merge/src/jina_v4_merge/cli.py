@@ -1,0 +1,90 @@
+"""The command line: `jina-v4-merge fold` and `jina-v4-merge standin`.
+
+torch is imported by the commands, not here, so that help and mistaken arguments answer at once.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from jina_v4_merge.errors import MergeError
+from jina_v4_merge.prompts import TASKS, Task
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+class Dtype(StrEnum):
+    """What weights can be written as."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+class Size(StrEnum):
+    """How large a stand-in can be."""
+
+    TINY = "tiny"
+    FULL = "full"
+
+
+@app.callback()
+def main() -> None:
+    """Make stock checkpoints of jina-embeddings-v4, one a task."""
+
+
+@app.command()
+def fold(
+    base: Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")],
+    out: Annotated[Path, typer.Option(help="The folder in which the checkpoints' folders are made.")],
+    task: Annotated[list[Task] | None, typer.Option(help="May be given several times; all tasks without it.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights written.")] = Dtype.BFLOAT16,
+    revision: Annotated[str | None, typer.Option(help="Of a model on the hub: branch, tag or commit.")] = None,
+) -> None:
+    """Fold the task adapters into the base: one stock checkpoint a task."""
+    with _errors_for_people():
+        from jina_v4_merge.fold import fold as fold_base
+
+        start_s = time.monotonic()
+        made = fold_base(base, out, [chosen.value for chosen in task] if task else TASKS, dtype.value, revision)
+        for checkpoint in made:
+            typer.echo(f"{checkpoint.folder}: {checkpoint.n_bytes / 1e9:.2f} GB, {dtype.value}")
+        typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
+
+
+@app.command()
+def standin(
+    folder: Annotated[Path, typer.Argument(help="Where to put it; must not exist yet.")],
+    size: Annotated[Size, typer.Option(help="tiny is 60 MB, full has the published shapes and is 8 GB.")] = Size.TINY,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Write a model with random weights in the published file layout."""
+    with _errors_for_people():
+        from jina_v4_merge.standin import standin as write_standin
+
+        start_s = time.monotonic()
+        n_bytes = write_standin(folder, size.value, seed)
+        typer.echo(f"{folder}: {n_bytes / 1e9:.2f} GB, random weights, in {time.monotonic() - start_s:.1f} s")
+
+
+@contextmanager
+def _errors_for_people() -> Iterator[None]:
+    """Print an error as one line, without a traceback, and let SIGTERM unwind the stack as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except MergeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(1) from error
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

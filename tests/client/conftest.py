@@ -1,0 +1,205 @@
+"""A real HTTP server on a free port of this machine, which plays whatever server a test needs."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+from jina_v4_client import EmbeddingsClient
+from numpy.typing import NDArray
+
+HIDDEN = 256
+HEAD, TAIL = 3, 6  # tokens of the image prompt before vision_start and after vision_end
+MAX_MODEL_LEN = 4096
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it arrived."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server sends back; with `announced` more than the body, the connection breaks in the middle of it."""
+
+    content: bytes
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    announced: int | None = None
+
+
+Play = Callable[[Seen], Answer]
+
+
+class FakeServer:
+    """Answers each path as told; keeps every request.
+
+    Its static methods are for tests, which cannot import from a conftest.
+    """
+
+    def __init__(self) -> None:
+        self.routes: dict[str, Play] = {}
+        self.seen: list[Seen] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                length = int(self.headers.get("content-length", 0))
+                content = self.rfile.read(length)
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                seen = Seen(self.command, self.path, headers, json.loads(content) if content else None)
+                outer.seen.append(seen)
+                play = outer.routes.get(self.path, lambda _: outer.json_answer({"detail": "Not Found"}, 404))
+                answer = play(seen)
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(answer.announced or len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_POST = answer  # noqa: N815
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._httpd.server_port}"
+
+    def paths(self) -> list[str]:
+        return [seen.path for seen in self.seen]
+
+    def bodies(self, path: str) -> list[Any]:
+        return [seen.body for seen in self.seen if seen.path == path]
+
+    def close(self) -> None:
+        self._httpd.shutdown()
+        self._thread.join()
+        self._httpd.server_close()
+
+    def play_ours(self, task: str = "retrieval", change: Callable[[dict[str, Any]], object] = lambda _: None) -> None:
+        """Serve one task as our server does; `change` may spoil the document of embeddings."""
+        headers = {"x_jina_v4_task": task, "x_jina_v4_pooling": "engine"}
+        card = {"id": f"jina-embeddings-v4-{task}", "max_model_len": MAX_MODEL_LEN, "root": "/models/x"}
+
+        def embed(seen: Seen) -> Answer:
+            items = seen.body.get("input") or [conversation[0] for conversation in seen.body["messages"]]
+            vectors = [self.vector(item, seen.body.get("dimensions", HIDDEN)) for item in items]
+            data = [
+                {"object": "embedding", "index": index, "embedding": self.encode(vector)}
+                for index, vector in enumerate(vectors)
+            ]
+            document = {"object": "list", "model": card["id"], "data": data, "usage": {"prompt_tokens": 5}}
+            change(document)
+            return self.json_answer(document, **headers)
+
+        self.routes["/v1/models"] = lambda _: self.json_answer({"object": "list", "data": [card]}, **headers)
+        self.routes["/v1/embeddings"] = embed
+
+    def play_stock(
+        self,
+        model: str = "jina-embeddings-v4-retrieval",
+        root: str = "/models/checkpoint",
+        rows_of: Callable[[object], NDArray[np.float32]] | None = None,
+        change: Callable[[dict[str, Any]], object] = lambda _: None,
+    ) -> None:
+        """Serve hidden states as a stock vLLM does; `change` may spoil the header that describes them."""
+        card = {"id": model, "max_model_len": MAX_MODEL_LEN, "root": root}
+
+        def pool(seen: Seen) -> Answer:
+            items = seen.body.get("input") or [seen.body["messages"]]
+            arrays = [(rows_of or self.text_rows)(item) for item in items]
+            data, start = [], 0
+            for index, array in enumerate(arrays):
+                end = start + array.nbytes
+                layout = {"embed_dtype": "float32", "endianness": "little", "shape": list(array.shape)}
+                data.append({"index": index, "start": start, "end": end, **layout})
+                start = end
+            metadata = {"data": data, "usage": {"prompt_tokens": sum(map(len, arrays))}}
+            change(metadata)
+            content = b"".join(array.tobytes() for array in arrays)
+            return Answer(content, headers={"metadata": json.dumps(metadata)})
+
+        def tokenize(seen: Seen) -> Answer:
+            n_tokens = {"<|im_start|>": HEAD + 1, "<|vision_end|>": TAIL + 1}
+            return self.json_answer(
+                {"count": next(n for mark, n in n_tokens.items() if seen.body["prompt"].startswith(mark))}
+            )
+
+        self.routes["/v1/models"] = lambda _: self.json_answer({"object": "list", "data": [card]})
+        self.routes["/pooling"] = pool
+        self.routes["/tokenize"] = tokenize
+
+    @staticmethod
+    def answer(content: bytes, status: int = 200, announced: int | None = None, **headers: str) -> Answer:
+        return Answer(content, status, {name.replace("_", "-"): value for name, value in headers.items()}, announced)
+
+    @staticmethod
+    def json_answer(document: object, status: int = 200, **headers: str) -> Answer:
+        content = json.dumps(document).encode()
+        return FakeServer.answer(content, status, content_type="application/json", **headers)
+
+    @staticmethod
+    def html_answer(status: int = 200) -> Answer:
+        content = b"<!DOCTYPE html><html><body>Welcome</body></html>"
+        return FakeServer.answer(content, status, content_type="text/html")
+
+    @staticmethod
+    def vector(item: object, dim: int = HIDDEN) -> NDArray[np.float32]:
+        """The vector that the played server of ours gives for an item: always the same."""
+        vector = random_of(item).standard_normal(dim)
+        return (vector / np.linalg.norm(vector)).astype("<f4")
+
+    @staticmethod
+    def encode(vector: NDArray[np.float32]) -> str:
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+    @staticmethod
+    def text_rows(item: object) -> NDArray[np.float32]:
+        """The hidden states that the played stock server gives for a text: one row a word."""
+        return (10 * random_of(item).standard_normal((len(str(item).split()), HIDDEN))).astype("<f4")
+
+    @staticmethod
+    def image_rows(n_image_tokens: int) -> NDArray[np.float32]:
+        """Hidden states of an image prompt with so many pads."""
+        n_tokens = HEAD + 1 + n_image_tokens + 1 + TAIL
+        return (10 * random_of(n_image_tokens).standard_normal((n_tokens, HIDDEN))).astype("<f4")
+
+
+def random_of(item: object) -> np.random.Generator:
+    return np.random.default_rng(list(hashlib.sha256(json.dumps(item).encode()).digest()))
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JINA_V4_API_KEY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[EmbeddingsClient]:
+    with EmbeddingsClient(server.url, task="retrieval", max_retries=0) as made:
+        yield made

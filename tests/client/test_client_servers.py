@@ -1,0 +1,352 @@
+"""Which server it is, what it is asked for, and that its task is the right one."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+from jina_v4_client import (
+    BadReplyError,
+    EmbeddingsClient,
+    ServerRefusedError,
+    WrongServerError,
+)
+from PIL import Image
+
+PICTURE = Image.new("RGB", (280, 140), (10, 200, 30))
+N_PICTURE_TOKENS = 50
+
+
+# --- a server of ours ---
+
+
+def test_ours_is_asked_for_pooled_vectors(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    vector = client.encode_text("a text")
+    assert server.seen[1].body == {
+        "model": "jina-embeddings-v4-retrieval",
+        "input": ["Query: a text"],
+        "encoding_format": "base64",
+    }
+    assert (vector.dtype, vector.shape, vector.flags.writeable) == (np.float32, (256,), True)
+    np.testing.assert_array_equal(vector, server.vector("Query: a text"))
+
+
+def test_ours_is_asked_for_images_many_a_request(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    vectors = client.encode_image([PICTURE] * 3, batch_size=2, max_pixels=50000, truncate_dim=128, return_numpy=True)
+    assert vectors.shape == (3, 128)
+    first, second = server.bodies("/v1/embeddings")
+    assert (len(first["messages"]), len(second["messages"])) == (2, 1)
+    assert first["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 50000}
+    assert first["dimensions"] == 128
+    assert "input" not in first
+
+
+def test_without_max_pixels_the_server_decides(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    client.encode_image(PICTURE)
+    assert "mm_processor_kwargs" not in server.bodies("/v1/embeddings")[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt_name", "prefix"),
+    [
+        ("retrieval", None, "Query: "),
+        ("retrieval", "query", "Query: "),
+        ("retrieval", "passage", "Passage: "),
+        ("code", None, "Query: "),
+        ("code", "passage", "Passage: "),
+        ("text-matching", None, "Query: "),
+        ("text-matching", "query", "Query: "),
+        ("text-matching", "passage", "Query: "),
+    ],
+)
+def test_the_prefix_is_the_published_models(server: Any, task: Any, prompt_name: str | None, prefix: str) -> None:
+    server.play_ours(task)
+    with EmbeddingsClient(server.url) as client:
+        client.encode_text(["", "Straße 日本 😀\n"], task=task, prompt_name=prompt_name)
+    assert server.bodies("/v1/embeddings")[0]["input"] == [prefix, f"{prefix}Straße 日本 😀\n"]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "sent"),
+    [
+        (16, {"truncate_prompt_tokens": 16, "truncation_side": "right"}),
+        (4096, {"truncate_prompt_tokens": 4096, "truncation_side": "right"}),
+        (4097, {}),
+        (32768, {}),
+    ],
+)
+def test_truncation_is_asked_for_up_to_the_servers_limit(
+    server: Any, client: EmbeddingsClient, max_length: int, sent: dict[str, Any]
+) -> None:
+    server.play_ours()
+    client.encode_text("a", max_length=max_length)
+    body = server.bodies("/v1/embeddings")[0]
+    assert {key: value for key, value in body.items() if key.startswith("trunc")} == sent
+
+
+def test_batches_keep_the_order_and_the_server_is_asked_once_who_it_is(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    texts = [f"text {n}" for n in range(21)]
+    vectors = client.encode_text(texts)
+    client.encode_text("again")
+    assert [len(body["input"]) for body in server.bodies("/v1/embeddings")] == [8, 8, 5, 1]
+    assert server.paths().count("/v1/models") == 1
+    np.testing.assert_array_equal(vectors, [server.vector(f"Query: {text}") for text in texts])
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array], ids=["list", "tuple", "array"])
+def test_every_sequence_of_texts_gives_a_list_of_vectors(server: Any, client: EmbeddingsClient, form: Any) -> None:
+    server.play_ours()
+    vectors = client.encode_text(form(["a", "b"]))
+    assert isinstance(vectors, list)
+    assert [vector.shape for vector in vectors] == [(256,), (256,)]
+    assert client.encode_text(form(["a"]), return_numpy=True).shape == (1, 256)
+    assert client.encode_text("a", return_numpy=True).shape == (256,)
+
+
+def test_integers_of_numpy_are_integers(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    client.encode_text("a", truncate_dim=np.int64(128), max_length=np.int32(9), batch_size=np.uint8(3))
+    assert server.bodies("/v1/embeddings")[0]["dimensions"] == 128
+
+
+@pytest.mark.parametrize("play", ["play_ours", "play_stock"])
+def test_another_task_than_the_served_one_embeds_nothing(server: Any, play: str) -> None:
+    getattr(server, play)()
+    with (
+        EmbeddingsClient(server.url, task="retrieval") as client,
+        pytest.raises(
+            WrongServerError, match=r"serves the task 'retrieval', and 'code' was asked for.*make serve-code"
+        ),
+    ):
+        client.encode_image(PICTURE, task="code")
+    assert server.paths() == ["/v1/models"]
+
+
+def test_the_callers_model_is_sent_if_it_is_served(server: Any) -> None:
+    server.play_ours()
+    server.routes["/v1/models"] = lambda _: server.json_answer(
+        {"data": [{"id": "base", "max_model_len": 99}, {"id": "mine", "root": "x", "parent": "base"}]},
+        x_jina_v4_task="retrieval",
+        x_jina_v4_pooling="engine",
+    )
+    with EmbeddingsClient(server.url, task="retrieval", model="mine") as client:
+        client.encode_text("a", max_length=99)
+    assert server.bodies("/v1/embeddings")[0]["model"] == "mine"
+    assert server.bodies("/v1/embeddings")[0]["truncate_prompt_tokens"] == 99
+    with (
+        EmbeddingsClient(server.url, task="retrieval", model="other") as client,
+        pytest.raises(WrongServerError, match="does not serve the model 'other'; it serves base, mine"),
+    ):
+        client.encode_text("a")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x_jina_v4_task": "retrieval"},
+        {"x_jina_v4_pooling": "engine"},
+        {"x_jina_v4_task": "separation", "x_jina_v4_pooling": "engine"},
+        {"x_jina_v4_task": "retrieval", "x_jina_v4_pooling": "client"},
+    ],
+    ids=str,
+)
+def test_headers_that_this_client_does_not_know_are_refused(
+    server: Any, client: EmbeddingsClient, headers: dict[str, str]
+) -> None:
+    card = {"id": "x-retrieval", "max_model_len": 99}
+    server.routes["/v1/models"] = lambda _: server.json_answer({"data": [card]}, **headers)
+    with pytest.raises(BadReplyError, match="install the client of the server's version"):
+        client.encode_text("a")
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "lists no models"),
+        ({"data": []}, "lists no models"),
+        ({"data": ["x"]}, "lists no models"),
+        ([], "JSON that is no object"),
+        ({"data": [{"id": "x-retrieval"}]}, "does not tell the model's name and max_model_len"),
+        ({"data": [{"max_model_len": 9, "root": "x-retrieval"}]}, "does not tell the model's name"),
+    ],
+    ids=str,
+)
+def test_a_list_of_models_that_is_no_vllms_is_refused(
+    server: Any, client: EmbeddingsClient, document: Any, message: str
+) -> None:
+    server.routes["/v1/models"] = lambda _: server.json_answer(document)
+    with pytest.raises(BadReplyError, match=message):
+        client.encode_text("a")
+
+
+# --- a stock vLLM ---
+
+
+def test_a_stock_server_is_asked_for_hidden_states_and_pooled_here(server: Any, client: EmbeddingsClient) -> None:
+    server.play_stock()
+    vectors = client.encode_text(["one two three", "four"], prompt_name="passage", max_length=500, truncate_dim=128)
+    assert server.bodies("/pooling") == [
+        {
+            "model": "jina-embeddings-v4-retrieval",
+            "input": ["Passage: one two three", "Passage: four"],
+            "truncate_prompt_tokens": 500,
+            "truncation_side": "right",
+            "task": "token_embed",
+            "use_activation": False,
+            "encoding_format": "bytes",
+            "embed_dtype": "float32",
+            "endianness": "little",
+        }
+    ]
+    for text, vector in zip(["one two three", "four"], vectors, strict=True):
+        mean = server.text_rows(f"Passage: {text}").astype(float).mean(axis=0)[:128]
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-7)
+
+
+def test_a_stock_server_gets_one_image_a_request_and_its_frame_is_asked_for_once(
+    server: Any, client: EmbeddingsClient
+) -> None:
+    rows = server.image_rows(N_PICTURE_TOKENS)
+    server.play_stock(rows_of=lambda _: rows)
+    vectors = client.encode_image([PICTURE, PICTURE], max_pixels=50000)
+    client.encode_image(PICTURE)
+    assert server.paths() == ["/v1/models", "/tokenize", "/tokenize", "/pooling", "/pooling", "/pooling"]
+    assert server.bodies("/tokenize") == [
+        {
+            "model": "jina-embeddings-v4-retrieval",
+            "prompt": "<|im_start|>user\n<|vision_start|>",
+            "add_special_tokens": False,
+        },
+        {
+            "model": "jina-embeddings-v4-retrieval",
+            "prompt": "<|vision_end|>Describe the image.<|im_end|>\n",
+            "add_special_tokens": False,
+        },
+    ]
+    body = server.bodies("/pooling")[0]
+    assert body["messages"][0]["role"] == "user"
+    assert body["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 50000}
+    mean = rows[3:-6].astype(float).mean(axis=0)
+    np.testing.assert_allclose(vectors[1], mean / np.linalg.norm(mean), atol=1e-7)
+
+
+@pytest.mark.parametrize("n_tokens", [N_PICTURE_TOKENS - 1, N_PICTURE_TOKENS + 21], ids=["fewer", "more"])
+def test_an_image_prompt_of_another_length_is_refused(server: Any, client: EmbeddingsClient, n_tokens: int) -> None:
+    """A chat template with a system message, or 12,845,056 pixels instead of 602,112, would pass for right."""
+    server.play_stock(rows_of=lambda _: server.image_rows(n_tokens))
+    with pytest.raises(WrongServerError, match="its chat template or its pixel limits differ"):
+        client.encode_image(PICTURE)
+
+
+def test_many_texts_to_a_stock_server_are_sent_in_several_requests(server: Any, client: EmbeddingsClient) -> None:
+    server.play_stock()
+    assert len(client.encode_text(["word"] * 600, batch_size=600)) == 600
+    assert [len(body["input"]) for body in server.bodies("/pooling")] == [256, 256, 88]
+
+
+@pytest.mark.parametrize(
+    ("model", "root", "server_task", "task"),
+    [
+        ("jina-embeddings-v4-code", "/x", None, "code"),
+        ("mine", "/models/jina-embeddings-v4-text-matching/", None, "text-matching"),
+        ("v4-retrieval", "/models/v4-retrieval", "retrieval", "retrieval"),
+        ("mine", "/x", "code", "code"),
+    ],
+)
+def test_the_task_of_a_stock_server_is_in_its_names_or_said_by_the_caller(
+    server: Any, model: str, root: str, server_task: Any, task: Any
+) -> None:
+    server.play_stock(model, root)
+    with EmbeddingsClient(server.url, task=task, server_task=server_task) as client:
+        assert client.encode_text("a").shape == (256,)
+
+
+@pytest.mark.parametrize(
+    ("model", "root", "server_task", "message"),
+    [
+        ("mine", "/x", None, r"serves 'mine', whose name does not end with a task.*server_task="),
+        ("v4-retrieval", "/x/v4-code", None, "names code and retrieval"),
+        ("v4-retrieval", "/x", "code", "with server_task='code' names code and retrieval"),
+    ],
+)
+def test_a_stock_server_whose_task_cannot_be_told_embeds_nothing(
+    server: Any, model: str, root: str, server_task: Any, message: str
+) -> None:
+    server.play_stock(model, root)
+    with (
+        EmbeddingsClient(server.url, task="retrieval", server_task=server_task) as client,
+        pytest.raises(WrongServerError, match=message),
+    ):
+        client.encode_text("a")
+    assert server.paths() == ["/v1/models"]
+
+
+def test_a_stock_server_without_token_pooling_is_told_how_to_start(server: Any, client: EmbeddingsClient) -> None:
+    server.play_stock()
+    del server.routes["/pooling"]
+    with pytest.raises(ServerRefusedError, match=r'must be started with .*"task":"token_embed"'):
+        client.encode_text("a")
+
+
+def test_a_tokenizer_that_does_not_count_is_refused(server: Any, client: EmbeddingsClient) -> None:
+    server.play_stock()
+    server.routes["/tokenize"] = lambda _: server.json_answer({"tokens": [1, 2]})
+    with pytest.raises(BadReplyError, match="does not count tokens"):
+        client.encode_image(PICTURE)
+
+
+# --- replaced while the client lives ---
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            ("play_ours", "retrieval"),
+            ("play_ours", "code"),
+            "was a server of ours for 'retrieval' and is .* 'code' now",
+        ),
+        (("play_ours", "retrieval"), ("play_stock", "v4-retrieval"), "is a stock vLLM now"),
+    ],
+    ids=["another task", "a stock vLLM"],
+)
+def test_a_server_that_was_replaced_returns_nothing_and_is_found_anew(
+    server: Any, client: EmbeddingsClient, before: tuple[str, str], after: tuple[str, str], message: str
+) -> None:
+    getattr(server, before[0])(before[1])
+    client.encode_text("a")
+    embed = server.routes["/v1/embeddings"]
+    getattr(server, after[0])(after[1])
+    if after[0] == "play_stock":
+        server.routes["/v1/embeddings"] = lambda seen: server.answer(embed(seen).content)
+    with pytest.raises(WrongServerError, match=message):
+        client.encode_text("a")
+    server.play_ours("retrieval")
+    assert client.encode_text("a").shape == (256,)
+
+
+def test_a_stock_server_that_became_ours_returns_nothing(server: Any, client: EmbeddingsClient) -> None:
+    server.play_stock()
+    client.encode_text("a")
+    pool = server.routes["/pooling"]
+
+    def ours(seen: Any) -> Any:
+        answer = pool(seen)
+        headers = {"x_jina_v4_task": "retrieval", "x_jina_v4_pooling": "engine"}
+        return server.answer(answer.content, metadata=answer.headers["metadata"], **headers)
+
+    server.routes["/pooling"] = ours
+    with pytest.raises(WrongServerError, match="was a stock vLLM and is a server of ours for 'retrieval' now"):
+        client.encode_text("a")
+
+
+def test_the_golden_images_are_sent_untouched(server: Any, client: EmbeddingsClient, golden: Any) -> None:
+    server.play_ours()
+    client.encode_image(golden.images)
+    (body,) = server.bodies("/v1/embeddings")
+    sent = [message["content"][0]["image_url"]["url"] for (message,) in body["messages"]]
+    assert sent == [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in golden.images]

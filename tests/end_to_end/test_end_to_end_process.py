@@ -1,0 +1,140 @@
+"""Servers and the demo as processes: they end when told to, whole, and leave nothing behind."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Golden
+from jina_v4_client import EmbeddingsClient
+from servers import BIN, engine_server, group_is_alive
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return condition()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_server_told_to_stop_leaves_no_process(
+    sent: signal.Signals, golden: Golden, folded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log") as server:
+        server.wait_ready()
+        with EmbeddingsClient(base_url=server.base_url) as client:
+            client.encode_text(golden.texts, task="retrieval")
+        server.process.send_signal(sent)
+        assert server.process.wait(60) in (0, 130)
+        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+
+
+@pytest.mark.parametrize("moment", ["starting vLLM", "EngineCore"])
+def test_a_server_interrupted_while_it_starts_leaves_no_process(
+    moment: str, folded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log") as server:
+        assert wait_until(lambda: moment in server.log.read_text(errors="replace"), 120)
+        time.sleep(1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) != 0
+        print(server.tail())
+        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+
+
+def test_an_unknown_option_of_vllm_is_named(folded: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log", "--no-such-option") as server:
+        assert server.process.wait(120) == 2
+        assert "--no-such-option" in server.tail()
+
+
+@pytest.fixture(scope="module")
+def demo_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+def make_demo(checkpoints: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["make", "--no-print-directory", "demo", f"CHECKPOINTS={checkpoints}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+    )
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of running processes that hold a text."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line:
+            found.append(line)
+    return found
+
+
+def test_the_demo_shows_what_it_promises(demo_checkpoints: Path) -> None:
+    demo = make_demo(demo_checkpoints)
+    output, _ = demo.communicate(timeout=500)
+    print(output)
+    assert demo.returncode == 0
+    assert re.search(r"one sunset in nine languages +9 x \(2048,\) +float32, norm 1\.000000 to 1\.000000", output)
+    assert re.search(r"two pictures +2 x \(2048,\)", output)
+    assert re.search(r"truncate_dim=128 +1 x \(128,\)", output)
+    assert re.search(r"sunset, Korean +-?\d\.\d{3} +-?\d\.\d{3}", output)
+    assert "RANDOM" in output
+    assert re.search(r"the whole demo took \d+ s", output)
+    assert processes_with(str(demo_checkpoints)) == []
+    again = ["make", "--no-print-directory", "merge", "BASE=standin", f"CHECKPOINTS={demo_checkpoints}"]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{demo_checkpoints}/standin holds the merged checkpoints already\n"
+
+
+@pytest.mark.parametrize("moment", ["while the server starts", "while it folds"])
+def test_an_interrupted_demo_leaves_no_process(demo_checkpoints: Path, tmp_path: Path, moment: str) -> None:
+    checkpoints = tmp_path if moment == "while it folds" else demo_checkpoints
+    program = "jina-v4-merge" if moment == "while it folds" else "jina-v4-serve"
+    demo = make_demo(checkpoints)
+    running = wait_until(lambda: any(program in line for line in processes_with(str(checkpoints))), 60)
+    time.sleep(5 if program == "jina-v4-serve" else 0.5)
+    os.killpg(demo.pid, signal.SIGINT)  # what Ctrl-C does to the foreground
+    output, _ = demo.communicate(timeout=90)
+    print(output)
+    assert running
+    assert demo.returncode != 0
+    assert "Traceback" not in output
+    assert wait_until(lambda: processes_with(str(checkpoints)) == [], 20)
+
+
+def test_make_without_the_hub_names_the_ways_out(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "--no-print-directory", "serve-code", f"CHECKPOINTS={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")},
+    )
+    print(done.stderr)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "standin" in done.stderr
+    assert list(tmp_path.glob("*/jina-embeddings-v4-*")) == []
+    assert (BIN / "jina-v4-merge").exists()

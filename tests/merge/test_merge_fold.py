@@ -1,0 +1,184 @@
+"""What a fold writes: every tensor, recomputed here from the golden base without any code of ours."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN, TASKS
+from jina_v4_merge.fold import fold
+from safetensors.torch import load_file, save_file
+
+BASE = GOLDEN / "checkpoint"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(folder.glob("m*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def unfolded_delta(task: str, name: str) -> torch.Tensor | None:
+    """The float64 `B @ A` of a base tensor; the golden scaling is 1."""
+    adapters = load_file(BASE / "adapters" / "adapter_model.safetensors")
+    module = name.removesuffix(".weight").replace("model.layers", "model.language_model.layers")
+    a, b = (adapters.get(f"base_model.model.{module}.lora_{side}.{task}.weight") for side in "AB")
+    return None if a is None or b is None else b.double() @ a.double()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_tensor_is_base_plus_adapter_and_all_others_are_untouched(
+    task: str, dtype: str, folded: Callable[[str], Path]
+) -> None:
+    base, made = weights_of(BASE), weights_of(folded(dtype) / f"jina-embeddings-v4-{task}")
+    assert made.keys() == base.keys()
+    n_folded = 0
+    for name, weight in base.items():
+        delta = unfolded_delta(task, name)
+        assert made[name].dtype == DTYPES[dtype]
+        if delta is None:
+            assert torch.equal(made[name], weight.to(DTYPES[dtype])), name
+            continue
+        n_folded += 1
+        exact = weight.double() + delta
+        eps = torch.finfo(DTYPES[dtype]).eps
+        assert not torch.equal(made[name], weight.to(DTYPES[dtype])), name
+        difference = ((made[name].double() - exact).abs() - eps * exact.abs()).max().item()
+        assert difference <= 1e-7, f"{name} is off by {difference:.1e} more than one ulp"
+    assert n_folded == 3 * 7 + 1, "seven layers in each of three blocks, and the projector"
+
+
+def test_the_tasks_have_projectors_of_their_own_outside_the_index(folded: Callable[[str], Path]) -> None:
+    folders = [folded("float32") / f"jina-embeddings-v4-{task}" for task in TASKS]
+    projectors = [load_file(folder / "multi_vector_projector.safetensors") for folder in folders]
+    for folder, projector in zip(folders, projectors, strict=True):
+        assert {name: tuple(tensor.shape) for name, tensor in projector.items()} == {
+            "multi_vector_projector.weight": (128, 256),
+            "multi_vector_projector.bias": (128,),
+        }
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        assert not any("projector" in name for name in index["weight_map"])
+    first, second, third = (projector["multi_vector_projector.weight"] for projector in projectors)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
+def test_the_index_says_where_each_tensor_lies(folded: Callable[[str], Path]) -> None:
+    folder = folded("bfloat16") / "jina-embeddings-v4-code"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    lying = {name: path.name for path in folder.glob("model-*") for name in load_file(path)}
+    assert index["weight_map"] == lying
+    assert index["metadata"]["total_size"] == sum(
+        tensor.nbytes for path in folder.glob("model-*") for tensor in load_file(path).values()
+    )
+
+
+def test_shards_are_no_larger_than_asked_and_the_common_ones_come_first(out: Path) -> None:
+    limit = 1_000_000
+    made = fold(str(BASE), out, max_shard_bytes=limit)
+    names = [sorted(path.name for path in checkpoint.folder.glob("model-*")) for checkpoint in made]
+    assert names[0] == names[1] == names[2]
+    n_shards = len(names[0])
+    assert n_shards > 4
+    assert names[0] == [f"model-{i:05}-of-{n_shards:05}.safetensors" for i in range(1, n_shards + 1)]
+    common = [len({(checkpoint.folder / name).stat().st_ino for checkpoint in made}) == 1 for name in names[0]]
+    assert common == sorted(common, reverse=True)
+    assert 0 < sum(common) < n_shards
+    for checkpoint in made:
+        for name in names[0]:
+            assert sum(tensor.nbytes for tensor in load_file(checkpoint.folder / name).values()) <= limit
+    assert weights_of(made[0].folder).keys() == weights_of(BASE).keys()
+
+
+def test_common_shards_are_one_file_with_three_names(folded: Callable[[str], Path]) -> None:
+    folders = [folded("bfloat16") / f"jina-embeddings-v4-{task}" for task in TASKS]
+    first, second = (
+        {(folder / name).stat().st_ino for folder in folders}
+        for name in sorted(path.name for path in folders[0].glob("model-*.safetensors"))
+    )
+    assert (len(first), len(second)) == (1, 3)
+
+
+def test_without_hard_links_the_shards_are_copied(
+    out: Path, monkeypatch: pytest.MonkeyPatch, folded: Callable[[str], Path]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    fold(str(BASE), out)
+    assert all(path.stat().st_nlink == 1 for path in out.rglob("*.safetensors"))
+    assert files_of(out) == files_of(folded("bfloat16"))
+
+
+def test_the_same_inputs_give_the_same_bytes(out: Path, folded: Callable[[str], Path]) -> None:
+    fold(str(BASE), out, dtype="float32")
+    assert files_of(out) == files_of(folded("float32"))
+
+
+def test_a_task_by_itself_is_the_same_as_among_others(out: Path, folded: Callable[[str], Path]) -> None:
+    made = fold(str(BASE), out, ["text-matching"])
+    assert [path.name for path in out.iterdir()] == ["jina-embeddings-v4-text-matching"]
+    assert files_of(made[0].folder) == files_of(folded("bfloat16") / "jina-embeddings-v4-text-matching")
+
+
+def newer_names(base: Path, edit_weights: Callable[..., None]) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            newer = name.replace("visual.", "model.visual.", 1) if name.startswith("visual.") else name
+            newer = newer.replace("model.", "model.language_model.", 1) if name.startswith("model.") else newer
+            tensors[newer] = tensors.pop(name)
+
+    edit_weights(base, rename)
+
+
+def one_file(base: Path, edit_weights: Callable[..., None]) -> None:
+    tensors = weights_of(base)
+    for path in base.glob("model*"):
+        path.unlink()
+    save_file(tensors, base / "model.safetensors")
+
+
+def a_folder_a_task(base: Path, edit_weights: Callable[..., None]) -> None:
+    tensors = load_file(base / "adapters" / "adapter_model.safetensors")
+    for task in TASKS:
+        folder = base / "adapters" / task
+        folder.mkdir()
+        own = {name.replace(f".{task}.", "."): t for name, t in tensors.items() if f".{task}." in name}
+        save_file(own, folder / "adapter_model.safetensors")
+        shutil.copy(base / "adapters" / "adapter_config.json", folder)
+    (base / "adapters" / "adapter_model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("rearrange", [newer_names, one_file, a_folder_a_task])
+def test_a_base_in_another_layout_gives_the_same_checkpoints(
+    rearrange: Callable[..., None],
+    base: Path,
+    out: Path,
+    edit_weights: Callable[..., None],
+    folded: Callable[[str], Path],
+) -> None:
+    rearrange(base, edit_weights)
+    fold(str(base), out)
+    made, expected = files_of(out), files_of(folded("bfloat16"))
+    assert made.keys() == expected.keys()
+    differing = {name for name in made if made[name] != expected[name]}
+    assert {Path(name).name for name in differing} == {"manifest.json"}, "which names the files it was made from"
+
+
+def test_the_scaling_is_that_of_the_adapter_config(base: Path, out: Path, edit_json: Callable[..., None]) -> None:
+    edit_json(base / "adapters" / "adapter_config.json", lora_alpha=8)
+    made = fold(str(base), out, ["code"], "float32")[0].folder
+    name = "model.layers.1.mlp.down_proj.weight"
+    delta = unfolded_delta("code", name)
+    assert delta is not None
+    torch.testing.assert_close(
+        weights_of(made)[name].double(), weights_of(BASE)[name].double() + delta / 4, atol=1e-7, rtol=1e-7
+    )
+    assert json.loads((made / "manifest.json").read_text())["scaling"] == 0.25

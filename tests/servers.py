@@ -1,0 +1,110 @@
+"""Real servers for the tests: each a process of its own on 127.0.0.1, ended by pid when its block ends."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Server:
+    """A server that answers, or is about to."""
+
+    base_url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.tail()}")
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"{self.base_url}/health", timeout=5).close()  # noqa: S310 - our own address
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"no answer within {START_TIMEOUT_S} s:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def group_is_alive(group: int) -> bool:
+    """Whether any process of a process group still runs."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str | os.PathLike[str]], port: int, log: Path, **env: str) -> Iterator[Server]:
+    """Start a server in a process group of its own; end the whole group afterwards, asked for or not."""
+    # One GiB for keys and values is plenty for these models, and two servers fit the machine beside each other.
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **env}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        yield Server(f"http://127.0.0.1:{port}", process, log)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+        if group_is_alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def engine_server(task: str, checkpoint: Path, log: Path, *options: str) -> Iterator[Server]:
+    """Run `jina-v4-serve`."""
+    port = free_port()
+    command = [BIN / "jina-v4-serve", task, "--checkpoint", checkpoint, "--port", str(port), "--", *options]
+    with started(command, port, log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def stock_server(checkpoint: Path, log: Path) -> Iterator[Server]:
+    """Run vLLM's own server with its own model class and all-token pooling; our plugin is not loaded."""
+    port = free_port()
+    options = {
+        "model": str(checkpoint),
+        "host": "127.0.0.1",
+        "port": str(port),
+        "dtype": "float32",
+        "runner": "pooling",
+        "convert": "embed",
+        "pooler-config": '{"task": "token_embed", "use_activation": false}',
+        "max-model-len": "4096",
+        "max-num-batched-tokens": "4096",
+        "limit-mm-per-prompt": '{"image": 1, "video": 0}',
+    }
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    flags = ["--enforce-eager", "--no-enable-prefix-caching", "--trust-request-mm-kwargs"]
+    with started([*command, *(f"--{k}={v}" for k, v in options.items()), *flags], port, log, VLLM_PLUGINS="") as server:
+        yield server
