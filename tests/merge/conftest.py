@@ -19,11 +19,6 @@ from servers import BIN
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture(autouse=True)
-def only_the_name_is_needed_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A copy of the golden base that a test may change."""

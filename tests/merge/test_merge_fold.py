@@ -122,6 +122,17 @@ def test_the_same_inputs_give_the_same_bytes(out: Path, folded: Callable[[str], 
     assert files_of(out) == files_of(folded("float32"))
 
 
+@pytest.mark.parametrize("block_bytes", [1, 5000], ids=["a row", "some rows"])
+def test_the_blocks_in_which_rows_are_read_do_not_matter(
+    block_bytes: int, out: Path, monkeypatch: pytest.MonkeyPatch, folded: Callable[[str], Path]
+) -> None:
+    monkeypatch.setattr("jina_v4_merge.weights._BLOCK_BYTES", block_bytes)
+    made = weights_of(fold(str(BASE), out, ["code"], "float32")[0].folder)
+    expected = weights_of(folded("float32") / "jina-embeddings-v4-code")
+    # Not the same bytes: a product of one row is summed in another order than one of many.
+    torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_a_task_by_itself_is_the_same_as_among_others(out: Path, folded: Callable[[str], Path]) -> None:
     made = fold(str(BASE), out, ["text-matching"])
     assert [path.name for path in out.iterdir()] == ["jina-embeddings-v4-text-matching"]

@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from jina_v4_merge.cli import app; app()", "fold", "--base", BASE]
     done = subprocess.run(
         [*command, "--out", tmp_path / "out"],
-        preexec_fn=no_file_over_a_megabyte,  # noqa: PLW1509 - no threads here
+        preexec_fn=no_file_over_a_megabyte,
         capture_output=True,
         text=True,
         check=False,

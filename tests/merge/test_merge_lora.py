@@ -58,13 +58,6 @@ def test_any_sum_is_within_one_ulp_of_the_float64_sum(
     assert ((folded.double() - exact).abs() <= ulp + sum_error).all()
 
 
-def test_rows_folded_by_themselves_are_the_rows_of_the_whole() -> None:
-    weight, a, b = torch.randn(300, 200), torch.randn(16, 200), torch.randn(300, 16)
-    whole = fold(weight, a, b, 0.5, torch.bfloat16)
-    parts = [fold(weight[i : i + 70], a, b[i : i + 70], 0.5, torch.bfloat16) for i in range(0, 300, 70)]
-    assert torch.equal(torch.cat(parts), whole)
-
-
 def test_no_input_is_changed() -> None:
     inputs = torch.randn(4, 3), torch.randn(2, 3), torch.randn(4, 2)
     before = [tensor.clone() for tensor in inputs]

@@ -51,7 +51,8 @@ def fold(
 ) -> None:
     """Fold the task adapters into the base: one stock checkpoint a task."""
     with _errors_for_people():
-        from jina_v4_merge.fold import fold as fold_base
+        with _quiet_ctrl_c():
+            from jina_v4_merge.fold import fold as fold_base
 
         start_s = time.monotonic()
         made = fold_base(base, out, [chosen.value for chosen in task] if task else TASKS, dtype.value, revision)
@@ -68,7 +69,8 @@ def standin(
 ) -> None:
     """Write a model with random weights in the published file layout."""
     with _errors_for_people():
-        from jina_v4_merge.standin import standin as write_standin
+        with _quiet_ctrl_c():
+            from jina_v4_merge.standin import standin as write_standin
 
         start_s = time.monotonic()
         n_bytes = write_standin(folder, size.value, seed)
@@ -84,6 +86,14 @@ def _errors_for_people() -> Iterator[None]:
     except MergeError as error:
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _quiet_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while torch is imported; it would come out as an error of that import."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,144 @@
+"""Bases from the hub: one on this machine that answers as the hub does, one out of reach, and its cache."""
+
+import functools
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+BASE = GOLDEN / "checkpoint"
+NAME = "someone/some-model"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """Answers the three questions that a download asks: which commit, which files, and each file."""
+
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path in {f"/api/models/{NAME}{end}" for end in ("", "/revision/main", "/revision/v1")}:
+            self.answer(json.dumps({"id": NAME, "modelId": NAME, "sha": COMMIT}).encode())
+        elif path == f"/api/models/{NAME}/tree/{COMMIT}":
+            files = [file for file in Path(self.directory).rglob("*") if file.is_file()]
+            self.answer(json.dumps([self.described(file) for file in files]).encode())
+        elif path.startswith(f"/{NAME}/resolve/{COMMIT}/"):
+            name = path.removeprefix(f"/{NAME}/resolve/{COMMIT}/")
+            self.asked.append(name)
+            content = (Path(self.directory) / name).read_bytes()
+            self.answer(content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', **{"X-Repo-Commit": COMMIT})
+        else:
+            self.answer(b"{}", 404, **{"X-Error-Code": "RevisionNotFound" if NAME in path else "RepoNotFound"})
+
+    def described(self, file: Path) -> dict[str, object]:
+        content = file.read_bytes()
+        name = file.relative_to(self.directory).as_posix()
+        return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha256(content).hexdigest()}
+
+    def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """No cache, no token, and a hub only where a test puts one."""
+    return {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ""}
+
+
+@pytest.fixture
+def hub(base: Path, env: dict[str, str]) -> Iterator[list[str]]:
+    """A hub with the golden base and some files more; gives the names of the files asked for."""
+    for name in ("onnx/model.onnx", "modeling_jina_embeddings_v4.py", "results.safetensors"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_bytes(b"not asked for")
+    asked: list[str] = []
+    handler = type("HubOfOneTest", (Hub,), {"asked": asked})
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(base))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        env["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("revision", [[], ["--revision", "v1"]], ids=["newest", "a tag"])
+def test_just_what_is_needed_is_fetched_and_the_commit_recorded(
+    revision: list[str], hub: list[str], run: Run, out: Path, env: dict[str, str]
+) -> None:
+    done = run("fold", "--base", NAME, "--out", out, "--task", "code", *revision, **env)
+    assert done.returncode == 0, done.stderr
+    needed = {path.relative_to(BASE).as_posix() for path in BASE.rglob("*") if path.is_file()} - {"chat_template.json"}
+    assert set(hub) == needed
+    sources = json.loads((out / "jina-embeddings-v4-code" / "manifest.json").read_text())["sources"]
+    for source in sources.values():
+        assert (source["name"], source["revision"]) == (NAME, COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [(["--base", "no/such-model"], "no/such-model"), (["--base", NAME, "--revision", "v9"], f"{NAME} at revision v9")],
+    ids=["model", "revision"],
+)
+def test_what_the_hub_does_not_have(
+    arguments: list[str], what: str, hub: list[str], run: Run, out: Path, env: dict[str, str]
+) -> None:
+    done = run("fold", "--out", out, *arguments, **env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: {what}: the hub does not have it, or does not show it to you"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_out_of_reach_names_the_ways_out(run: Run, out: Path, env: dict[str, str]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        env["HF_ENDPOINT"] = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = run("fold", "--base", NAME, "--out", out, **env)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {NAME}: there is no such folder here, and the hub cannot be reached")
+    assert all(way in line for way in ("--base DIR", "HF_HUB_OFFLINE", "HF_ENDPOINT", "`jina-v4-merge standin DIR`"))
+    assert not out.exists()
+
+
+def test_a_snapshot_in_the_cache_does_without_the_hub(run: Run, out: Path, env: dict[str, str]) -> None:
+    repository = Path(env["HF_HOME"]) / "hub" / "models--someone--some-model"
+    shutil.copytree(BASE, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    done = run("fold", "--base", NAME, "--out", out, "--task", "code", **env | {"HF_HUB_OFFLINE": "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    manifest = json.loads((out / "jina-embeddings-v4-code" / "manifest.json").read_text())
+    assert manifest["sources"]["base"]["revision"] == COMMIT
+
+
+@pytest.mark.parametrize("name", ["someone/", "some one/some model"])
+def test_a_name_that_is_none_on_the_hub_either(name: str, run: Run, out: Path) -> None:
+    done = run("fold", "--base", name, "--out", out)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {name}: neither a folder here nor a possible name on the hub\n"
