@@ -11,6 +11,9 @@ UV_VERSION := 0.13.9
 # The hardware decides which build of vLLM is installed; KIND=cpu or KIND=gpu decides otherwise.
 KIND ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 INSTALLED := $(VENV)/.installed-$(KIND)
+# Other people's clients, which the tests run against our servers; their pins and ours do not go together.
+CLIENTS := .venv-clients
+CLIENTS_INSTALLED := $(CLIENTS)/.installed
 
 TASKS := retrieval text-matching code
 # Where the weights come from: a hub id, a folder, or "standin" (random weights that need no hub).
@@ -34,6 +37,13 @@ $(INSTALLED): requirements/$(KIND).txt merge/pyproject.toml serve/pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e merge -e serve -e client
 	@touch $@
 
+$(CLIENTS_INSTALLED): requirements/clients.txt | $(INSTALLED)
+	@echo "installing the clients that the tests run into $(CLIENTS)"
+	@rm -f $@
+	@test -x $(CLIENTS)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(CLIENTS)
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(CLIENTS)/bin/python requirements/clients.txt
+	@touch $@
+
 .PHONY: demo
 demo: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 demo: $(INSTALLED) ## fold, serve and embed once, on random weights (BASE= for real ones)
@@ -55,6 +65,17 @@ serve-retrieval serve-text-matching serve-code: serve-%: $(INSTALLED)
 	@$(MAKE) --no-print-directory merge TASK=$*
 	@exec $(BIN)/jina-v4-serve $* --checkpoint $(MERGED)/jina-embeddings-v4-$* $(if $(PORT),--port $(PORT)) $(ARGS)
 
+.PHONY: serve
+serve: $(INSTALLED) ## serve all three tasks behind a gateway on port 8000 (PORT=, BASE=, ARGS='-- any vLLM option')
+	@$(MAKE) --no-print-directory merge
+	@exec $(BIN)/jina-v4-serve all --checkpoints $(MERGED) $(if $(PORT),--port $(PORT)) $(ARGS)
+
+.PHONY: bench-gateway
+bench-gateway: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-gateway: $(INSTALLED) ## measure what the gateway costs: latency and throughput beside the server's own
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/gateway.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check .
@@ -70,12 +91,12 @@ typecheck: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
 .PHONY: test
-test: $(INSTALLED) ## prove every claim, with real vLLM servers on the CPU (TESTS= for some)
+test: $(INSTALLED) $(CLIENTS_INSTALLED) ## prove every claim, with real vLLM servers on the CPU (TESTS= for some)
 	$(BIN)/pytest $(TESTS)
 
 .PHONY: requirements
 requirements: $(INSTALLED) ## pin requirements/*.txt anew from requirements/*.in
-	for kind in cpu gpu; do \
+	for kind in cpu gpu clients; do \
 	  overrides=requirements/$$kind-overrides.txt; \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 	    $$(test ! -f $$overrides || echo --override $$overrides) requirements/$$kind.in -o requirements/$$kind.txt; \

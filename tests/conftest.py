@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from servers import BIN
 
+Figure = Callable[[str], None]
+
 TASKS = ("retrieval", "text-matching", "code")
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -47,3 +49,27 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return done[dtype]
 
     return fold
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """Report a measured figure: a line that stands at the end of what `make test` prints."""
+
+    def report(line: str) -> None:
+        request.node.user_properties.append(("figure", line))
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    lines = [
+        f"{report.nodeid.rpartition('/')[2].replace('test_end_to_end_', '').replace('.py::', ': ')}: {value}"
+        for report in reports
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "figure"
+    ]
+    if lines:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(sorted(lines)))

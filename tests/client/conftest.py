@@ -1,10 +1,9 @@
 """A real HTTP server on a free port of this machine, which plays whatever server a test needs."""
 
-import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,7 +12,9 @@ import numpy as np
 import pytest
 from jina_v4_client import EmbeddingsClient
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
+TASKS = ("retrieval", "text-matching", "code")
 HIDDEN = 256
 HEAD, TAIL = 3, 6  # tokens of the image prompt before vision_start and after vision_end
 MAX_MODEL_LEN = 4096
@@ -93,23 +94,39 @@ class FakeServer:
         self._thread.join()
         self._httpd.server_close()
 
-    def play_ours(self, task: str = "retrieval", change: Callable[[dict[str, Any]], object] = lambda _: None) -> None:
-        """Serve one task as our server does; `change` may spoil the document of embeddings."""
-        headers = {"x_jina_v4_task": task, "x_jina_v4_pooling": "engine"}
-        card = {"id": f"jina-embeddings-v4-{task}", "max_model_len": MAX_MODEL_LEN, "root": "/models/x"}
+    def play_ours(
+        self, task: str = "retrieval", change: Callable[[dict[str, NDArray[Any]]], object] = lambda _: None
+    ) -> None:
+        """Serve one task as our server does; `change` may spoil the tensors of embeddings."""
+        self.play_gateway((task,), lambda _: task, change)
+
+    def play_gateway(
+        self,
+        tasks: Sequence[str] = TASKS,
+        answered_by: Callable[[str], str] = lambda task: task,
+        change: Callable[[dict[str, NDArray[Any]]], object] = lambda _: None,
+    ) -> None:
+        """Serve several tasks as a gateway before our servers does; `answered_by` tells whose server gets a task."""
+        cards = [{"id": f"jina-embeddings-v4-{task}", "max_model_len": MAX_MODEL_LEN} for task in tasks]
 
         def embed(seen: Seen) -> Answer:
-            items = seen.body.get("input") or [conversation[0] for conversation in seen.body["messages"]]
-            vectors = [self.vector(item, seen.body.get("dimensions", HIDDEN)) for item in items]
-            data = [
-                {"object": "embedding", "index": index, "embedding": self.encode(vector)}
-                for index, vector in enumerate(vectors)
-            ]
-            document = {"object": "list", "model": card["id"], "data": data, "usage": {"prompt_tokens": 5}}
-            change(document)
-            return self.json_answer(document, **headers)
+            body = seen.body
+            _, _, dtype = seen.headers["accept"].partition("application/x-safetensors; dtype=")
+            prefix = "Passage: " if body.get("prompt_name") == "passage" else "Query: "
+            items = [item.get("image") or prefix + item["text"] for item in body["input"]]
+            if body["outputs"] == ["multivector"]:
+                parts = [self.token_rows(item) for item in items]
+                tensors: dict[str, NDArray[Any]] = {"multivector": np.concatenate(parts)}
+            else:
+                tensors = {"dense": np.stack([self.vector(item, body.get("dimensions", HIDDEN)) for item in items])}
+            tensors = {name: rows.astype(dtype or "float32") for name, rows in tensors.items()}
+            if "multivector" in tensors:
+                tensors["offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+            change(tensors)
+            return self.tensors_answer(tensors, answered_by(body["task"]))
 
-        self.routes["/v1/models"] = lambda _: self.json_answer({"object": "list", "data": [card]}, **headers)
+        told = {"x_jina_v4_task": ",".join(tasks), "x_jina_v4_pooling": "engine"}
+        self.routes["/v1/models"] = lambda _: self.json_answer({"object": "list", "data": cards}, **told)
         self.routes["/v1/embeddings"] = embed
 
     def play_stock(
@@ -156,6 +173,12 @@ class FakeServer:
         return FakeServer.answer(content, status, content_type="application/json", **headers)
 
     @staticmethod
+    def tensors_answer(tensors: dict[str, NDArray[Any]], task: str = "retrieval") -> Answer:
+        content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"model": "x"})
+        headers = {"x_jina_v4_task": task, "x_jina_v4_pooling": "engine"}
+        return FakeServer.answer(content, content_type="application/x-safetensors", **headers)
+
+    @staticmethod
     def html_answer(status: int = 200) -> Answer:
         content = b"<!DOCTYPE html><html><body>Welcome</body></html>"
         return FakeServer.answer(content, status, content_type="text/html")
@@ -167,8 +190,10 @@ class FakeServer:
         return (vector / np.linalg.norm(vector)).astype("<f4")
 
     @staticmethod
-    def encode(vector: NDArray[np.float32]) -> str:
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    def token_rows(item: object) -> NDArray[np.float32]:
+        """The multi-vector that the played server of ours gives for an item: one unit row a word."""
+        rows = random_of(item).standard_normal((len(str(item).split()), 128))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("<f4")
 
     @staticmethod
     def text_rows(item: object) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jina_v4_client import ArgumentError, EmbeddingsClient, JinaV4Error, NotOfferedError
+from jina_v4_client import ArgumentError, EmbeddingsClient, JinaV4Error
 from PIL import Image
 
 
@@ -78,24 +78,6 @@ def test_a_text_call_that_is_not_allowed_says_why(
 
 
 @pytest.mark.parametrize(
-    "token",
-    [
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|vision_pad|>",
-        "<|image_pad|>",
-        "<|video_pad|>",
-    ],
-)
-def test_a_text_that_would_change_the_prompt_is_refused_by_name_and_place(client: EmbeddingsClient, token: str) -> None:
-    with pytest.raises(ArgumentError) as caught:
-        client.encode_text(["fine", f"see {token} here"])
-    assert str(caught.value).startswith(f"texts[1] holds '{token}' at character 4")
-
-
-@pytest.mark.parametrize(
     ("images", "arguments", "message"),
     [
         ([], {}, "images is empty"),
@@ -129,16 +111,22 @@ def test_one_broken_image_keeps_the_good_ones_from_being_sent(client: Embeddings
         client.encode_image([file.getvalue(), PICTURE, tmp_path / "missing.png"])
 
 
-@pytest.mark.parametrize("method", ["encode_text", "encode_image"])
-def test_multivectors_are_refused_clearly(client: EmbeddingsClient, method: str) -> None:
-    with pytest.raises(NotOfferedError, match="return_multivector=True is not offered") as caught:
-        getattr(client, method)("a.png", return_multivector=True)
-    assert isinstance(caught.value, NotImplementedError)
+def test_a_dimension_that_is_not_offered_is_refused_for_multivectors_too(client: EmbeddingsClient) -> None:
+    with pytest.raises(ArgumentError, match="Invalid truncate_dim: 300"):
+        client.encode_text("a", return_multivector=True, truncate_dim=300)
 
 
 def test_a_task_must_be_given_somewhere(server: Any) -> None:
     with EmbeddingsClient(server.url) as client, pytest.raises(ArgumentError, match="No task is given"):
         client.encode_text("a")
+
+
+def test_a_model_of_another_task_is_refused_at_the_call(server: Any) -> None:
+    with (
+        EmbeddingsClient(server.url, model="jina-embeddings-v4-code") as client,
+        pytest.raises(ArgumentError, match="is for the task 'code', and 'retrieval' was asked for: leave model out"),
+    ):
+        client.encode_text("a", task="retrieval")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +140,14 @@ def test_a_task_must_be_given_somewhere(server: Any) -> None:
         ({"base_url": "http://me:secret@host"}, "must not hold a user name"),
         ({"base_url": "http://host?key=1"}, "must not hold a user name, a query"),
         ({"task": "x"}, "Invalid task: x"),
+        ({"model": ""}, "model='' is not allowed"),
+        ({"model": 7}, "model=7 is not allowed"),
+        (
+            {"model": "jina-embeddings-v4-code", "task": "retrieval"},
+            "model='jina-embeddings-v4-code' is for the task 'code', and 'retrieval' was asked for",
+        ),
+        ({"wire_dtype": "bfloat16"}, "wire_dtype='bfloat16' is not offered; choose float32 or float16"),
+        ({"wire_dtype": None}, "wire_dtype=None is not offered"),
         ({"server_task": "x"}, "Invalid task: x"),
         ({"timeout_s": 0}, "timeout_s=0 is not allowed"),
         ({"timeout_s": float("nan")}, "timeout_s=nan is not allowed"),

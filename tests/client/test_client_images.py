@@ -163,11 +163,8 @@ def test_every_form_of_a_file_is_sent_byte_for_byte(
     server.play_ours()
     assert client.encode_image(form(png)).shape == (256,)
     (body,) = server.bodies("/v1/embeddings")
-    ((message,),) = body["messages"]
-    assert message["role"] == "user"
-    (part,) = message["content"]
-    assert part["type"] == "image_url"
-    head, _, content = part["image_url"]["url"].partition(",")
+    (item,) = body["input"]
+    head, _, content = item["image"].partition(",")
     assert head == "data:image/png;base64"
     assert base64.b64decode(content) == png.read_bytes()
 

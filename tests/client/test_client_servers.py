@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jina_v4_client import (
+    ArgumentError,
     BadReplyError,
     EmbeddingsClient,
     ServerRefusedError,
@@ -25,9 +26,12 @@ def test_ours_is_asked_for_pooled_vectors(server: Any, client: EmbeddingsClient)
     vector = client.encode_text("a text")
     assert server.seen[1].body == {
         "model": "jina-embeddings-v4-retrieval",
-        "input": ["Query: a text"],
-        "encoding_format": "base64",
+        "task": "retrieval",
+        "outputs": ["dense"],
+        "input": [{"text": "a text"}],
+        "prompt_name": "query",
     }
+    assert [seen.headers["accept"] for seen in server.seen] == ["application/json", "application/x-safetensors"]
     assert (vector.dtype, vector.shape, vector.flags.writeable) == (np.float32, (256,), True)
     np.testing.assert_array_equal(vector, server.vector("Query: a text"))
 
@@ -37,19 +41,25 @@ def test_ours_is_asked_for_images_many_a_request(server: Any, client: Embeddings
     vectors = client.encode_image([PICTURE] * 3, batch_size=2, max_pixels=50000, truncate_dim=128, return_numpy=True)
     assert vectors.shape == (3, 128)
     first, second = server.bodies("/v1/embeddings")
-    assert (len(first["messages"]), len(second["messages"])) == (2, 1)
-    assert first["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 50000}
-    assert first["dimensions"] == 128
-    assert "input" not in first
+    assert (len(first["input"]), len(second["input"])) == (2, 1)
+    image = first.pop("input")[0]["image"]
+    assert image.startswith("data:image/png;base64,")
+    assert first == {
+        "model": "jina-embeddings-v4-retrieval",
+        "task": "retrieval",
+        "outputs": ["dense"],
+        "max_pixels": 50000,
+        "dimensions": 128,
+    }
 
 
 def test_without_max_pixels_the_server_decides(server: Any, client: EmbeddingsClient) -> None:
     server.play_ours()
     client.encode_image(PICTURE)
-    assert "mm_processor_kwargs" not in server.bodies("/v1/embeddings")[0]
+    assert "max_pixels" not in server.bodies("/v1/embeddings")[0]
 
 
-@pytest.mark.parametrize(
+PROMPTS = pytest.mark.parametrize(
     ("task", "prompt_name", "prefix"),
     [
         ("retrieval", None, "Query: "),
@@ -62,29 +72,84 @@ def test_without_max_pixels_the_server_decides(server: Any, client: EmbeddingsCl
         ("text-matching", "passage", "Query: "),
     ],
 )
-def test_the_prefix_is_the_published_models(server: Any, task: Any, prompt_name: str | None, prefix: str) -> None:
+
+
+@PROMPTS
+def test_ours_is_told_the_prompts_name_and_puts_the_prefix(
+    server: Any, task: Any, prompt_name: str | None, prefix: str
+) -> None:
     server.play_ours(task)
     with EmbeddingsClient(server.url) as client:
         client.encode_text(["", "Straße 日本 😀\n"], task=task, prompt_name=prompt_name)
-    assert server.bodies("/v1/embeddings")[0]["input"] == [prefix, f"{prefix}Straße 日本 😀\n"]
+    (body,) = server.bodies("/v1/embeddings")
+    assert body["input"] == [{"text": ""}, {"text": "Straße 日本 😀\n"}]
+    assert (body["task"], body["prompt_name"]) == (task, prompt_name or "query")
 
 
-@pytest.mark.parametrize(
-    ("max_length", "sent"),
-    [
-        (16, {"truncate_prompt_tokens": 16, "truncation_side": "right"}),
-        (4096, {"truncate_prompt_tokens": 4096, "truncation_side": "right"}),
-        (4097, {}),
-        (32768, {}),
-    ],
-)
+@PROMPTS
+def test_for_a_stock_server_the_client_puts_the_prefix(
+    server: Any, task: Any, prompt_name: str | None, prefix: str
+) -> None:
+    server.play_stock(f"x-{task}")
+    with EmbeddingsClient(server.url) as client:
+        client.encode_text(["", "Straße 日本 😀\n"], task=task, prompt_name=prompt_name)
+    assert server.bodies("/pooling")[0]["input"] == [prefix, f"{prefix}Straße 日本 😀\n"]
+
+
+@pytest.mark.parametrize(("max_length", "sent"), [(16, 16), (4096, 4096), (4097, None), (32768, None)])
 def test_truncation_is_asked_for_up_to_the_servers_limit(
-    server: Any, client: EmbeddingsClient, max_length: int, sent: dict[str, Any]
+    server: Any, client: EmbeddingsClient, max_length: int, sent: int | None
 ) -> None:
     server.play_ours()
     client.encode_text("a", max_length=max_length)
-    body = server.bodies("/v1/embeddings")[0]
-    assert {key: value for key, value in body.items() if key.startswith("trunc")} == sent
+    server.play_stock()
+    with EmbeddingsClient(server.url, task="retrieval") as other:
+        other.encode_text("a", max_length=max_length)
+    assert server.bodies("/v1/embeddings")[0].get("max_length") == sent
+    (body,) = server.bodies("/pooling")
+    assert body.get("truncate_prompt_tokens") == sent
+    assert body.get("truncation_side") == ("right" if sent else None)
+
+
+STRUCTURE = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+
+
+@pytest.mark.parametrize("token", STRUCTURE)
+def test_a_text_that_would_change_a_stock_servers_prompt_is_refused_before_anything_is_embedded(
+    server: Any, client: EmbeddingsClient, token: str
+) -> None:
+    server.play_stock()
+    with pytest.raises(ArgumentError) as caught:
+        client.encode_text(["fine", f"see {token} here"], batch_size=1)
+    assert str(caught.value).startswith(f"texts[1] holds '{token}' at character 4")
+    assert server.paths() == ["/v1/models"]
+
+
+def test_ours_reads_the_tokens_of_its_prompt_in_a_text_as_text(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    client.encode_text(STRUCTURE)
+    assert server.bodies("/v1/embeddings")[0]["input"] == [{"text": token} for token in STRUCTURE]
+
+
+@pytest.mark.parametrize(("wire_dtype", "exact"), [("float32", True), ("float16", False)])
+def test_vectors_are_float32_of_unit_length_whatever_is_sent(server: Any, wire_dtype: Any, exact: bool) -> None:
+    server.play_ours()
+    expected = server.vector("Query: a")
+    with EmbeddingsClient(server.url, task="retrieval", wire_dtype=wire_dtype) as client:
+        found = client.encode_text("a")
+    assert ("float16" in server.seen[1].headers["accept"]) is not exact
+    assert found.dtype == np.float32
+    assert np.linalg.norm(found.astype(float)) == pytest.approx(1, abs=1e-7)
+    assert np.array_equal(found, expected) is exact
+    np.testing.assert_allclose(found, expected, atol=3e-4)
 
 
 def test_batches_keep_the_order_and_the_server_is_asked_once_who_it_is(server: Any, client: EmbeddingsClient) -> None:
@@ -136,7 +201,7 @@ def test_the_callers_model_is_sent_if_it_is_served(server: Any) -> None:
     with EmbeddingsClient(server.url, task="retrieval", model="mine") as client:
         client.encode_text("a", max_length=99)
     assert server.bodies("/v1/embeddings")[0]["model"] == "mine"
-    assert server.bodies("/v1/embeddings")[0]["truncate_prompt_tokens"] == 99
+    assert server.bodies("/v1/embeddings")[0]["max_length"] == 99
     with (
         EmbeddingsClient(server.url, task="retrieval", model="other") as client,
         pytest.raises(WrongServerError, match="does not serve the model 'other'; it serves base, mine"),
@@ -151,6 +216,9 @@ def test_the_callers_model_is_sent_if_it_is_served(server: Any) -> None:
         {"x_jina_v4_pooling": "engine"},
         {"x_jina_v4_task": "separation", "x_jina_v4_pooling": "engine"},
         {"x_jina_v4_task": "retrieval", "x_jina_v4_pooling": "client"},
+        {"x_jina_v4_task": "retrieval,separation", "x_jina_v4_pooling": "engine"},
+        {"x_jina_v4_task": "retrieval,retrieval", "x_jina_v4_pooling": "engine"},
+        {"x_jina_v4_task": "", "x_jina_v4_pooling": "engine"},
     ],
     ids=str,
 )
@@ -308,9 +376,9 @@ def test_a_tokenizer_that_does_not_count_is_refused(server: Any, client: Embeddi
         (
             ("play_ours", "retrieval"),
             ("play_ours", "code"),
-            "was a server of ours for 'retrieval' and is .* 'code' now",
+            "asked as a server of ours for 'retrieval' and answered as a server of ours for 'code'",
         ),
-        (("play_ours", "retrieval"), ("play_stock", "v4-retrieval"), "is a stock vLLM now"),
+        (("play_ours", "retrieval"), ("play_stock", "v4-retrieval"), "answered as a stock vLLM"),
     ],
     ids=["another task", "a stock vLLM"],
 )
@@ -340,7 +408,9 @@ def test_a_stock_server_that_became_ours_returns_nothing(server: Any, client: Em
         return server.answer(answer.content, metadata=answer.headers["metadata"], **headers)
 
     server.routes["/pooling"] = ours
-    with pytest.raises(WrongServerError, match="was a stock vLLM and is a server of ours for 'retrieval' now"):
+    with pytest.raises(
+        WrongServerError, match="asked as a stock vLLM and answered as a server of ours for 'retrieval'"
+    ):
         client.encode_text("a")
 
 
@@ -348,5 +418,5 @@ def test_the_golden_images_are_sent_untouched(server: Any, client: EmbeddingsCli
     server.play_ours()
     client.encode_image(golden.images)
     (body,) = server.bodies("/v1/embeddings")
-    sent = [message["content"][0]["image_url"]["url"] for (message,) in body["messages"]]
+    sent = [item["image"] for item in body["input"]]
     assert sent == [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in golden.images]

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -158,6 +159,8 @@ def test_a_refusal_is_passed_on_and_never_repeated(server: Any, status: int) -> 
         ({"error": "the reason"}, "the reason"),
         ({"detail": "the reason"}, "the reason"),
         ({"detail": {"message": "the reason", "code": "X"}}, "the reason"),
+        ({"error": {"message": "the reason", "param": "input"}, "detail": {"message": "other"}}, "the reason"),
+        ({"detail": "the reason", "code": "UNAUTHORIZED"}, "the reason"),
         ({"detail": [{"loc": ["body", "input"], "msg": "wrong"}]}, r'\[{"loc": \["body", "input"\], "msg": "wrong"}\]'),
         ({}, r"{}"),
         ("the reason", '"the reason"'),
@@ -172,9 +175,32 @@ def test_the_servers_reason_is_found(server: Any, client: EmbeddingsClient, docu
         client.encode_text("a")
 
 
+def test_a_busy_server_is_asked_again_when_it_says(server: Any) -> None:
+    """As ours refuses what is over its budget."""
+    message = {"message": "the server is at work on 9 tokens", "code": "OVERLOADED"}
+    server.play_ours()
+    failing_first(server, 1, server.json_answer({"error": message, "detail": message}, 429, retry_after="1"))
+    begin = time.monotonic()
+    with EmbeddingsClient(server.url, task="retrieval", max_retries=1) as client:
+        assert client.encode_text("a").shape == (256,)
+    assert time.monotonic() - begin >= 1
+
+
+UNAUTHORIZED = "no valid API key: send it as Authorization: Bearer KEY"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"error": "Unauthorized"},
+        {"detail": UNAUTHORIZED, "code": "UNAUTHORIZED"},
+        {"error": {"message": UNAUTHORIZED, "code": "UNAUTHORIZED"}, "detail": UNAUTHORIZED, "code": "UNAUTHORIZED"},
+    ],
+    ids=["stock", "hosted", "ours"],
+)
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_key_that_is_not_accepted_is_not_repeated_in_the_message(server: Any, status: int) -> None:
-    server.routes["/v1/models"] = lambda _: server.json_answer({"error": "Unauthorized"}, status)
+def test_a_key_that_is_not_accepted_is_not_repeated_in_the_message(server: Any, status: int, document: Any) -> None:
+    server.routes["/v1/models"] = lambda _: server.json_answer(document, status)
     with (
         EmbeddingsClient(server.url, "hush", task="code") as client,
         pytest.raises(ServerAuthenticationError, match=rf"did not accept the API key \({status}\)") as caught,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TASKS, Golden
+from conftest import TASKS, Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from servers import engine_server
 
@@ -17,7 +17,7 @@ def test_every_row_keeps_its_direction(
     golden: Golden,
     folded: Callable[[str], Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    figure: Figure,
 ) -> None:
     checkpoint = folded("bfloat16") / f"jina-embeddings-v4-{task}"
     with engine_server(task, checkpoint, tmp_path / "log") as server:
@@ -32,8 +32,6 @@ def test_every_row_keeps_its_direction(
             vectors = client.encode_image(golden.images, task=task)
             found |= {f"image/{i}/dense": vector for i, vector in enumerate(vectors)}
     cosines = {name: float(vector @ golden.rows[f"{task}/{name}"]) for name, vector in found.items()}
-    with capsys.disabled():
-        print(f"\ncosine of bfloat16 with the published float32 vector, {task}:")
-        for name, cosine in cosines.items():
-            print(f"  {name:<18} {cosine:.6f}")
+    for name, cosine in cosines.items():
+        figure(f"{name:<18} cosine {cosine:.6f}")
     assert min(cosines.values()) >= BOUND

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TASKS, Golden
+from conftest import TASKS, Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from numpy.typing import NDArray
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, OpenAI, UnprocessableEntityError
 from servers import engine_server, stock_server
 
 BOUND = 1e-5
+Difference = Callable[[list[NDArray[np.float32]], list[NDArray[np.float32]]], float]
 WAYS = ("pooled in the engine", "pooled by the client")
 
 
@@ -40,9 +41,10 @@ def served(
         ours = stack.enter_context(engine_server(task, checkpoint, logs / "engine.log"))
         stock = stack.enter_context(stock_server(checkpoint, logs / "stock.log"))
         clients = {}
-        for way, server in zip(WAYS, (ours, stock), strict=True):  # they start side by side
+        projectors = (None, checkpoint / "multi_vector_projector.safetensors")
+        for way, server, projector in zip(WAYS, (ours, stock), projectors, strict=True):  # they start side by side
             server.wait_ready()
-            clients[way] = stack.enter_context(EmbeddingsClient(base_url=server.base_url))
+            clients[way] = stack.enter_context(EmbeddingsClient(base_url=server.base_url, projector=projector))
         yield Served(task, ours.base_url, clients)
 
 
@@ -51,37 +53,66 @@ def client(request: pytest.FixtureRequest, served: Served) -> EmbeddingsClient:
     return served.clients[request.param]
 
 
-def largest_difference(found: list[NDArray[np.float32]], expected: list[NDArray[np.float32]]) -> float:
-    assert [row.shape for row in found] == [row.shape for row in expected]
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
-    print(f"largest difference: {difference:.1e}")
-    return difference
+@pytest.fixture
+def largest_difference(figure: Figure) -> Difference:
+    """A function that gives the largest difference of any element, and reports it."""
+
+    def measure(found: list[NDArray[np.float32]], expected: list[NDArray[np.float32]]) -> float:
+        assert [row.shape for row in found] == [row.shape for row in expected]
+        difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+        figure(f"largest difference {difference:.1e}")
+        return difference
+
+    return measure
 
 
 @pytest.mark.parametrize("prompt_name", ["query", "passage"])
-def test_every_text(served: Served, client: EmbeddingsClient, golden: Golden, prompt_name: str) -> None:
+def test_every_text(
+    served: Served, client: EmbeddingsClient, golden: Golden, prompt_name: str, largest_difference: Difference
+) -> None:
     found = client.encode_text(golden.texts, task=served.task, prompt_name=prompt_name)
     expected = [golden.rows[f"{served.task}/{prompt_name}/{i}/dense"] for i in range(len(golden.texts))]
     assert largest_difference(found, expected) <= BOUND
 
 
-def test_a_cut_to_128_dimensions(served: Served, client: EmbeddingsClient, golden: Golden) -> None:
+def test_a_cut_to_128_dimensions(
+    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+) -> None:
     found = client.encode_text(golden.texts[0], task=served.task, prompt_name="query", truncate_dim=128)
     assert largest_difference([found], [golden.rows[f"{served.task}/query/0/dense128"]]) <= BOUND
 
 
-def test_a_cut_to_16_tokens(served: Served, client: EmbeddingsClient, golden: Golden) -> None:
+def test_a_cut_to_16_tokens(
+    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+) -> None:
     found = client.encode_text(golden.texts[3], task=served.task, prompt_name="query", max_length=16)
     assert largest_difference([found], [golden.rows[f"{served.task}/query/3/max16"]]) <= BOUND
 
 
-def test_every_image(served: Served, client: EmbeddingsClient, golden: Golden) -> None:
+def test_every_image(served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference) -> None:
     found = client.encode_image(golden.images, task=served.task)
     expected = [golden.rows[f"{served.task}/image/{i}/dense"] for i in range(len(golden.images))]
     assert largest_difference(found, expected) <= BOUND
 
 
-def test_both_ways_agree_on_a_smaller_image(served: Served, golden: Golden) -> None:
+@pytest.mark.parametrize("prompt_name", ["query", "passage"])
+def test_every_row_of_every_text(
+    served: Served, client: EmbeddingsClient, golden: Golden, prompt_name: str, largest_difference: Difference
+) -> None:
+    found = client.encode_text(golden.texts, task=served.task, prompt_name=prompt_name, return_multivector=True)
+    expected = [golden.rows[f"{served.task}/{prompt_name}/{i}/multi"] for i in range(len(golden.texts))]
+    assert largest_difference(found, expected) <= BOUND
+
+
+def test_every_row_of_every_image(
+    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+) -> None:
+    found = client.encode_image(golden.images, task=served.task, return_multivector=True)
+    expected = [golden.rows[f"{served.task}/image/{i}/multi"] for i in range(len(golden.images))]
+    assert largest_difference(found, expected) <= BOUND
+
+
+def test_both_ways_agree_on_a_smaller_image(served: Served, golden: Golden, largest_difference: Difference) -> None:
     found = [
         client.encode_image(golden.images[2], task=served.task, max_pixels=200_704)
         for client in served.clients.values()
@@ -91,21 +122,22 @@ def test_both_ways_agree_on_a_smaller_image(served: Served, golden: Golden) -> N
     assert np.abs(found[0] - whole).max() > 100 * BOUND  # the limit was heeded
 
 
-def test_the_openai_package_gets_the_same_vectors(served: Served, golden: Golden) -> None:
+def test_the_openai_package_gets_the_same_vectors(
+    served: Served, golden: Golden, largest_difference: Difference
+) -> None:
     with OpenAI(base_url=f"{served.base_url}/v1", api_key="none") as plain:
         model = plain.models.list().data[0].id
         assert model == f"jina-embeddings-v4-{served.task}"
-        texts = [f"Query: {text}" for text in golden.texts]
-        answer = plain.embeddings.create(model=model, input=texts)
-        expected = [golden.rows[f"{served.task}/query/{i}/dense"] for i in range(len(texts))]
+        answer = plain.embeddings.create(model=model, input=golden.texts)
+        expected = [golden.rows[f"{served.task}/query/{i}/dense"] for i in range(len(golden.texts))]
         found = [np.array(item.embedding, dtype=np.float32) for item in answer.data]
         assert largest_difference(found, expected) <= BOUND
-        cut = plain.embeddings.create(model=model, input=texts[0], dimensions=128, encoding_format="float")
+        cut = plain.embeddings.create(model=model, input=golden.texts[0], dimensions=128, encoding_format="float")
         expected = [golden.rows[f"{served.task}/query/0/dense128"]]
         assert largest_difference([np.array(cut.data[0].embedding, dtype=np.float32)], expected) <= BOUND
-        with pytest.raises(BadRequestError, match="dimensions"):
-            plain.embeddings.create(model=model, input=texts[0], dimensions=300)
-        with pytest.raises(BadRequestError, match="32768 tokens"):
+        with pytest.raises(UnprocessableEntityError, match="dimensions=300 is not offered; choose 128, 256"):
+            plain.embeddings.create(model=model, input=golden.texts[0], dimensions=300)
+        with pytest.raises(BadRequestError, match="127235 over"):
             plain.embeddings.create(model=model, input="a b " * 40_000)
 
 

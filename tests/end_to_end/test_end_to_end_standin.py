@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Golden
+from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from oracle import oracle_vectors
 from servers import BIN, Server, engine_server
@@ -47,13 +47,15 @@ def client(server: Server) -> Iterator[EmbeddingsClient]:
         yield client
 
 
-def test_vectors_are_those_of_the_unfolded_model(client: EmbeddingsClient, standin: Path, golden: Golden) -> None:
+def test_vectors_are_those_of_the_unfolded_model(
+    client: EmbeddingsClient, standin: Path, golden: Golden, figure: Figure
+) -> None:
     expected = oracle_vectors(standin, TASK, texts=TEXTS, images=golden.images[:2])
     found = [*client.encode_text(TEXTS), *client.encode_image(golden.images[:2])]
     assert {vector.shape for vector in found} == {(2048,)}
     wanted = [*expected.text_dense, *expected.image_dense]
     difference = max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True))
-    print(f"largest difference: {difference:.1e}")
+    figure(f"largest difference {difference:.1e}")
     assert difference <= BOUND
 
 

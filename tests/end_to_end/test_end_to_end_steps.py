@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Golden
+from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from servers import engine_server
 
@@ -40,16 +40,16 @@ def stepwise(
 
 
 def test_a_text_and_an_image_over_many_steps(
-    whole: EmbeddingsClient, stepwise: EmbeddingsClient, golden: Golden
+    whole: EmbeddingsClient, stepwise: EmbeddingsClient, golden: Golden, figure: Figure
 ) -> None:
     text, page = golden.texts[3], golden.images[2]  # 459 and 747 tokens: 8 and 12 steps
     for call, item in ((EmbeddingsClient.encode_text, text), (EmbeddingsClient.encode_image, page)):
         difference = np.abs(call(stepwise, item, task="retrieval") - call(whole, item, task="retrieval")).max()
-        print(f"largest difference: {difference:.1e}")
+        figure(f"largest difference {difference:.1e}")
         assert difference <= BOUND
 
 
-def test_texts_and_images_at_once_over_many_steps(stepwise: EmbeddingsClient, golden: Golden) -> None:
+def test_texts_and_images_at_once_over_many_steps(stepwise: EmbeddingsClient, golden: Golden, figure: Figure) -> None:
     """Requests of all lengths in flight together: vLLM mixes their steps."""
 
     def embed(index: int) -> tuple[str, np.ndarray]:
@@ -62,11 +62,11 @@ def test_texts_and_images_at_once_over_many_steps(stepwise: EmbeddingsClient, go
     with ThreadPoolExecutor(12) as pool:
         results = list(pool.map(embed, range(60)))
     difference = max(np.abs(vector - golden.rows[name]).max() for name, vector in results)
-    print(f"largest difference: {difference:.1e}")
+    figure(f"largest difference {difference:.1e}")
     assert difference <= 1e-5
 
 
-def test_a_batch_equals_its_items_one_by_one(whole: EmbeddingsClient, golden: Golden) -> None:
+def test_a_batch_equals_its_items_one_by_one(whole: EmbeddingsClient, golden: Golden, figure: Figure) -> None:
     texts = golden.texts * 5
     batch = whole.encode_text(texts, task="retrieval", batch_size=len(texts))
     singles = [whole.encode_text(text, task="retrieval") for text in texts]
@@ -74,7 +74,7 @@ def test_a_batch_equals_its_items_one_by_one(whole: EmbeddingsClient, golden: Go
     batch += whole.encode_image(images, task="retrieval", batch_size=len(images))
     singles += [whole.encode_image(image, task="retrieval") for image in images]
     difference = max(np.abs(a - b).max() for a, b in zip(batch, singles, strict=True))
-    print(f"largest difference: {difference:.1e}")
+    figure(f"largest difference {difference:.1e}")
     assert difference <= BOUND
 
 

@@ -1,7 +1,7 @@
 """Thin client for jina-embeddings-v4 servers: text and images in, vectors out.
 
 The calls are the published model's own, ``encode_text`` and ``encode_image``, and so are the vectors. Importing this
-package costs numpy and Pillow; the HTTP library is imported when a client is made.
+package costs numpy, Pillow and safetensors; the HTTP library is imported when a client is made.
 """
 
 from jina_v4_client._model import TASKS, TRUNCATE_DIMS, Task
@@ -11,7 +11,6 @@ from jina_v4_client.errors import (
     BadReplyError,
     ImageError,
     JinaV4Error,
-    NotOfferedError,
     ServerAuthenticationError,
     ServerConnectionError,
     ServerError,
@@ -29,7 +28,6 @@ __all__ = [
     "EmbeddingsClient",
     "ImageError",
     "JinaV4Error",
-    "NotOfferedError",
     "ServerAuthenticationError",
     "ServerConnectionError",
     "ServerError",

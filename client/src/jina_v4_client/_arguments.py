@@ -19,17 +19,24 @@ from jina_v4_client._model import (
     STRUCTURE_TOKENS,
     TASKS,
     TRUNCATE_DIMS,
+    PromptName,
     Task,
+    named_task,
 )
-from jina_v4_client.errors import ArgumentError, NotOfferedError
+from jina_v4_client._wire import WIRE_DTYPES, WireDtype
+from jina_v4_client.errors import ArgumentError
 
 _STRUCTURE_TOKEN = re.compile("|".join(map(re.escape, STRUCTURE_TOKENS)))
 
 
-def check_prompt_name(prompt_name: object) -> None:
-    """Refuse a prompt name other than None, "query" and "passage"."""
-    if prompt_name is not None and prompt_name not in PROMPT_NAMES:
-        raise ArgumentError(f"Invalid prompt_name: {prompt_name}. Must be one of {list(PROMPT_NAMES)}.")
+def check_prompt_name(prompt_name: object) -> PromptName:
+    """Refuse a prompt name other than "query", for which None stands too, and "passage"."""
+    for known in PROMPT_NAMES:
+        if prompt_name == known:
+            return known
+    if prompt_name is None:
+        return "query"
+    raise ArgumentError(f"Invalid prompt_name: {prompt_name}. Must be one of {list(PROMPT_NAMES)}.")
 
 
 def check_truncate_dim(truncate_dim: object) -> int | None:
@@ -62,12 +69,27 @@ def choose_task(task: object, default: Task | None) -> Task:
     return default
 
 
-def refuse_multivector(return_multivector: object) -> None:
-    """Refuse multi-vectors, which this version does not give."""
-    if return_multivector:
-        raise NotOfferedError(
-            "return_multivector=True is not offered by this version of the client: leave it out for dense vectors"
+def check_model(model: object, task: Task | None = None) -> str | None:
+    """Refuse a model whose name says another task than the one asked for."""
+    if model is None:
+        return None
+    if not isinstance(model, str) or not model:
+        raise ArgumentError(f"model={model!r} is not allowed; give the name of a served model, or None")
+    named = named_task(model)
+    if task is not None and named not in (None, task):
+        raise ArgumentError(
+            f"model={model!r} is for the task {named!r}, and {task!r} was asked for: leave model out, and it is chosen "
+            "by the task"
         )
+    return model
+
+
+def check_wire_dtype(wire_dtype: object) -> WireDtype:
+    """Refuse a dtype that no server of ours sends."""
+    for known in WIRE_DTYPES:
+        if wire_dtype == known:
+            return known
+    raise ArgumentError(f"wire_dtype={wire_dtype!r} is not offered; choose {' or '.join(WIRE_DTYPES)}")
 
 
 def check_count(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
@@ -109,7 +131,7 @@ def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[ob
 
 
 def check_texts(texts: Sequence[object]) -> list[str]:
-    """Refuse an item that is no text, cannot be sent, or would change the structure of the prompt."""
+    """Refuse an item that is no text or cannot be sent."""
     checked = []
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -121,13 +143,18 @@ def check_texts(texts: Sequence[object]) -> list[str]:
                 f"texts[{index}] cannot be written as UTF-8: character {error.start} is a lone surrogate "
                 f"(U+{ord(text[error.start]):04X}); decode the text with errors='replace'"
             ) from error
-        if token := _STRUCTURE_TOKEN.search(text):
-            raise ArgumentError(
-                f"texts[{index}] holds {token.group()!r} at character {token.start()}, which the model reads as part "
-                "of its prompt and not as text; take it out or break it up"
-            )
         checked.append(text)
     return checked
+
+
+def refuse_structure_tokens(texts: Sequence[str]) -> None:
+    """Refuse texts that would change the structure of the prompt on a stock vLLM; ours reads them as plain text."""
+    for index, text in enumerate(texts):
+        if token := _STRUCTURE_TOKEN.search(text):
+            raise ArgumentError(
+                f"texts[{index}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as "
+                "part of the prompt and not as text; take it out, break it up, or ask a server of ours"
+            )
 
 
 def check_base_url(base_url: object) -> str:

@@ -8,15 +8,18 @@ from typing import Final, Literal, get_args
 
 Task = Literal["retrieval", "text-matching", "code"]
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
-PROMPT_NAMES: Final = ("query", "passage")
+PromptName = Literal["query", "passage"]
+PROMPT_NAMES: Final[tuple[PromptName, ...]] = get_args(PromptName)
+MODEL: Final = "jina-embeddings-v4"
 TRUNCATE_DIMS: Final = (128, 256, 512, 1024, 2048)
+MULTIVECTOR_DIM: Final = 128  # of each row
 MAX_LENGTH: Final = 32768  # tokens, prefix included
 
 # The whole image prompt is IMAGE_HEAD, one pad a 28 x 28 patch, IMAGE_TAIL.
 IMAGE_HEAD: Final = "<|im_start|>user\n<|vision_start|>"
 IMAGE_TAIL: Final = "<|vision_end|>Describe the image.<|im_end|>\n"
 
-# Any of these inside a text would be parsed as a special token and change what is embedded.
+# Any of these inside a text is parsed as a special token by a stock vLLM and changes what is embedded.
 STRUCTURE_TOKENS: Final = (
     "<|im_start|>",
     "<|im_end|>",
@@ -33,7 +36,12 @@ MAX_ASPECT_RATIO: Final = 200
 _PATCH: Final = 28  # pixels a side of one image token
 
 
-def text_prefix(task: Task, prompt_name: str | None) -> str:
+def named_task(name: str) -> Task | None:
+    """Give the task that a model's name or folder ends with."""
+    return next((task for task in TASKS if name.rstrip("/").endswith(f"-{task}")), None)
+
+
+def text_prefix(task: Task, prompt_name: PromptName) -> str:
     """Give what precedes every text; text-matching knows one side only."""
     return "Passage: " if prompt_name == "passage" and task != "text-matching" else "Query: "
 

@@ -1,14 +1,15 @@
 """Which server is it: one of ours, which pools in the engine, or a stock vLLM, and what it serves.
 
-A server of ours names its task and its pooling in the headers of every response. Any other is taken for a stock vLLM
-that gives the hidden states of all tokens, which ``_pooling`` turns into the same vectors.
+A server of ours names its task and its pooling in the headers of every response. A gateway in front of several of ours
+names all their tasks where it lists their models, and passes on the one task of the server that embedded. Any other
+server is taken for a stock vLLM that gives the hidden states of all tokens; ``_stock`` makes the same vectors of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jina_v4_client._model import IMAGE_HEAD, IMAGE_TAIL, TASKS, Task
+from jina_v4_client._model import IMAGE_HEAD, IMAGE_TAIL, MODEL, TASKS, Task, named_task
 from jina_v4_client._pooling import ImageFrame
 from jina_v4_client._wire import Reply, Request, is_list_of_dicts, read_json
 from jina_v4_client.errors import BadReplyError, WrongServerError
@@ -19,7 +20,7 @@ POOLING_HEADER = "x-jina-v4-pooling"
 
 @dataclass(frozen=True)
 class Server:
-    """What GET /v1/models told about a server.
+    """What GET /v1/models told about a server, or about one of those behind a gateway.
 
     Attributes:
         model: the name to send.
@@ -42,17 +43,17 @@ def models_request() -> Request:
     return Request("/v1/models")
 
 
-def read_models(reply: Reply, url: str, model: str | None, server_task: Task | None) -> Server:
-    """Learn what kind of server answered, and what it serves.
+def read_models(reply: Reply, url: str, model: str | None, server_task: Task | None) -> dict[Task, Server]:
+    """Learn what kind of server answered, and what it serves: one task, or behind a gateway several.
 
     Args:
         reply: to :func:`models_request`.
         url: the server's address, for messages.
-        model: the model that the caller asks for, None for the first.
+        model: the model that the caller asks for; None for the first, behind a gateway for the task's own.
         server_task: the task of a stock server whose model name does not end with one.
 
     Raises:
-        BadReplyError: no reply of a vLLM.
+        BadReplyError: no reply of a vLLM or of ours.
         WrongServerError: the model or its task cannot be told.
     """
     cards = read_json(reply, url).get("data")
@@ -61,55 +62,70 @@ def read_models(reply: Reply, url: str, model: str | None, server_task: Task | N
     names = [str(card.get("id")) for card in cards]
     if model is not None and model not in names:
         raise WrongServerError(f"{url} does not serve the model {model!r}; it serves {', '.join(names)}")
+    told = _told_tasks(reply, url)
     card = cards[0 if model is None else names.index(model)]
-    # The card of a LoRA module has no length of its own; the base model's, the first, holds for it.
-    max_model_len = card.get("max_model_len") or cards[0].get("max_model_len")
-    if not isinstance(card.get("id"), str) or not isinstance(max_model_len, int):
-        raise BadReplyError(f"{url}/v1/models does not tell the model's name and max_model_len: this is no vLLM server")
-    told = _told_task(reply, url)
-    task = told or _task_of_stock(card, url, server_task)
-    return Server(url=url, model=card["id"], max_model_len=max_model_len, task=task, pools=told is not None)
+    if not told:
+        name, max_model_len = _read_card(card, cards, url)
+        task = _task_of_stock(card, url, server_task)
+        return {task: Server(url, name, max_model_len, task, pools=False)}
+    chosen = dict.fromkeys(told, card)
+    if len(told) > 1 and model is None:
+        chosen = {task: cards[names.index(f"{MODEL}-{task}")] for task in told if f"{MODEL}-{task}" in names}
+    if not chosen:
+        raise BadReplyError(f"{url} names the tasks {', '.join(told)} and lists no model {MODEL}-TASK for any of them")
+    return {task: Server(url, *_read_card(card, cards, url), task, pools=True) for task, card in chosen.items()}
 
 
-def check_task(server: Server, task: Task) -> None:
-    """Refuse a server whose adapters are for another task."""
-    if server.task != task:
-        raise WrongServerError(
-            f"{server.url} serves the task {server.task!r}, and {task!r} was asked for; nothing was embedded: "
-            f"give the address of a server started with `make serve-{task}`, or ask for task={server.task!r}"
-        )
+def server_for(servers: Mapping[Task, Server], task: Task) -> Server:
+    """Choose the server of a task; refuse if its adapters are for others only."""
+    if task in servers:
+        return servers[task]
+    served = " and ".join(map(repr, servers))
+    first = next(iter(servers.values()))
+    raise WrongServerError(
+        f"{first.url} serves the task {served}, and {task!r} was asked for; nothing was embedded: "
+        f"give the address of a server started with `make serve-{task}`, or ask for task={first.task!r}"
+    )
 
 
 def check_unchanged(server: Server, reply: Reply) -> None:
     """Refuse the reply of another server than the one that was found at first: they come and go behind an address."""
-    told = _told_task(reply, server.url)
-    if told != (server.task if server.pools else None):
+    told = _told_tasks(reply, server.url)
+    if told != ((server.task,) if server.pools else ()):
         was = f"a server of ours for {server.task!r}" if server.pools else "a stock vLLM"
-        now = "a stock vLLM" if told is None else f"a server of ours for {told!r}"
+        now = f"a server of ours for {', '.join(told)!r}" if told else "a stock vLLM"
         raise WrongServerError(
-            f"{server.url} was {was} and is {now} now: nothing is returned; call again to start anew"
+            f"{server.url} was asked as {was} and answered as {now}: nothing is returned; call again to start anew"
         )
 
 
-def _told_task(reply: Reply, url: str) -> Task | None:
-    """Give the task that a server of ours names in its headers, None for a stock server."""
-    name, pooling = reply.headers.get(TASK_HEADER), reply.headers.get(POOLING_HEADER)
-    if name is None and pooling is None:
-        return None
-    for task in TASKS:
-        if name == task and pooling == "engine":
-            return task
+def _read_card(card: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], url: str) -> tuple[str, int]:
+    """Give a model's name and its longest sequence in tokens."""
+    # The card of a LoRA module has no length of its own; the base model's, the first, holds for it.
+    name, max_model_len = card.get("id"), card.get("max_model_len") or cards[0].get("max_model_len")
+    if not isinstance(name, str) or not isinstance(max_model_len, int):
+        raise BadReplyError(f"{url}/v1/models does not tell the model's name and max_model_len: this is no vLLM server")
+    return name, max_model_len
+
+
+def _told_tasks(reply: Reply, url: str) -> tuple[Task, ...]:
+    """Give the tasks that a server of ours or a gateway names in its headers, none for a stock server."""
+    line, pooling = reply.headers.get(TASK_HEADER), reply.headers.get(POOLING_HEADER)
+    if line is None and pooling is None:
+        return ()
+    names = [name.strip() for name in (line or "").split(",")]
+    told = tuple(task for task in TASKS if task in names)
+    if len(told) == len(names) and pooling == "engine":
+        return told
     raise BadReplyError(
-        f"{url} answers with {TASK_HEADER}: {name} and {POOLING_HEADER}: {pooling}, which this client does not know; "
+        f"{url} answers with {TASK_HEADER}: {line} and {POOLING_HEADER}: {pooling}, which this client does not know; "
         "install the client of the server's version"
     )
 
 
 def _task_of_stock(card: Mapping[str, Any], url: str, server_task: Task | None) -> Task:
-    names = [name.rstrip("/") for name in (card.get("id"), card.get("root")) if isinstance(name, str)]
-    said = {task for task in TASKS for name in names if name.endswith(f"-{task}")}
-    if server_task is not None:
-        said.add(server_task)
+    names = [name for name in (card.get("id"), card.get("root")) if isinstance(name, str)]
+    said = {task for task in (server_task, *map(named_task, names)) if task is not None}
     if len(said) == 1:
         return said.pop()
     if said:

@@ -61,14 +61,13 @@ class Transport:
         """
         if self._api.is_closed():
             raise ArgumentError("this client is closed; make a new one")
+        # A redirected POST would come back as a GET, or hand texts and key to a server that nobody named.
+        options: openai.RequestOptions = {"follow_redirects": False, "headers": {"Accept": request.accept}}
         try:
-            # A redirected POST would come back as a GET, or hand texts and key to a server that nobody named.
             if request.body is None:
-                response = self._api.get(request.path, cast_to=httpx2.Response, options={"follow_redirects": False})
+                response = self._api.get(request.path, cast_to=httpx2.Response, options=options)
             else:
-                response = self._api.post(
-                    request.path, cast_to=httpx2.Response, body=request.body, options={"follow_redirects": False}
-                )
+                response = self._api.post(request.path, cast_to=httpx2.Response, body=request.body, options=options)
         except openai.OpenAIError as error:
             raise _translate(error, self._url, request.path, self._timeout_s) from error
         return Reply({name.lower(): value for name, value in response.headers.items()}, response.content)

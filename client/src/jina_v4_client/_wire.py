@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, Final, Literal, TypeGuard, get_args
 
 from jina_v4_client._pooling import STOCK_FLAGS
 from jina_v4_client.errors import (
@@ -14,6 +14,9 @@ from jina_v4_client.errors import (
     ServerRefusedError,
 )
 
+WireDtype = Literal["float32", "float16"]
+WIRE_DTYPES: Final[tuple[WireDtype, ...]] = get_args(WireDtype)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -21,6 +24,7 @@ class Request:
 
     path: str
     body: Mapping[str, Any] | None = None
+    accept: str = "application/json"
 
 
 @dataclass(frozen=True)

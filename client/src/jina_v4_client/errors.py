@@ -2,9 +2,8 @@
 
 ```
 JinaV4Error
-├── ArgumentError (also ValueError)               the call cannot be made; nothing was sent
-│   ├── ImageError                                an image that cannot be read, or fetched from its URL
-│   └── NotOfferedError (also NotImplementedError)  something the published model offers and this version does not
+├── ArgumentError (also ValueError)               the call cannot be made; nothing was embedded
+│   └── ImageError                                an image that cannot be read, or fetched from its URL
 └── ServerError                                   the server did not give what was asked; no vector is returned
     ├── ServerConnectionError                     nobody answered
     │   └── ServerTimeoutError                    no answer in time
@@ -24,15 +23,11 @@ class JinaV4Error(Exception):
 
 
 class ArgumentError(JinaV4Error, ValueError):
-    """An argument that is not allowed; found before anything is sent."""
+    """An argument that is not allowed; found before anything of the call is sent to be embedded."""
 
 
 class ImageError(ArgumentError):
     """An image that cannot be read; the message names its place in the list and its source."""
-
-
-class NotOfferedError(ArgumentError, NotImplementedError):
-    """An argument of the published model that this version of the client does not offer."""
 
 
 class ServerError(JinaV4Error):

@@ -1,15 +1,16 @@
-"""The command `jina-v4-serve`."""
+"""The command `jina-v4-serve`: a command for each task, `all` of them behind a gateway, and the `gateway` alone."""
 
+import asyncio
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from jina_v4_serve.errors import ServeError
-from jina_v4_serve.launcher import PORTS, Settings, serve
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from jina_v4_serve.launcher import PORTS, Settings, prepare
 
 
 class Task(StrEnum):
@@ -20,37 +21,129 @@ class Task(StrEnum):
     CODE = "code"
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-def main(
-    task: Annotated[Task, typer.Argument(help="The task to serve.")],
-    checkpoint: Annotated[Path, typer.Option(help="Folder of the merged checkpoint of that task.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on.", show_default="8001, 8002, 8003 by task")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.")] = "auto",
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(help="Largest image area; larger images are scaled down.", show_default="the checkpoint's"),
-    ] = None,
-    vllm_options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- VLLM_OPTION]...", help="Any option of `vllm serve`.")
-    ] = None,
+class Commands(TyperGroup):
+    """The commands; the error for any other name lists them."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Find a command by its name."""
+        if cmd_name not in self.commands:
+            raise typer.BadParameter(f"{cmd_name!r} is not one of {', '.join(map(repr, self.commands))}", ctx)
+        return super().get_command(ctx, cmd_name)
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(help="Largest image area; larger images are scaled down.", show_default="the checkpoint's"),
+]
+VllmOptions = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- VLLM_OPTION]...", help="Any option of `vllm serve`.")
+]
+MaxBodyBytes = Annotated[
+    int, typer.Option(help="Largest request body.", envvar="JINA_V4_MAX_BODY_BYTES", show_envvar=False, min=1)
+]
+
+
+@app.callback()
+def main() -> None:
+    """Serve jina-embeddings-v4 on OpenAI-compatible addresses."""
+
+
+def _add_task(task: Task) -> None:
+    @app.command(task.value, help=f"Serve the {task.value} task.")
+    def serve_task(
+        checkpoint: Annotated[Path, typer.Option(help="Folder of the merged checkpoint of that task.")],
+        host: Host = "127.0.0.1",
+        port: Annotated[int, typer.Option(help="Port to listen on.")] = PORTS[task.value],
+        dtype: Dtype = "auto",
+        max_pixels: MaxPixels = None,
+        vllm_options: VllmOptions = None,
+    ) -> None:
+        settings = Settings(
+            task=task.value,
+            checkpoint=checkpoint,
+            host=host,
+            port=port,
+            dtype=dtype,
+            max_pixels=max_pixels,
+            vllm_options=tuple(vllm_options or ()),
+        )
+
+        def run() -> Coroutine[Any, Any, int]:
+            launch = prepare(settings)
+            typer.echo(launch.banner)
+            from jina_v4_serve.supervisor import supervise
+
+            return supervise(settings, launch)
+
+        _run(run)
+
+
+for _task in Task:
+    _add_task(_task)
+
+
+@app.command("all")
+def serve_all(
+    checkpoints: Annotated[Path, typer.Option(help="Folder that holds the three merged checkpoints.")],
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the gateway.")] = 8000,
+    dtype: Dtype = "auto",
+    max_pixels: MaxPixels = None,
+    max_body_bytes: MaxBodyBytes = 64 * 2**20,
+    vllm_options: VllmOptions = None,
 ) -> None:
-    """Serve one task of jina-embeddings-v4 on an OpenAI-compatible address."""
-    settings = Settings(
-        task=task.value,
-        checkpoint=checkpoint,
+    """Serve all three tasks on one address, with a server each on this machine."""
+    from jina_v4_serve.fleet import FleetSettings, serve_fleet
+
+    settings = FleetSettings(
+        checkpoints=checkpoints,
         host=host,
-        port=PORTS[task.value] if port is None else port,
+        port=port,
         dtype=dtype,
         max_pixels=max_pixels,
+        max_body_bytes=max_body_bytes,
         vllm_options=tuple(vllm_options or ()),
     )
+    _run(lambda: serve_fleet(settings))
+
+
+@app.command("gateway")
+def serve_gateway(
+    server: Annotated[list[str], typer.Option(metavar="TASK=URL", help="A server and its task; once for each task.")],
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    max_body_bytes: MaxBodyBytes = 64 * 2**20,
+) -> None:
+    """Put one address before servers that are running already."""
+    from jina_v4_serve.gateway import GatewaySettings, parse_servers, run_gateway
+
+    def run() -> Coroutine[Any, Any, int]:
+        return run_gateway(GatewaySettings(parse_servers(server), host, port, max_body_bytes))
+
+    _run(run)
+
+
+def _run(prepare_run: Callable[[], Coroutine[Any, Any, int]]) -> None:
+    """Run a program; what is wrong with its settings is one line on the screen."""
+
+    async def run() -> int:
+        return await prepare_run()
+
     try:
-        serve(settings)
+        code = asyncio.run(run())
     except ServeError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    raise typer.Exit(code)

@@ -8,12 +8,15 @@ missing without any error.
 """
 
 from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from safetensors.torch import load_file
+from vllm import PoolingParams
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.pooler import DispatchPooler, Pooler, PoolingParamsUpdate
+from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
     Qwen2_5_VLForConditionalGeneration,
@@ -25,21 +28,24 @@ from vllm.tasks import PoolingTask
 from vllm.v1.outputs import PoolerOutput
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
-from jina_v4_serve.pooling import RunningSum, SpecialTokens, dense_vectors, pooled_span
+from jina_v4_serve.pooling import Accumulator, Projector, Span, SpecialTokens, Wanted, pooled_span
+
+PROJECTOR = "multi_vector_projector.safetensors"
 
 
-class DensePooler(Pooler):
-    """Mean over the text or the vision span, Matryoshka cut, unit length; nothing kept between steps but sums."""
+class JinaPooler(Pooler):
+    """Dense vectors and multi-vectors of a prompt from one pass; kept between steps are sums and projected rows."""
 
-    def __init__(self, special: SpecialTokens) -> None:
+    def __init__(self, special: SpecialTokens, projector: Projector | None) -> None:
         super().__init__()
         self.special = special
-        # vLLM keeps one PoolingStates a request until the request ends: the sums live and die with it.
-        self.sums: WeakKeyDictionary[PoolingStates, RunningSum] = WeakKeyDictionary()
+        self.projector = projector
+        # vLLM keeps one PoolingStates a request until the request ends: what is kept lives and dies with it.
+        self.kept: WeakKeyDictionary[PoolingStates, Accumulator] = WeakKeyDictionary()
 
     def get_supported_tasks(self) -> Set[PoolingTask]:
         """Return vLLM's names of what this pooler gives."""
-        return {"embed"}
+        return {"embed", "token_embed"}
 
     def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:  # noqa: ARG002 - vLLM's signature
         """Ask vLLM for the token ids of each prompt, which tell an image from a text."""
@@ -53,7 +59,8 @@ class DensePooler(Pooler):
             pooling_metadata: vLLM's account of which rows belong to whom.
 
         Returns:
-            For each request of the step its vector, float32, shape (dimensions,), or None while it goes on.
+            For each request of the step None while it goes on, else what it asked for as one float32 tensor of one
+            dimension: its dense vectors, then its multi-vector row by row (see `wanted`).
         """
         cursor = pooling_metadata.get_pooling_cursor()
         n_scheduled = cursor.num_scheduled_tokens_cpu.tolist()
@@ -61,26 +68,55 @@ class DensePooler(Pooler):
         n_total = cursor.prompt_lens_cpu.tolist()
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
 
-        finished: list[int] = []
+        outputs: list[torch.Tensor | None] = []
         for i, rows in enumerate(torch.split(hidden_states, n_scheduled)):
             state = pooling_metadata.pooling_states[i]
             start = n_seen[i] - n_scheduled[i]
             if start == 0:  # also after a preemption, when vLLM computes a prompt anew
-                self.sums[state] = RunningSum(pooled_span(prompts[i], self.special))
-            running = self.sums[state]
-            if running.position != start:
-                raise RuntimeError(f"hidden states of tokens {running.position} to {start} were not computed")
-            running.add(rows)
-            if n_seen[i] == n_total[i]:
-                finished.append(i)
+                asked = wanted(pooling_metadata.pooling_params[i])
+                self.kept[state] = Accumulator(asked, pooled_span(prompts[i], self.special))
+            kept = self.kept[state]
+            if kept.position != start:
+                raise RuntimeError(f"hidden states of tokens {kept.position} to {start} were not computed")
+            kept.add(rows, self.projector)
+            outputs.append(self.kept.pop(state).result() if n_seen[i] == n_total[i] else None)
+        return outputs
 
-        vectors: list[torch.Tensor | None] = [None] * len(n_total)
-        if finished:
-            means = [self.sums.pop(pooling_metadata.pooling_states[i]).mean() for i in finished]
-            dimensions = [pooling_metadata.pooling_params[i].dimensions for i in finished]
-            for i, vector in zip(finished, dense_vectors(means, dimensions), strict=True):
-                vectors[i] = vector
-        return vectors
+
+def wanted(params: PoolingParams) -> Wanted:
+    """Read from vLLM's parameters what a request asks for.
+
+    `embed` is the dense vector. `token_embed` is what `extra_kwargs` says (`pooling_params` writes it), and the
+    multi-vector alone where it says nothing.
+    """
+    if params.task == "embed":
+        return Wanted(dimensions=params.dimensions)
+    extra = params.extra_kwargs or {"spans": [], "multivector": True}
+    spans = extra["spans"]
+    return Wanted(
+        spans=None if spans is None else tuple(Span(*span) for span in spans),
+        multivector=extra["multivector"],
+        dimensions=params.dimensions,
+    )
+
+
+def pooling_params(asked: Wanted) -> PoolingParams:
+    """Write what a request asks for as vLLM's parameters; the reverse of `wanted`."""
+    if asked.spans is None and not asked.multivector:
+        return PoolingParams(task="embed", dimensions=asked.dimensions)
+    spans = None if asked.spans is None else [[span.start, span.stop] for span in asked.spans]
+    extra = {"spans": spans, "multivector": asked.multivector}
+    return PoolingParams(task="token_embed", dimensions=asked.dimensions, extra_kwargs=extra)
+
+
+def read_projector(folder: Path, device: torch.device) -> Projector | None:
+    """Read the folded projector of a merged checkpoint; None where there is none."""
+    path = folder / PROJECTOR
+    if not path.is_file():
+        return None
+    tensors = load_file(path, device=str(device))
+    weight, bias = (tensors[f"multi_vector_projector.{name}"].float() for name in ("weight", "bias"))
+    return Projector(weight, bias)
 
 
 class JinaProcessingInfo(Qwen2_5_VLProcessingInfo):
@@ -141,4 +177,5 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
             vision_start=config.vision_start_token_id,
             vision_end=config.vision_end_token_id,
         )
-        self.pooler = DispatchPooler({"embed": DensePooler(special)})
+        device = next(self.parameters()).device
+        self.pooler = JinaPooler(special, read_projector(Path(vllm_config.model_config.model), device))

@@ -1,6 +1,6 @@
 """From a checkpoint to a running vLLM server: the checks, the settings that are right for pooling, the start.
 
-vLLM is imported only once everything that can be checked without it has been. It then runs in this process, with the
+`prepare` checks everything that can be checked without vLLM; `run_vllm` then runs it, in a process of its own, with the
 code behind its own `serve` command (the `vllm` command itself does not work where the CPU build is installed).
 """
 
@@ -14,13 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jina_v4_serve.api.settings import read_settings
 from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN, Checkpoint, read_checkpoint
 from jina_v4_serve.errors import OptionError, PortError
-from jina_v4_serve.http import TASK_VARIABLE
-from jina_v4_serve.plugin import ARCHITECTURE
+from jina_v4_serve.plugin import ARCHITECTURE, SERVED_TASK
 
 PORTS = {"retrieval": 8001, "text-matching": 8002, "code": 8003}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+DRAIN_S = 30  # what is in flight when a server is told to stop has so long to be answered
 MAX_MODEL_LEN = 32768  # the published model's ceiling, in tokens
 MIN_PIXELS = 3136
 OLDEST_VLLM = (0, 26)  # the pooler package and the plugin entry points are there from here on
@@ -28,6 +29,9 @@ OLDEST_VLLM = (0, 26)  # the pooler package and the plugin entry points are ther
 # A pass-on option may not change these: each would change the vectors, or hand the model to other code than ours.
 FIXED = {
     "model_tag": "the checkpoint is named with --checkpoint",
+    "host": "it is set before the --",
+    "port": "it is set before the --",
+    "uds": "the server is watched over HTTP",
     "runner": "the server pools",
     "convert": "the model class has its own pooler",
     "pooler_config": "the model class has its own pooler",
@@ -58,24 +62,44 @@ class Settings:
     vllm_options: tuple[str, ...] = ()
 
 
-def serve(settings: Settings) -> None:
-    """Run the server until it is told to stop.
+@dataclass(frozen=True)
+class Launch:
+    """All that a process needs to run vLLM with.
+
+    Attributes:
+        arguments: of vLLM's `serve`, ours.
+        options: the user's, which win over ours.
+        environment: variables beside those already set.
+        banner: what to tell the user before the start.
+    """
+
+    arguments: tuple[str, ...]
+    options: tuple[str, ...]
+    environment: dict[str, str]
+    banner: str
+
+
+def prepare(settings: Settings) -> Launch:
+    """Check all that can be checked without vLLM, and decide what to run it with.
 
     Raises:
         CheckpointError: the folder is not whole or of another task.
         PortError: the address cannot be listened on.
-        OptionError: an option is out of range, or would change the vectors.
+        OptionError: an option is out of range.
     """
     if settings.dtype not in DTYPES:
         raise OptionError(f"dtype={settings.dtype} is not offered; choose {', '.join(DTYPES)}")
     checkpoint = read_checkpoint(settings.checkpoint, settings.task)
     check_max_pixels(settings.max_pixels, max_model_len(checkpoint))
+    read_settings(settings.task)
     check_port(settings.host, settings.port)
     on_cpu = find_vllm()
-    os.environ.update(environment(settings.task, on_cpu))
-    print(banner(settings, checkpoint), flush=True)  # noqa: T201 - the user's screen
-    arguments = vllm_arguments(settings, checkpoint, on_cpu)
-    run_vllm(arguments, settings.vllm_options)
+    return Launch(
+        arguments=tuple(vllm_arguments(settings, checkpoint, on_cpu)),
+        options=settings.vllm_options,
+        environment=environment(settings.task, on_cpu),
+        banner=banner(settings, checkpoint),
+    )
 
 
 def max_model_len(checkpoint: Checkpoint) -> int:
@@ -145,7 +169,7 @@ def environment(task: str, on_cpu: bool) -> dict[str, str]:
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "jina_v4"])),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        TASK_VARIABLE: task,
+        SERVED_TASK: task,
     }
 
 
@@ -176,8 +200,10 @@ def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> 
         f"--max-model-len={max_model_len(checkpoint)}",
         f"--max-num-batched-tokens={4096 if on_cpu else 16384}",
         '--limit-mm-per-prompt={"image": 1, "video": 0}',
-        "--trust-request-mm-kwargs",  # for max_pixels a request; JinaProcessingInfo refuses anything else
-        "--middleware=jina_v4_serve.http.Deployment",
+        "--middleware=jina_v4_serve.api.guard.Guard",
+        "--allowed-origins=[]",  # no web page may use the server from a browser
+        "--middleware=jina_v4_serve.drain.Drain",
+        f"--shutdown-timeout={DRAIN_S}",
         "--disable-uvicorn-access-log",
     ]
     if on_cpu:

@@ -1,11 +1,11 @@
-"""From hidden states to dense vectors: the maths, without vLLM.
+"""From hidden states to vectors: the maths, without vLLM.
 
 Source: the published model's `get_single_vector_embeddings`: the mean over every token of a text, over
 `<|vision_start|>` to `<|vision_end|>` inclusive of an image prompt; unit length; cut to the first dimensions; unit
-length again. The first of the two normalisations scales the whole vector and so drops out of the result.
+length again. The first of the two normalisations scales the whole vector and so drops out of the result. The
+multi-vector: every token's row through the projector, each of unit length.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,47 +50,89 @@ def pooled_span(token_ids: torch.Tensor, special: SpecialTokens) -> Span:
     return Span(start, stop) if token_ids[start:stop].tolist() == expected else everything
 
 
-class RunningSum:
-    """The sum over one prompt's span, fed with the hidden states of one scheduling step after another."""
+@dataclass(frozen=True)
+class Wanted:
+    """What one request asks of its pass through the model.
 
-    def __init__(self, span: Span) -> None:
-        self.span = span
+    Attributes:
+        spans: the spans whose means become dense vectors; None is the published span, () none.
+        multivector: whether the projector's rows are wanted, one a token.
+        dimensions: how many leading elements each dense vector keeps; None keeps all.
+    """
+
+    spans: tuple[Span, ...] | None = None
+    multivector: bool = False
+    dimensions: int | None = None
+
+
+class Projector:
+    """The task's folded projector: multi-vector rows from hidden states."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Keep the two tensors.
+
+        Args:
+            weight: float32, shape (projector_dim, hidden).
+            bias: float32, shape (projector_dim,).
+        """
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Project and scale each row to unit length: (n, hidden) of any float dtype to (n, projector_dim) float32."""
+        return F.normalize(F.linear(hidden_states.float(), self.weight, self.bias), dim=-1)
+
+
+class Accumulator:
+    """What is kept of one prompt from scheduling step to scheduling step: sums over its spans, projected rows."""
+
+    def __init__(self, wanted: Wanted, published: Span) -> None:
+        """Start empty.
+
+        Args:
+            wanted: what the request asks for.
+            published: the span that `wanted.spans` None stands for.
+        """
+        self.spans = (published,) if wanted.spans is None else wanted.spans
+        self.multivector = wanted.multivector
+        self.dimensions = wanted.dimensions
         self.position = 0
-        self.total: torch.Tensor | None = None
+        self.sums: list[torch.Tensor | None] = [None] * len(self.spans)
+        self.rows: list[torch.Tensor] = []
 
-    def add(self, hidden_states: torch.Tensor) -> None:
-        """Add the next step's rows.
+    def add(self, hidden_states: torch.Tensor, projector: Projector | None) -> None:
+        """Take in the next step's rows.
 
         Args:
             hidden_states: shape (n_scheduled, hidden), any float dtype; the rows that follow the last ones given.
+            projector: needed where the multi-vector is wanted.
         """
-        first = max(self.span.start - self.position, 0)
-        last = max(self.span.stop - self.position, 0)
-        part = hidden_states[first:last].sum(dim=0, dtype=torch.float32)  # (hidden,)
-        self.total = part if self.total is None else self.total + part
+        for i, span in enumerate(self.spans):
+            first = max(span.start - self.position, 0)
+            last = max(span.stop - self.position, 0)
+            if first < len(hidden_states) and last > 0:
+                part = hidden_states[first:last].sum(dim=0, dtype=torch.float32)  # (hidden,)
+                before = self.sums[i]
+                self.sums[i] = part if before is None else before + part
+        if self.multivector:
+            if projector is None:
+                raise RuntimeError("the multi-vector is asked for without a projector")
+            self.rows.append(projector(hidden_states))  # (n_scheduled, projector_dim)
         self.position += len(hidden_states)
 
-    def mean(self) -> torch.Tensor:
-        """Return the mean over the span, float32, shape (hidden,).
+    def result(self) -> torch.Tensor:
+        """Return all that was asked for in one float32 tensor of one dimension: dense vectors, then rows.
 
         Raises:
-            RuntimeError: when rows of the span have not been seen.
+            RuntimeError: when rows of a span have not been seen.
         """
-        if self.total is None or self.position < self.span.stop:
-            raise RuntimeError(f"only {self.position} of {self.span.stop} tokens were seen: the mean would be wrong")
-        return self.total / (self.span.stop - self.span.start)
-
-
-def dense_vectors(means: Sequence[torch.Tensor], dimensions: Sequence[int | None]) -> list[torch.Tensor]:
-    """Cut each mean to its dimensions and scale it to unit length.
-
-    Args:
-        means: float32 tensors of shape (hidden,).
-        dimensions: how many leading elements each result keeps; None keeps all.
-
-    Returns:
-        One float32 tensor a mean, shape (dimensions,).
-    """
-    stacked = torch.stack(list(means))  # (n, hidden)
-    by_size = {size: F.normalize(stacked[:, :size], dim=-1) for size in set(dimensions)}  # (n, size) each
-    return [by_size[size][row] for row, size in enumerate(dimensions)]
+        parts = [rows.flatten() for rows in self.rows]
+        means = []
+        for total, span in zip(self.sums, self.spans, strict=True):
+            if total is None or self.position < span.stop:
+                raise RuntimeError(f"only {self.position} of {span.stop} tokens were seen: the mean would be wrong")
+            means.append(total / (span.stop - span.start))
+        if means:
+            cut = torch.stack(means)[:, : self.dimensions]  # (n_spans, dimensions)
+            parts.insert(0, F.normalize(cut, dim=-1).flatten())
+        return torch.cat(parts)

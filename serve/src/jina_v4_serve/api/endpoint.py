@@ -1,0 +1,263 @@
+"""The routes, and the plugin through which vLLM's server gets them (entry point `vllm.endpoint_plugins`)."""
+
+import asyncio
+import json
+import logging
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import Counter
+from starlette.datastructures import State
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
+
+from jina_v4_serve.api import answer
+from jina_v4_serve.api.budget import TokenBudget
+from jina_v4_serve.api.errors import ApiError, shorten
+from jina_v4_serve.api.guard import ROUTES
+from jina_v4_serve.api.images import ImageLoader
+from jina_v4_serve.api.prompts import Prompt, PromptMaker
+from jina_v4_serve.api.request import Asked, Item, Limits, settle
+from jina_v4_serve.api.schema import EmbeddingsRequest, parse
+from jina_v4_serve.api.settings import ApiSettings, read_settings
+from jina_v4_serve.api.vectors import Vectors
+from jina_v4_serve.api.work import Engine, NonFiniteError
+from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN
+
+logger = logging.getLogger("jina_v4_serve")
+REFUSED = Counter("jina_v4_refused_requests", "Requests that were not answered with vectors", ["code"])
+NON_FINITE = Counter("jina_v4_non_finite_requests", "Requests whose vectors were not finite and were not sent")
+
+OURS = {"/v1/embeddings", "/ready"}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Vectors, as JSON or as `application/x-safetensors`, whichever Accept names."},
+    400: {"description": "No JSON, or a text over the limit."},
+    401: {"description": "No valid API key."},
+    404: {"description": "No such model."},
+    422: {"description": "A field holds what is not offered; `error.param` names it."},
+    429: {"description": "The server is at work on as much as it takes; see Retry-After."},
+}
+BUDGET_STEPS = 32  # scheduling steps' worth of tokens in flight
+
+READY_AGE_S = 10.0  # vectors computed so lately prove that the engine works
+PROBE_TIMEOUT_S = 4.0
+STALLED_S = 300.0  # an engine with work has so long to finish some: 32,768 tokens take minutes on a CPU
+CONCURRENT_IMAGES = 8  # of one request, fetched and decoded at a time
+BYTES_PER_TOKEN = 4  # of text, for the budget only, before anything is tokenised
+CLOSED_REQUEST = 499
+
+
+class Service:
+    """All that a request needs of this server; one an API process."""
+
+    def __init__(
+        self, engine: Engine, limits: Limits, settings: ApiSettings, prompts: PromptMaker, budget_tokens: int
+    ) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.settings = settings
+        self.prompts = prompts
+        self.images = ImageLoader(settings.images)
+        self.budget = TokenBudget(settings.max_tokens_in_flight or budget_tokens)
+        self.worked_at = -STALLED_S
+        self.probe_lock = asyncio.Lock()
+
+    async def embed(self, asked: Asked, request_id: str) -> list[Vectors]:
+        """Give the vectors of a request, a prompt an item (of a late-chunked one, one prompt in all)."""
+        with self.budget.spend(sum(self._estimate(item, asked) for item in asked.items)):
+            prompts = await self._prompts(asked)
+            vectors = await self.engine.embed(
+                prompts,
+                request_id,
+                dense="dense" in asked.outputs,
+                multivector="multivector" in asked.outputs,
+                dimensions=asked.dimensions,
+                max_pixels=asked.max_pixels,
+            )
+        self.worked_at = time.monotonic()
+        return vectors
+
+    async def ready(self) -> bool:
+        """Tell whether vectors were computed lately; compute one if there was no occasion.
+
+        Behind long work a probe would wait its turn and look like a failure, so a busy engine is given time.
+        """
+        if self.engine.dead:
+            return False
+        async with self.probe_lock:
+            patience_s = STALLED_S if self.budget.in_flight else READY_AGE_S
+            if time.monotonic() - self.worked_at < patience_s:
+                return True
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    prompts = self.prompts.texts(["ready?"], "Query: ", None)
+                    await self.engine.embed(
+                        prompts, "ready", dense=True, multivector=False, dimensions=None, max_pixels=None
+                    )
+            except Exception:  # whatever it is, the server is not ready
+                logger.warning("the readiness probe failed", exc_info=True)
+                return False
+            self.worked_at = time.monotonic()
+            return True
+
+    def _estimate(self, item: Item, asked: Asked) -> int:
+        if item.text is None:
+            return (asked.max_pixels or self.limits.max_pixels) // PIXELS_PER_TOKEN + IMAGE_PROMPT_TOKENS
+        longest = asked.max_length or self.limits.max_length
+        return min(len(item.text.encode(errors="replace")) // BYTES_PER_TOKEN + 2, longest)
+
+    async def _prompts(self, asked: Asked) -> list[Prompt]:
+        names = ["input" if asked.single else f"input[{i}]" for i in range(len(asked.items))]
+        texts = {i: item.text for i, item in enumerate(asked.items) if item.text is not None}
+        if asked.late_chunking:
+            return [await asyncio.to_thread(self.prompts.chunks, list(texts.values()), asked.prefix)]
+        at_once = asyncio.Semaphore(CONCURRENT_IMAGES)
+
+        async def load(source: str, name: str) -> Prompt:
+            async with at_once:
+                return self.prompts.image(await self.images.load(source, f"{name}.image"))
+
+        async with asyncio.TaskGroup() as group:
+            made = {
+                i: group.create_task(load(item.image, names[i]))
+                for i, item in enumerate(asked.items)
+                if item.image is not None
+            }
+            made_texts = await asyncio.to_thread(
+                self.prompts.texts, list(texts.values()), asked.prefix, asked.max_length, [names[i] for i in texts]
+            )
+        whole = dict(zip(texts, made_texts, strict=True)) | {i: task.result() for i, task in made.items()}
+        return [whole[i] for i in range(len(asked.items))]
+
+
+class JinaEndpoints:
+    """The plugin: replaces vLLM's routes by those of this deployment."""
+
+    name = "jina_v4"
+    required_tasks = ("embed",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Put our routes in, take away those that this deployment does not use."""
+        # At its start vLLM renders a text-only chat. The checkpoint's template refuses it, and vLLM logs a traceback.
+        logging.getLogger("vllm.renderers.base").addFilter(lambda entry: "warmup failed" not in entry.getMessage())
+        kept: list[BaseRoute] = [
+            route for route in app.router.routes if getattr(route, "path", "").rstrip("/") in ROUTES.keys() - OURS
+        ]
+        app.router.routes[:] = kept
+        app.title = "jina-embeddings-v4"
+        body = {"content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}}, "required": True}
+        app.post("/v1/embeddings", openapi_extra={"requestBody": body}, responses=RESPONSES)(embeddings)
+        app.get("/ready")(ready)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Make the service once the engine is there."""
+        settings = read_settings()
+        model = engine_client.model_config
+        pixels = model.multimodal_config.mm_processor_kwargs or {}
+        limits = Limits(
+            task=settings.task,
+            model_names=frozenset(args.served_model_name or ()),
+            max_length=model.max_model_len,
+            max_pixels=pixels.get("max_pixels") or read_max_pixels(Path(model.model)),
+            dimensions=tuple(model.matryoshka_dimensions),
+            max_items=settings.max_items,
+        )
+        prompts = PromptMaker(engine_client.renderer.get_tokenizer().backend_tokenizer, limits.max_length)
+        steps = engine_client.vllm_config.scheduler_config.max_num_batched_tokens
+        state.jina_v4 = Service(Engine(engine_client), limits, settings, prompts, BUDGET_STEPS * steps)
+
+
+async def embeddings(request: Request) -> Response:
+    """Embed texts and images."""
+    service: Service = request.app.state.jina_v4
+    request_id: str = request.state.request_id
+    try:
+        service.budget.check()
+        body = await read_body(request, service.settings)
+        work = asyncio.create_task(_answer(service, request, body, request_id))
+        gone = asyncio.create_task(_disconnected(request))
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not work.done():
+            work.cancel()  # nobody reads the answer: its work is dropped from the engine
+            await asyncio.wait({work})
+            return Response(status_code=CLOSED_REQUEST)
+        return work.result()
+    except ClientDisconnect:
+        return Response(status_code=CLOSED_REQUEST)
+    except Exception as error:  # the one place where anything becomes an answer
+        known = _as_api_error(error, service, request_id)
+        REFUSED.labels(known.code).inc()
+        return Response(known.body(request_id), known.status, known.headers(), "application/json")
+
+
+async def ready(request: Request) -> Response:
+    """Tell whether the server embeds."""
+    good = await request.app.state.jina_v4.ready()
+    return Response(b'{"ready": true}' if good else b'{"ready": false}', 200 if good else 503, None, "application/json")
+
+
+async def read_body(request: Request, settings: ApiSettings) -> bytes:
+    """Read a request's JSON body, within the limits of size and time.
+
+    Raises:
+        ApiError: 408, 413 or 415.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"the body is {shorten(kind)}; send application/json"
+        raise ApiError(415, message, code="UNSUPPORTED_MEDIA_TYPE", param="content-type")
+    too_large = ApiError(413, f"the body is over the limit of {settings.max_body_bytes} bytes", code="BODY_TOO_LARGE")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > settings.max_body_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for part in request.stream():
+                body += part
+                if len(body) > settings.max_body_bytes:
+                    raise too_large
+    except TimeoutError as error:
+        message = f"the body did not arrive within {settings.body_timeout_s:g} s"
+        raise ApiError(408, message, code="BODY_TOO_SLOW") from error
+    return bytes(body)
+
+
+def read_max_pixels(checkpoint: Path) -> int:
+    """Read the image limit of a checkpoint."""
+    return int(json.loads((checkpoint / "preprocessor_config.json").read_text())["max_pixels"])
+
+
+async def _answer(service: Service, request: Request, body: bytes, request_id: str) -> Response:
+    asked = settle(await asyncio.to_thread(parse, body), service.limits)
+    accept = request.headers.get("accept", "")
+    vectors = await service.embed(asked, request_id)
+    if answer.SAFETENSORS in accept:
+        dtype = "float16" if "float16" in accept else "float32"
+        content = await asyncio.to_thread(answer.as_safetensors, asked, vectors, dtype)
+        return Response(content, media_type=answer.SAFETENSORS)
+    return Response(await asyncio.to_thread(answer.as_json, asked, vectors), media_type="application/json")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_api_error(error: BaseException, service: Service, request_id: str) -> ApiError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ApiError):
+        return error
+    if service.engine.dead:
+        return ApiError(503, "the engine has stopped and is being restarted", code="ENGINE_DOWN", retry_after_s=30)
+    logger.error("request %s failed", request_id, exc_info=error)
+    if isinstance(error, NonFiniteError):
+        NON_FINITE.inc()
+        message = "the model gave a vector that is not finite; it was not sent"
+        return ApiError(500, message, code="NON_FINITE_VECTOR")
+    return ApiError(500, f"something went wrong here; the log has it as request {request_id}", code="INTERNAL")

@@ -1,0 +1,91 @@
+"""What stands before every route: the request id, the key, the list of routes; and what follows every answer.
+
+A client can tell from the headers that the vectors were pooled in the engine, and for which task; a stock vLLM on the
+same address has neither header. vLLM's other routes do not exist here: some would answer with vectors that are not
+this model's (`/v2/embed` puts a system message into the prompt).
+"""
+
+import hmac
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.settings import read_settings
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+# Path to methods. FastAPI's pages are part of the deployment: /docs shows the schema.
+ROUTES = {
+    "/v1/embeddings": {"POST"},
+    "/v1/models": {"GET"},
+    "/health": {"GET"},
+    "/ready": {"GET"},
+    "/metrics": {"GET"},
+    "/version": {"GET"},
+    "/docs": {"GET", "HEAD"},
+    "/openapi.json": {"GET", "HEAD"},
+}
+OPEN = {"/health", "/ready"}  # an orchestrator's probes carry no key
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class Guard:
+    """ASGI middleware, the outermost."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        settings = read_settings()
+        self.expected = None if settings.api_key is None else f"Bearer {settings.api_key}".encode()
+        self.headers = [(b"x-jina-v4-task", settings.task.encode()), (b"x-jina-v4-pooling", b"engine")]
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        given = dict(scope["headers"])
+        sent_id = given.get(b"x-request-id", b"")
+        request_id = sent_id.decode() if _SANE_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = {name for name, _ in self.headers} | {b"x-request-id"}
+                kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in own]
+                message["headers"] = [*kept, *self.headers, (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._check(scope["path"], scope["method"], given)
+        except ApiError as error:
+            await respond(error, request_id, send_with_headers)
+            return
+        await self.app(scope, receive, send_with_headers)
+
+    def _check(self, path: str, method: str, headers: MutableMapping[bytes, bytes]) -> None:
+        given = headers.get(b"authorization", b"")
+        # Compared in constant time, so that nobody can find the key letter by letter.
+        if self.expected is not None and path not in OPEN and not hmac.compare_digest(given, self.expected):
+            raise ApiError(401, "no valid API key: send it as Authorization: Bearer KEY", code="UNAUTHORIZED")
+        methods = ROUTES.get(path)
+        if methods is None:
+            raise ApiError(404, "there is no such route; the embeddings are at /v1/embeddings", code="NOT_FOUND")
+        if method not in methods:
+            raise ApiError(405, f"{path} takes {' and '.join(sorted(methods))}", code="METHOD_NOT_ALLOWED")
+
+
+async def respond(error: ApiError, request_id: str, send: Send) -> None:
+    """Send an error as the whole answer."""
+    body = error.body(request_id)
+    extra = [(name.encode(), value.encode()) for name, value in error.headers().items()]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *extra]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,119 @@
+"""From items to token ids: prefixes, the image prompt, truncation, the parts of a late-chunked text.
+
+Texts are read as plain text: `<|image_pad|>` in a text is those characters, never the special token, so that no text
+can change the structure of its prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from tokenizers import Tokenizer
+
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.pooling import Span
+
+IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
+LATE = "input, late-chunked into one text,"
+CHUNK_JOINER = " "  # between the parts of a late-chunked text; the hosted service's is not published
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One sequence for the model.
+
+    Attributes:
+        token_ids: of the whole sequence; an image stands in it as one token, which vLLM multiplies.
+        image: the picture, in an image prompt.
+        spans: what dense vectors are means of; None is the published span.
+    """
+
+    token_ids: list[int]
+    image: Image.Image | None = None
+    spans: tuple[Span, ...] | None = None
+
+
+class PromptMaker:
+    """Makes prompts with one checkpoint's tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+        """Prepare the tokenizer.
+
+        Args:
+            tokenizer: the checkpoint's; it is copied.
+            max_length: the longest sequence that is served, in tokens.
+        """
+        self.max_length = max_length
+        self._plain = Tokenizer.from_str(tokenizer.to_str())
+        self._plain.no_truncation()
+        self._plain.no_padding()
+        self._image_ids: list[int] = self._plain.encode(IMAGE_PROMPT, add_special_tokens=False).ids
+        self._plain.encode_special_tokens = True
+        # A token stands for no more characters than it has bytes, and its name has a character a byte.
+        self._max_token_chars = max(map(len, tokenizer.get_vocab()))
+
+    def image(self, image: Image.Image) -> Prompt:
+        """Make the prompt of an image."""
+        return Prompt(self._image_ids, image)
+
+    def texts(
+        self, texts: Sequence[str], prefix: str, max_length: int | None, names: Sequence[str] | None = None
+    ) -> list[Prompt]:
+        """Make the prompts of texts.
+
+        Args:
+            texts: without prefix.
+            prefix: what precedes each.
+            names: what each is called in an error: `input[3]`.
+            max_length: cut to so many tokens; None refuses what is over the server's limit.
+
+        Raises:
+            ApiError: 400 for a text over the limit, naming it and by how much.
+        """
+        limit = self.max_length if max_length is None else max_length
+        bound = limit * self._max_token_chars
+        whole = [prefix + text for text in texts]
+        if max_length is not None:
+            whole = [text[:bound] for text in whole]  # no more can be left of it, so no more is read
+        else:
+            for i, text in enumerate(whole):
+                if len(text) > bound:
+                    raise self._too_long(names[i] if names else "input", f"over {limit}")
+        encoded = [encoding.ids for encoding in self._plain.encode_batch_fast(whole, add_special_tokens=False)]
+        if max_length is None:
+            for i, ids in enumerate(encoded):
+                if len(ids) > limit:
+                    raise self._too_long(names[i] if names else "input", f"{len(ids)}", len(ids) - limit)
+        return [Prompt(ids[:limit]) for ids in encoded]
+
+    def chunks(self, texts: Sequence[str], prefix: str) -> Prompt:
+        """Make one prompt of texts that are parts of one text, with a span for each.
+
+        The prefix stands once, and counts with the first part: a single part is embedded as the text that it is.
+
+        Raises:
+            ApiError: 400 when all of it is over the limit.
+        """
+        parts = [prefix + texts[0], *(CHUNK_JOINER + text for text in texts[1:])]
+        if sum(map(len, parts)) > self.max_length * self._max_token_chars:
+            raise self._too_long(LATE, f"over {self.max_length}", advice="Send fewer or shorter parts")
+        token_ids: list[int] = []
+        spans: list[Span] = []
+        for encoding in self._plain.encode_batch_fast(parts, add_special_tokens=False):
+            spans.append(Span(len(token_ids), len(token_ids) + len(encoding.ids)))
+            token_ids += encoding.ids
+        if len(token_ids) > self.max_length:
+            over = len(token_ids) - self.max_length
+            raise self._too_long(LATE, f"{len(token_ids)}", over, advice="Send fewer or shorter parts")
+        return Prompt(token_ids, spans=tuple(spans))
+
+    def _too_long(
+        self, what: str, n_tokens: str, over: int | None = None, *, advice: str = "Shorten it, or send truncate: true"
+    ) -> ApiError:
+        by = "" if over is None else f", {over} over"
+        return ApiError(
+            400,
+            f"{what} has {n_tokens} tokens with its prefix; the limit is {self.max_length}{by}. {advice}",
+            code="INPUT_TOKEN_LIMIT_EXCEEDED",
+            param=what.partition(",")[0],
+        )

@@ -1,0 +1,209 @@
+"""`jina-v4-serve all` with real vLLM: the published vectors on one address, an engine killed and a stop under load.
+
+One fleet serves all tests of this file, in their order; the last one stops it. What is measured is printed.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import httpx2
+import numpy as np
+import pytest
+from conftest import TASKS, Golden
+from jina_v4_client import EmbeddingsClient
+from servers import BIN, Server, free_port, started
+
+BOUND = 1e-5
+
+
+@pytest.fixture(scope="module")
+def fleet(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port = free_port()
+    command = [BIN / "jina-v4-serve", "all", "--checkpoints", folded("float32"), "--port", str(port)]
+    begin = time.monotonic()
+    with started(command, port, tmp_path_factory.mktemp("fleet") / "log") as server:
+        server.wait_ready()
+        print(f"three servers and the gateway were up after {time.monotonic() - begin:.0f} s")
+        yield server
+
+
+@dataclass
+class Load:
+    """Clients that send texts of one task, each its next request when its last one is answered.
+
+    Attributes:
+        answers: moments of sending and of the answer, and what it was: a status, or the name of an error.
+    """
+
+    base_url: str
+    task: str
+    texts: list[str]
+    n_clients: int = 4
+    pause_s: float = 0.0  # after an answer
+    answers: list[tuple[float, float, str]] = field(default_factory=list)
+    wrong: int = 0
+
+    def __enter__(self) -> "Load":
+        self._stop = threading.Event()
+        self._expected: np.ndarray | None = None
+        self._threads = [threading.Thread(target=self._send) for _ in range(self.n_clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self) -> None:
+        body = {"task": self.task, "input": self.texts}
+        with httpx2.Client(base_url=self.base_url, timeout=60) as client:
+            while not self._stop.is_set():
+                begin = time.monotonic()
+                try:
+                    answer = client.post("/v1/embeddings", json=body)
+                    outcome = str(answer.status_code)
+                    if answer.status_code == 200:
+                        self._check(np.array([item["embedding"] for item in answer.json()["data"]], np.float32))
+                except httpx2.TransportError as failure:
+                    outcome = type(failure).__name__
+                self.answers.append((begin, time.monotonic(), outcome))
+                time.sleep(self.pause_s if outcome == "200" else 0.5)
+
+    def _check(self, vectors: np.ndarray) -> None:
+        if self._expected is None:
+            self._expected = vectors
+        if np.abs(vectors - self._expected).max() > BOUND:
+            self.wrong += 1
+
+    def outcomes(self, *, after: float = 0.0) -> Counter[str]:
+        return Counter(outcome for begin, _, outcome in self.answers if begin >= after)
+
+
+def golden_rows_are_right(fleet: Server, golden: Golden, task: str) -> None:
+    with EmbeddingsClient(base_url=fleet.base_url, model=f"jina-embeddings-v4-{task}", task=task) as client:
+        found = client.encode_text(golden.texts, prompt_name="query")
+        found += client.encode_image(golden.images)
+    names = [f"query/{i}" for i in range(len(golden.texts))] + [f"image/{i}" for i in range(len(golden.images))]
+    differences = [
+        float(np.abs(row - golden.rows[f"{task}/{name}/dense"]).max()) for row, name in zip(found, names, strict=True)
+    ]
+    print(f"{task}: largest difference of {len(found)} rows {max(differences):.1e}")
+    assert max(differences) <= BOUND
+
+
+def ready_tasks(fleet: Server) -> dict[str, str]:
+    return httpx2.get(f"{fleet.base_url}/ready", timeout=10).json()["tasks"]
+
+
+def engine_of(fleet: Server, task: str) -> int:
+    """The process id of the engine of a task's server: the child of the worker of that task."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+        except OSError:
+            continue
+    (worker,) = [
+        pid
+        for pid, parent in parents.items()
+        if parent == fleet.process.pid
+        and f"jina-embeddings-v4-{task}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    (engine,) = [
+        pid
+        for pid, parent in parents.items()
+        if parent == worker and b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    return engine
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_address_gives_the_published_vectors_of_every_task(fleet: Server, golden: Golden, task: str) -> None:
+    golden_rows_are_right(fleet, golden, task)
+
+
+def test_one_address_tells_of_all_servers(fleet: Server) -> None:
+    with httpx2.Client(base_url=fleet.base_url) as client:
+        names = [card["id"] for card in client.get("/v1/models").json()["data"]]
+        assert {f"jina-embeddings-v4-{task}" for task in TASKS} <= set(names)
+        assert client.get("/ready").json() == {"ready": True, "tasks": dict.fromkeys(TASKS, "ready")}
+        page = client.get("/metrics").text
+        for task in TASKS:
+            assert (
+                f'vllm:num_requests_running{{engine="0",model_name="jina-embeddings-v4-{task}",task="{task}"}}' in page
+            )
+        assert set(client.get("/version").json()["servers"]) == set(TASKS)
+
+
+def test_an_engine_killed_under_load_is_not_ready_at_once_and_comes_back_right(fleet: Server, golden: Golden) -> None:
+    hit = Load(fleet.base_url, "code", golden.texts)
+    other = Load(fleet.base_url, "retrieval", golden.texts, n_clients=1, pause_s=0.2)
+    with hit, other:
+        time.sleep(3)
+        os.kill(engine_of(fleet, "code"), signal.SIGKILL)
+        killed = time.monotonic()
+        while ready_tasks(fleet)["code"] == "ready":
+            time.sleep(0.02)
+        not_ready_s = time.monotonic() - killed
+        while ready_tasks(fleet)["code"] != "ready":
+            assert time.monotonic() - killed < 200, fleet.tail()
+            time.sleep(0.5)
+        recovered_s = time.monotonic() - killed
+        time.sleep(2)
+    before = Counter(outcome for begin, end, outcome in hit.answers if end < killed)
+    flying = Counter(outcome for begin, end, outcome in hit.answers if begin < killed <= end)
+    print(f"not ready after {not_ready_s:.2f} s, ready again after {recovered_s:.0f} s")
+    print(f"code: before {dict(before)}, in flight {dict(flying)}, after {dict(hit.outcomes(after=killed))}")
+    print(f"retrieval meanwhile: {dict(other.outcomes())}")
+    assert not_ready_s <= 5
+    assert set(before) == {"200"}
+    assert set(hit.outcomes()) <= {"200", "503"}
+    assert hit.outcomes(after=killed)["200"] > 0
+    assert set(other.outcomes()) == {"200"}
+    assert (hit.wrong, other.wrong) == (0, 0)
+    for task in ("code", "retrieval"):
+        golden_rows_are_right(fleet, golden, task)
+
+
+def test_a_fleet_told_to_stop_under_load_answers_what_it_accepted(fleet: Server, golden: Golden) -> None:
+    loads = [Load(fleet.base_url, task, golden.texts) for task in TASKS]
+    with loads[0], loads[1], loads[2]:
+        time.sleep(3)
+        fleet.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        code = fleet.process.wait(90)
+        ended_s = time.monotonic() - told
+    outcomes = sum((load.outcomes() for load in loads), Counter[str]())
+    flying = Counter(outcome for load in loads for begin, end, outcome in load.answers if begin < told <= end)
+    print(f"ended after {ended_s:.1f} s; in flight {dict(flying)}, in all {dict(outcomes)}")
+    assert code == 0
+    assert set(flying) == {"200"}
+    assert set(outcomes) == {"200", "ConnectError"}  # accepted and answered, or not accepted
+    assert sum(load.wrong for load in loads) == 0
+    assert processes_of(fleet) == []
+
+
+def processes_of(fleet: Server) -> list[str]:
+    """Command lines that hold the address of one of the fleet's servers."""
+    folder = next(line for line in fleet.log.read_text(errors="replace").splitlines() if " from " in line)
+    checkpoints = folder.rpartition(" from ")[2].rpartition("/")[0]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if checkpoints in line:
+            found.append(line)
+    return found
