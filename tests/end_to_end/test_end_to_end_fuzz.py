@@ -1,7 +1,8 @@
 """Thousands of requests that nobody would send: no 5xx, every refusal in its form, and the golden rows as before.
 
-hypothesis makes them, always the same ones, from the schema that the server shows: bodies that follow it, bodies that
-leave it in a field, valid bodies with broken bytes, random and broken images, odd routes and headers.
+hypothesis makes them, the same ones as long as the code stays the same, from the schema that the server shows: bodies
+that follow it, bodies that leave it in a field, valid bodies with broken bytes, random and broken images, odd routes
+and headers.
 """
 
 import asyncio

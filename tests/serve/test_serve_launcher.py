@@ -115,6 +115,7 @@ def test_an_unknown_task_is_refused(checkpoint: Path) -> None:
         pytest.param(["--hf_overrides", "{}"], id="underscores"),
         pytest.param(["--runner=generate"], id="runner"),
         pytest.param(["--trust-remote-code"], id="remote code"),
+        pytest.param(["--middleware=some.other.One"], id="middleware"),
     ],
 )
 def test_an_option_of_vllm_that_would_change_the_vectors_is_refused(checkpoint: Path, options: list[str]) -> None:

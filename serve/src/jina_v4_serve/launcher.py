@@ -43,6 +43,7 @@ FIXED = {
     "mm_processor_kwargs": "the image size is set with --max-pixels",
     "limit_mm_per_prompt": "the published model takes one image a prompt",
     "trust_remote_code": "no code of a checkpoint is run",
+    "middleware": "ours guards the routes, and yours would take its place",
 }
 
 

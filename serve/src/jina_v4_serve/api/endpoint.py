@@ -167,6 +167,8 @@ class JinaEndpoints:
         )
         prompts = PromptMaker(engine_client.renderer.get_tokenizer().backend_tokenizer, limits.max_length)
         steps = engine_client.vllm_config.scheduler_config.max_num_batched_tokens
+        for served in state.openai_serving_models.base_model_paths:
+            served.model_path = served.name  # /v1/models shows it
         state.jina_v4 = Service(Engine(engine_client), limits, settings, prompts, BUDGET_STEPS * steps)
 
 

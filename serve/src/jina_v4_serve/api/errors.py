@@ -31,6 +31,7 @@ class ApiError(Exception):
         param: str | None = None,
         value: object = None,
         retry_after_s: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -39,6 +40,7 @@ class ApiError(Exception):
         self.param = param
         self.value = value
         self.retry_after_s = retry_after_s
+        self.allow = allow
 
     def body(self, request_id: str) -> bytes:
         """Return the JSON of the answer."""
@@ -57,7 +59,8 @@ class ApiError(Exception):
 
     def headers(self) -> Mapping[str, str]:
         """Return the headers of the answer beside those of every answer."""
-        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        given = {"retry-after": self.retry_after_s, "allow": self.allow}
+        return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def invalid(param: str, message: str, value: object = None) -> ApiError:

@@ -79,7 +79,8 @@ class Guard:
         if methods is None:
             raise ApiError(404, "there is no such route; the embeddings are at /v1/embeddings", code="NOT_FOUND")
         if method not in methods:
-            raise ApiError(405, f"{path} takes {' and '.join(sorted(methods))}", code="METHOD_NOT_ALLOWED")
+            message = f"{path} takes {' and '.join(sorted(methods))}"
+            raise ApiError(405, message, code="METHOD_NOT_ALLOWED", allow=", ".join(sorted(methods)))
 
 
 async def respond(error: ApiError, request_id: str, send: Send) -> None:

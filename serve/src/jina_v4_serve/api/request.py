@@ -4,6 +4,7 @@ Source of the rules: the published model's prefixes (`text-matching` always take
 the hosted service's description (`return_multivector` not with `dimensions`, `late_chunking` for texts only).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from jina_v4_serve.api.schema import EmbeddingsRequest, Encoding, Output
 TASKS = ("retrieval", "text-matching", "code")
 MODEL = "jina-embeddings-v4"
 PREFIXES = {"query": "Query: ", "passage": "Passage: "}
+_IMAGE_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _INPUT_TYPES = {
     "query": "query",
     "passage": "passage",
@@ -200,7 +202,8 @@ def _items(value: object, max_items: int) -> list[Item]:
 
 def _item(value: object, where: str) -> Item:
     if isinstance(value, str):
-        return Item(text=value)
+        # haystack sends its images so; as a text one would give a plausible wrong vector. {"text": ...} stays a text.
+        return Item(image=value) if _IMAGE_URI.match(value) else Item(text=value)
     if isinstance(value, int) or (isinstance(value, list) and all(isinstance(part, int) for part in value)):
         raise invalid(
             where, f"{where} holds token ids: they are another tokenizer's and would embed as nonsense; send text"

@@ -30,6 +30,11 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+Encodings = Annotated[
+    list[Encoding] | None, BeforeValidator(_one_or_many, json_schema_input_type=Encoding | list[Encoding] | None)
+]
+
+
 class EmbeddingsRequest(BaseModel):
     """What may be asked of `POST /v1/embeddings`."""
 
@@ -49,12 +54,8 @@ class EmbeddingsRequest(BaseModel):
         None, description="Other words for prompt_name."
     )
     dimensions: int | None = Field(None, description="128, 256, 512, 1024 or 2048; all if absent.")
-    embedding_type: Annotated[list[Encoding] | None, BeforeValidator(_one_or_many)] = Field(
-        None, description="float, base64, binary, ubinary or a list of them."
-    )
-    encoding_format: Annotated[list[Encoding] | None, BeforeValidator(_one_or_many)] = Field(
-        None, description="Another name of embedding_type."
-    )
+    embedding_type: Encodings = Field(None, description="float, base64, binary, ubinary or a list of them.")
+    encoding_format: Encodings = Field(None, description="Another name of embedding_type.")
     outputs: list[Output] | None = Field(None, description="dense, multivector or both, from one pass.")
     return_multivector: bool | None = Field(None, description='The same as outputs=["multivector"].')
     late_chunking: bool | None = Field(None, description="Embed the texts as parts of one text, each its own vector.")
