@@ -189,7 +189,8 @@ def test_a_fleet_told_to_stop_under_load_answers_what_it_accepted(fleet: Server,
     print(f"ended after {ended_s:.1f} s; in flight {dict(flying)}, in all {dict(outcomes)}")
     assert code == 0
     assert set(flying) == {"200"}
-    assert set(outcomes) == {"200", "ConnectError"}  # accepted and answered, or not accepted
+    # What came later was answered or never accepted: refused, reset in the closed socket's queue, or told to go away.
+    assert set(outcomes) <= {"200", "503", "ConnectError", "ReadError", "RemoteProtocolError"}
     assert sum(load.wrong for load in loads) == 0
     assert processes_of(fleet) == []
 

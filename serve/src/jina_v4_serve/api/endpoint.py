@@ -169,7 +169,8 @@ class JinaEndpoints:
         steps = engine_client.vllm_config.scheduler_config.max_num_batched_tokens
         for served in state.openai_serving_models.base_model_paths:
             served.model_path = served.name  # /v1/models shows it
-        state.jina_v4 = Service(Engine(engine_client), limits, settings, prompts, BUDGET_STEPS * steps)
+        budget_tokens = max(BUDGET_STEPS * steps, 2 * limits.max_length)
+        state.jina_v4 = Service(Engine(engine_client), limits, settings, prompts, budget_tokens)
 
 
 async def embeddings(request: Request) -> Response:
