@@ -1,6 +1,7 @@
 """The golden checkpoint and what is folded from it, for every test."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 from servers import BIN
 
 Figure = Callable[[str], None]
+
+# A job in the background of a shell ignores SIGINT and hands that down; tests send it to what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TASKS = ("retrieval", "text-matching", "code")
 GOLDEN = Path(__file__).parent / "golden"
