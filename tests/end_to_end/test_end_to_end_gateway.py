@@ -4,6 +4,7 @@ One fleet serves all tests of this file, in their order; the last one stops it. 
 """
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -26,9 +27,12 @@ BOUND = 1e-5
 @pytest.fixture(scope="module")
 def fleet(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port = free_port()
-    command = [BIN / "jina-v4-serve", "all", "--checkpoints", folded("float32"), "--port", str(port)]
+    folder = tmp_path_factory.mktemp("fleet")
+    # Of its own, so that its processes are told from those of other tests' servers.
+    checkpoints = shutil.copytree(folded("float32"), folder / "checkpoints")
+    command = [BIN / "jina-v4-serve", "all", "--checkpoints", checkpoints, "--port", str(port)]
     begin = time.monotonic()
-    with started(command, port, tmp_path_factory.mktemp("fleet") / "log") as server:
+    with started(command, port, folder / "log") as server:
         server.wait_ready()
         print(f"three servers and the gateway were up after {time.monotonic() - begin:.0f} s")
         yield server
