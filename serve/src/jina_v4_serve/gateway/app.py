@@ -76,7 +76,7 @@ class Gateway:
                 response = await self._route(request)(request, request_id)
             except ApiError as error:
                 response = _error(error, request_id)
-            except Exception:
+            except Exception:  # one request's failure ends neither the gateway nor its other requests
                 logger.exception("request %s failed", request_id)
                 response = _error(ApiError(500, "the gateway failed", code="INTERNAL_ERROR"), request_id)
         finally:
