@@ -58,8 +58,7 @@ def group_is_alive(group: int) -> bool:
 @contextlib.contextmanager
 def started(command: Sequence[str | os.PathLike[str]], port: int, log: Path, **env: str) -> Iterator[Server]:
     """Start a server in a process group of its own; end the whole group afterwards, asked for or not."""
-    # One GiB for keys and values is plenty for these models, and two servers fit the machine beside each other.
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **env}
+    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **env}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -106,5 +105,7 @@ def stock_server(checkpoint: Path, log: Path) -> Iterator[Server]:
     }
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
     flags = ["--enforce-eager", "--no-enable-prefix-caching", "--trust-request-mm-kwargs"]
-    with started([*command, *(f"--{k}={v}" for k, v in options.items()), *flags], port, log, VLLM_PLUGINS="") as server:
+    command += [*(f"--{k}={v}" for k, v in options.items()), *flags]
+    # It would take nine tenths of the machine's memory for keys and values.
+    with started(command, port, log, VLLM_PLUGINS="", VLLM_CPU_KVCACHE_SPACE="1") as server:
         yield server

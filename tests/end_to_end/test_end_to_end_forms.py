@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -514,7 +515,16 @@ def test_the_openapi_page_shows_the_real_fields_and_only_our_routes(wire: Wire) 
     assert schema["required"] == ["input"]
     assert all(field.get("description") for field in schema["properties"].values())
     assert {"200", "400", "401", "404", "422", "429"} <= page["paths"]["/v1/embeddings"]["post"]["responses"].keys()
-    assert "/openapi.json" in wire.http.get("/docs").text
+
+
+def test_the_page_of_the_schema_needs_no_other_host(wire: Wire) -> None:
+    page = wire.http.get("/docs")
+    assert page.status_code == 200
+    assert "/openapi.json" in page.text
+    needed = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert sorted(needed) == ["/static/swagger-ui-bundle.js", "/static/swagger-ui.css", "data:,"]
+    for path in sorted(needed)[:2]:
+        assert len(wire.http.get(path).content) > 100_000
 
 
 @pytest.mark.parametrize("field", ["embedding_type", "encoding_format"])

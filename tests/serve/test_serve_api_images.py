@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+from collections.abc import Callable
 
 import pytest
 from conftest import Golden
@@ -56,9 +57,10 @@ def test_a_url_to_this_machine_is_not_fetched(url: str) -> None:
     assert (caught.value.status, caught.value.param) == (422, "input[1].image")
 
 
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes], ids=["one line", "several lines"])
 @pytest.mark.parametrize("head", ["", "data:image/png;base64,", "DATA:;BASE64,"])
-def test_base64_of_a_file(head: str) -> None:
-    source = head + base64.b64encode(png(9, 7)).decode()
+def test_base64_of_a_file(head: str, encode: Callable[[bytes], bytes]) -> None:
+    source = head + encode(png(9, 7)).decode()
     assert asyncio.run(ImageLoader(LIMITS).load(source, "input")).size == (9, 7)
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import TASKS
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.launcher import PORTS, check_options, environment
+from jina_v4_serve.launcher import PORTS, check_options, environment, kv_cache_bytes
 from servers import BIN, free_port
 
 
@@ -133,9 +133,18 @@ def test_other_options_of_vllm_win_over_ours() -> None:
 
 def test_vllm_reports_nothing_and_keeps_the_plugins_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "theirs")
-    variables = environment("code", on_cpu=True)
+    variables = environment("code")
     assert variables["VLLM_PLUGINS"] == "theirs,jina_v4"
     assert (variables["VLLM_NO_USAGE_STATS"], variables["DO_NOT_TRACK"]) == ("1", "1")
+
+
+@pytest.mark.parametrize(("dtype", "n_bytes"), [("auto", 4), ("float32", 4), ("bfloat16", 2)])
+def test_keys_and_values_of_the_two_longest_prompts_have_room(
+    dtype: str, n_bytes: int, folded: Callable[[str], Path]
+) -> None:
+    checkpoint = read_checkpoint(folded("float32") / "jina-embeddings-v4-code", "code")
+    n_layers, n_heads, head_dim = 3, 1, 128
+    assert kv_cache_bytes(checkpoint, dtype) == 2 * 32768 * n_layers * n_heads * 2 * head_dim * n_bytes
 
 
 def test_each_task_has_a_port_and_the_plugin_is_registered_once() -> None:

@@ -1,9 +1,13 @@
 """What the launcher reads of a merged checkpoint: enough to know that it is whole and of the asked task.
 
-Names and sizes are compared with the manifest; the content is not hashed (7.5 GB would take longer than the start).
+Names and sizes are compared with the manifest, and the headers of the weight files with the index. The content is not
+hashed (7.5 GB would take longer than the start): that is what `jina-v4-merge verify` and the canary are for.
 """
 
+import hashlib
 import json
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,12 @@ from typing import Any
 from jina_v4_serve.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+INDEX = "model.safetensors.index.json"
+CANARY = "canary.json"
+# As safetensors files call a dtype, and its bytes a value.
+DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
+# A file with such a name is what some loader would take for weights.
+WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 # Sides are multiples of 28 pixels: one image token stands for 28 x 28 of them.
 PIXELS_PER_TOKEN = 28 * 28
 # Tokens of the image prompt beside the image's own.
@@ -19,12 +29,17 @@ IMAGE_PROMPT_TOKENS = 11
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole merged checkpoint on disk."""
+    """A whole merged checkpoint on disk.
+
+    Attributes:
+        kv_values: keys and values that attention keeps of one token, in all layers.
+    """
 
     folder: Path
     task: str
     dtype: str
     max_positions: int
+    kv_values: int
     random_weights: bool
 
 
@@ -59,6 +74,8 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
             raise CheckpointError(f"{folder} is not whole: {name} is missing. Fold it again")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}. Fold it again")
+    _check_weights(folder, dtype, sizes)
+    _check_canary(folder)
     config = _read_json(folder / "config.json")
     text_config = config.get("text_config", config)
     return Checkpoint(
@@ -66,13 +83,95 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
         task=task,
         dtype=dtype,
         max_positions=int(text_config["max_position_embeddings"]),
+        kv_values=_kv_values(text_config),
         random_weights="standin" in manifest.get("sources", {}).get("base", {}),
     )
 
 
+def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> None:
+    """Compare the headers of the weight files with the index, and refuse weight files that the manifest does not list.
+
+    Raises:
+        CheckpointError: naming the file and the tensor.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{folder / MANIFEST} says dtype {dtype}; it must be one of {', '.join(DTYPES)}")
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(WEIGHTS) and path.name not in files and not path.name.startswith("."):
+            raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: take it away")
+    index = _read_json(folder / INDEX)
+    try:
+        indexed = {(str(name), str(file)) for name, file in index["weight_map"].items()}
+        total_size = int(index["metadata"]["total_size"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / INDEX} is no index of weights: {error!r}. Fold it again") from error
+    shards = {file for _, file in indexed}
+    lying: set[tuple[str, str]] = set()
+    n_bytes = 0
+    for file in sorted(name for name in files if name.endswith(".safetensors")):
+        tensors = _read_header(folder / file, dtype)
+        if file in shards:
+            lying |= {(name, file) for name in tensors}
+            n_bytes += sum(tensors.values())
+    if odd := sorted(indexed ^ lying):
+        name, file = odd[0]
+        raise CheckpointError(f"{folder / INDEX} and {file} disagree about {name}. Fold it again")
+    if n_bytes != total_size:
+        raise CheckpointError(f"{folder / INDEX} says {total_size} bytes, the shards hold {n_bytes}. Fold it again")
+
+
+def _read_header(path: Path, dtype: str) -> dict[str, int]:
+    """Read the header of a safetensors file; return the bytes of each tensor.
+
+    Raises:
+        CheckpointError: it is broken, or a tensor is not of the dtype.
+    """
+    code, item_bytes = DTYPES[dtype]
+    tensors: dict[str, int] = {}
+    try:
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size - 8 - n_header
+            header = json.loads(file.read(n_header)) if size >= 0 else {}
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            if entry["dtype"] != code:
+                raise CheckpointError(f"{path}: {name} is {entry['dtype']}, the manifest says {dtype}. Fold it again")
+            if stop - start != math.prod(entry["shape"]) * item_bytes:
+                raise ValueError(f"{name} has {stop - start} bytes")
+            tensors[name] = stop - start
+        if sum(tensors.values()) != size:
+            raise ValueError(f"{sum(tensors.values())} bytes of tensors")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is broken: {error!r}. Fold it again") from error
+    return tensors
+
+
+def _check_canary(folder: Path) -> None:
+    """Refuse a canary that was made for another checkpoint, or for an older fold.
+
+    Raises:
+        CheckpointError: with the way out.
+    """
+    if not (folder / CANARY).exists():
+        return
+    manifest_sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    if _read_json(folder / CANARY).get("manifest_sha256") != manifest_sha256:
+        raise CheckpointError(
+            f"{folder / CANARY} was made for another checkpoint or an older fold; make it anew with"
+            f" `jina-v4-merge verify {folder} --canary`, or take it away"
+        )
+
+
+def _kv_values(config: dict[str, Any]) -> int:
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return 2 * int(config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):

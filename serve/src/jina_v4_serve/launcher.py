@@ -20,7 +20,8 @@ from jina_v4_serve.errors import OptionError, PortError
 from jina_v4_serve.plugin import ARCHITECTURE, SERVED_TASK
 
 PORTS = {"retrieval": 8001, "text-matching": 8002, "code": 8003}
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPES = ("auto", *DTYPE_BYTES)
 DRAIN_S = 30  # what is in flight when a server is told to stop has so long to be answered
 MAX_MODEL_LEN = 32768  # the published model's ceiling, in tokens
 MIN_PIXELS = 3136
@@ -98,7 +99,7 @@ def prepare(settings: Settings) -> Launch:
     return Launch(
         arguments=tuple(vllm_arguments(settings, checkpoint, on_cpu)),
         options=settings.vllm_options,
-        environment=environment(settings.task, on_cpu),
+        environment=environment(settings.task),
         banner=banner(settings, checkpoint),
     )
 
@@ -158,12 +159,9 @@ def find_vllm() -> bool:
     raise OptionError("vLLM is not installed: run `make install`, or install jina-v4-serve[vllm]")
 
 
-def environment(task: str, on_cpu: bool) -> dict[str, str]:
+def environment(task: str) -> dict[str, str]:
     """Return the variables that vLLM's processes are to see beside those already set."""
     wanted = {"VLLM_LOGGING_LEVEL": "INFO"}
-    if on_cpu:
-        # GiB. vLLM would take a large share of the machine; pooling keeps a prompt's keys and values for one pass only.
-        wanted["VLLM_CPU_KVCACHE_SPACE"] = "4"
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     return {
         **{name: os.environ.get(name, value) for name, value in wanted.items()},
@@ -204,15 +202,28 @@ def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> 
         "--middleware=jina_v4_serve.api.guard.Guard",
         "--allowed-origins=[]",  # no web page may use the server from a browser
         "--middleware=jina_v4_serve.drain.Drain",
+        "--enable-offline-docs",  # the files of /docs come from this server
         f"--shutdown-timeout={DRAIN_S}",
         "--disable-uvicorn-access-log",
     ]
     if on_cpu:
         arguments.append("--enforce-eager")  # compiling takes 50 s of the start on two cores
+        # vLLM would take nine tenths of the memory. VLLM_CPU_KVCACHE_SPACE, where it is set, goes before this.
+        arguments.append(f"--kv-cache-memory-bytes={kv_cache_bytes(checkpoint, settings.dtype)}")
     if settings.max_pixels is not None:
         limits = {"min_pixels": MIN_PIXELS, "max_pixels": settings.max_pixels}
         arguments.append("--mm-processor-kwargs=" + json.dumps(limits))
     return arguments
+
+
+def kv_cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Return the memory that pooling needs for keys and values: those of the two longest prompts that are served.
+
+    A prompt's are kept for its one pass only. The scheduler goes on with what it has begun before it begins anything
+    new, so at most one prompt is half-way and one more is begun with what a step has left.
+    """
+    width = DTYPE_BYTES[checkpoint.dtype if dtype == "auto" else dtype]
+    return 2 * max_model_len(checkpoint) * checkpoint.kv_values * width
 
 
 def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import Counter
 from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
@@ -16,6 +17,7 @@ from starlette.routing import BaseRoute
 
 from jina_v4_serve.api import answer
 from jina_v4_serve.api.budget import TokenBudget
+from jina_v4_serve.api.canary import canary_failure
 from jina_v4_serve.api.errors import ApiError, shorten
 from jina_v4_serve.api.guard import ROUTES
 from jina_v4_serve.api.images import ImageLoader
@@ -31,7 +33,7 @@ logger = logging.getLogger("jina_v4_serve")
 REFUSED = Counter("jina_v4_refused_requests", "Requests that were not answered with vectors", ["code"])
 NON_FINITE = Counter("jina_v4_non_finite_requests", "Requests whose vectors were not finite and were not sent")
 
-OURS = {"/v1/embeddings", "/ready"}
+OURS = {"/v1/embeddings", "/ready", "/docs"}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Vectors, as JSON or as `application/x-safetensors`, whichever Accept names."},
     400: {"description": "No JSON, or a text over the limit."},
@@ -62,11 +64,14 @@ class Service:
         self.prompts = prompts
         self.images = ImageLoader(settings.images)
         self.budget = TokenBudget(settings.max_tokens_in_flight or budget_tokens)
+        self.canary_failure: str | None = None
         self.worked_at = -STALLED_S
         self.probe_lock = asyncio.Lock()
 
     async def embed(self, asked: Asked, request_id: str) -> list[Vectors]:
         """Give the vectors of a request, a prompt an item (of a late-chunked one, one prompt in all)."""
+        if self.canary_failure is not None:
+            raise ApiError(503, f"this server is not fit to serve: {self.canary_failure}", code="CANARY_FAILED")
         with self.budget.spend(sum(self._estimate(item, asked) for item in asked.items)):
             prompts = await self._prompts(asked)
             vectors = await self.engine.embed(
@@ -85,7 +90,7 @@ class Service:
 
         Behind long work a probe would wait its turn and look like a failure, so a busy engine is given time.
         """
-        if self.engine.dead:
+        if self.engine.dead or self.canary_failure is not None:
             return False
         async with self.probe_lock:
             patience_s = STALLED_S if self.budget.in_flight else READY_AGE_S
@@ -143,14 +148,16 @@ class JinaEndpoints:
         """Put our routes in, take away those that this deployment does not use."""
         # At its start vLLM renders a text-only chat. The checkpoint's template refuses it, and vLLM logs a traceback.
         logging.getLogger("vllm.renderers.base").addFilter(lambda entry: "warmup failed" not in entry.getMessage())
+        wanted = (ROUTES.keys() - OURS) | {"/static"}  # a folder; the guard lets two files of it through
         kept: list[BaseRoute] = [
-            route for route in app.router.routes if getattr(route, "path", "").rstrip("/") in ROUTES.keys() - OURS
+            route for route in app.router.routes if getattr(route, "path", "").rstrip("/") in wanted
         ]
         app.router.routes[:] = kept
         app.title = "jina-embeddings-v4"
         body = {"content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}}, "required": True}
         app.post("/v1/embeddings", openapi_extra={"requestBody": body}, responses=RESPONSES)(embeddings)
         app.get("/ready")(ready)
+        app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)(docs)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Make the service once the engine is there."""
@@ -170,7 +177,10 @@ class JinaEndpoints:
         for served in state.openai_serving_models.base_model_paths:
             served.model_path = served.name  # /v1/models shows it
         budget_tokens = max(BUDGET_STEPS * steps, 2 * limits.max_length)
-        state.jina_v4 = Service(Engine(engine_client), limits, settings, prompts, budget_tokens)
+        service = Service(Engine(engine_client), limits, settings, prompts, budget_tokens)
+        dtype = str(model.dtype).removeprefix("torch.")
+        service.canary_failure = await canary_failure(Path(model.model), dtype, limits, service.embed)
+        state.jina_v4 = service
 
 
 async def embeddings(request: Request) -> Response:
@@ -199,8 +209,22 @@ async def embeddings(request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """Tell whether the server embeds."""
-    good = await request.app.state.jina_v4.ready()
-    return Response(b'{"ready": true}' if good else b'{"ready": false}', 200 if good else 503, None, "application/json")
+    service: Service = request.app.state.jina_v4
+    content: dict[str, Any] = {"ready": await service.ready()}
+    if service.canary_failure is not None:
+        content["reason"] = service.canary_failure
+    return Response(json.dumps(content), 200 if content["ready"] else 503, None, "application/json")
+
+
+async def docs() -> Response:
+    """Show the schema; no part of the page comes from another host."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="jina-embeddings-v4",
+        swagger_js_url="/static/swagger-ui-bundle.js",
+        swagger_css_url="/static/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
 
 
 async def read_body(request: Request, settings: ApiSettings) -> bytes:

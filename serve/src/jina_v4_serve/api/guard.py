@@ -19,7 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# Path to methods. FastAPI's pages are part of the deployment: /docs shows the schema.
+# Path to methods. /docs shows the schema; its page needs the two files, which vLLM has with it.
 ROUTES = {
     "/v1/embeddings": {"POST"},
     "/v1/models": {"GET"},
@@ -29,6 +29,8 @@ ROUTES = {
     "/version": {"GET"},
     "/docs": {"GET", "HEAD"},
     "/openapi.json": {"GET", "HEAD"},
+    "/static/swagger-ui-bundle.js": {"GET", "HEAD"},
+    "/static/swagger-ui.css": {"GET", "HEAD"},
 }
 OPEN = {"/health", "/ready"}  # an orchestrator's probes carry no key
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

@@ -117,6 +117,7 @@ class ImageLoader:
                 raise invalid(where, f"{where}: a data URI must be base64: data:image/png;base64,...")
         elif "://" in source[:16]:
             raise invalid(where, f"{where}: only http and https URLs are fetched", source)
+        source = source.replace("\n", "").replace("\r", "")  # as MIME and many encoders write it
         if len(source) > self.limits.max_bytes * 4 // 3 + 4:
             raise self._too_large(where)
         try:

@@ -204,7 +204,7 @@ def _item(value: object, where: str) -> Item:
     if isinstance(value, str):
         # haystack sends its images so; as a text one would give a plausible wrong vector. {"text": ...} stays a text.
         return Item(image=value) if _IMAGE_URI.match(value) else Item(text=value)
-    if isinstance(value, int) or (isinstance(value, list) and all(isinstance(part, int) for part in value)):
+    if _is_token_id(value) or (isinstance(value, list) and value and all(map(_is_token_id, value))):
         raise invalid(
             where, f"{where} holds token ids: they are another tokenizer's and would embed as nonsense; send text"
         )
@@ -220,6 +220,10 @@ def _item(value: object, where: str) -> Item:
     if not isinstance(content, str):
         raise invalid(f"{where}.{kinds[0]}", f"{where}.{kinds[0]} must be a string", content)
     return Item(text=content) if kinds == ["text"] else Item(image=content)
+
+
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _outputs(request: EmbeddingsRequest) -> frozenset[Output]:

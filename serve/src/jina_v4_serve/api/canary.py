@@ -1,0 +1,148 @@
+"""The canary: texts and vectors that lie in the checkpoint, which this server must give as well before it serves.
+
+`jina-v4-merge verify --canary` computed them with plain transformers. They are embedded here as requests are, before
+the server listens: weights, adapter, projector, tokenizer, kernels and pooling must all be right for them to agree.
+Weights do not change while a server runs, so once is enough; that the engine still works is for `/ready` to find out.
+"""
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import Gauge
+
+from jina_v4_serve.api.request import Asked, Limits, settle
+from jina_v4_serve.api.schema import EmbeddingsRequest
+from jina_v4_serve.api.vectors import PROJECTOR_DIM, Floats, Vectors
+from jina_v4_serve.checkpoint import CANARY
+from jina_v4_serve.errors import CheckpointError
+
+logger = logging.getLogger("jina_v4_serve")
+
+DISTANCE = Gauge("jina_v4_canary_distance", "Largest 1 - cosine of vectors here and in the canary; NaN where unchecked")
+DISTANCE.set(float("nan"))
+
+Embed = Callable[[Asked, str], Awaitable[list[Vectors]]]
+
+# The largest 1 - cosine, by the coarser of the dtypes of server and canary. With random weights rounding made 1e-7 in
+# float32, 2e-6 in float16 and 1.2e-4 in bfloat16, on 3 layers as on 36; a missing adapter 0.33, another task's 0.53.
+BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One text and what it embeds to.
+
+    Attributes:
+        dense: shape (hidden,), unit length.
+        multivector: shape (n_tokens, 128), unit rows.
+    """
+
+    prompt_name: str
+    text: str
+    dense: Floats
+    multivector: Floats
+
+
+@dataclass(frozen=True)
+class Canary:
+    """All of them, and the dtype that they were computed in."""
+
+    dtype: str
+    entries: tuple[Entry, ...]
+
+
+def read_canary(checkpoint: Path) -> Canary | None:
+    """Read the canary of a checkpoint; None where there is none.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    path = checkpoint / CANARY
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        dtype = content["computed"]["dtype"]
+        entries = tuple(
+            Entry(
+                entry["prompt_name"],
+                entry["text"],
+                _floats(entry["dense"]),
+                _floats(entry["multivector"]).reshape(-1, PROJECTOR_DIM),  # (n_tokens, 128)
+            )
+            for entry in content["entries"]
+        )
+        if dtype not in BOUNDS or not entries:
+            raise ValueError(f"{len(entries)} texts in {dtype}")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{CANARY} is broken ({error!r}); make it anew with `jina-v4-merge verify --canary`"
+        ) from error
+    return Canary(dtype, entries)
+
+
+async def canary_failure(checkpoint: Path, dtype: str, limits: Limits, embed: Embed) -> str | None:
+    """Compare what is embedded here with a checkpoint's canary, and log the result.
+
+    Args:
+        checkpoint: its folder.
+        dtype: that is served.
+        limits: of this server; texts that are longer are left out.
+        embed: does what a request asks for.
+
+    Returns:
+        What is wrong, for everybody to read; None if all is well, or if there is no canary.
+    """
+    try:
+        canary = read_canary(checkpoint)
+        entries = [entry for entry in canary.entries if len(entry.multivector) <= limits.max_length] if canary else []
+        if canary is None or not entries:
+            logger.warning("no canary in the checkpoint: vectors are not checked (`jina-v4-merge verify DIR --canary`)")
+            return None
+        bound = max(BOUNDS[dtype], BOUNDS[canary.dtype])
+        async with asyncio.timeout(TIMEOUT_S):
+            distance = await _largest_distance(entries, limits, embed)
+        DISTANCE.set(distance)
+        if distance <= bound:
+            logger.info("the canary lives: 1 - cosine is %.1e, at most %.0e is allowed in %s", distance, bound, dtype)
+            return None
+        failure = (
+            f"the canary's texts embed to other vectors (1 - cosine is {distance:.1e}, at most {bound:.0e} is allowed "
+            f"in {dtype}): a wrong or missing adapter, or a damaged file; `jina-v4-merge verify DIR` tells which"
+        )
+    except CheckpointError as error:
+        failure = str(error)
+    except Exception:  # whatever it is, no vector of this server was seen to be right
+        logger.warning("the canary could not be embedded", exc_info=True)
+        failure = "the canary could not be embedded; the log says why"
+    logger.error("not serving: %s", failure)
+    return failure
+
+
+async def _largest_distance(entries: Sequence[Entry], limits: Limits, embed: Embed) -> float:
+    """Return the largest 1 - cosine, of dense vectors and of multi-vectors in the mean of their rows."""
+    distances: list[float] = []
+    for i, entry in enumerate(entries):
+        body = {
+            "input": {"text": entry.text},
+            "prompt_name": entry.prompt_name,
+            "outputs": ["dense", "multivector"],
+        }
+        (vectors,) = await embed(settle(EmbeddingsRequest.model_validate(body), limits), f"canary-{i}")
+        for found, expected in ((vectors.dense, entry.dense[None]), (vectors.multivector, entry.multivector)):
+            if found.shape != expected.shape:
+                raise CheckpointError(f"a text of the canary gives {found.shape} and not {expected.shape} values")
+            distances.append(1 - float(np.sum(found * expected, dtype=np.float64)) / len(found))
+    return float(np.max(distances))  # NaN where any is
+
+
+def _floats(text: str) -> Floats:
+    """Read base64 of little-endian float32."""
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").astype(np.float32)

@@ -1,0 +1,118 @@
+"""The launcher's quick look at a checkpoint finds what would be loaded wrongly, without reading any weights."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TASKS
+from jina_v4_serve.checkpoint import read_checkpoint
+from jina_v4_serve.errors import CheckpointError
+from safetensors.torch import load_file, save_file
+
+TASK = "retrieval"
+SHARD = "model-00002-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
+PROJECTOR = "multi_vector_projector.safetensors"
+LAYER = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def checkpoint(folded: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a whole checkpoint, to be damaged."""
+    return Path(shutil.copytree(folded("float32") / f"jina-embeddings-v4-{TASK}", tmp_path / "checkpoint"))
+
+
+def resize(folder: Path) -> None:
+    """Make the sizes in the manifest those that lie there."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry["size"] = (folder / name).stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def overwrite(path: Path, position: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        file.write(content)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights beside it": (
+        lambda c: shutil.copy(c / PROJECTOR, c / "adapter_model.safetensors"),
+        "adapter_model.safetensors is not of this checkpoint and might be loaded",
+    ),
+    "weights of another kind beside it": (
+        lambda c: (c / "pytorch_model.bin").write_bytes(b""),
+        "pytorch_model.bin is not of this checkpoint",
+    ),
+    "a header that is no JSON": (lambda c: overwrite(c / SHARD, 8, b"XX"), f"{SHARD} is broken"),
+    "a header longer than the file": (lambda c: overwrite(c / SHARD, 0, b"\xff" * 7), f"{SHARD} is broken"),
+    "a projector that is no safetensors": (
+        lambda c: overwrite(c / PROJECTOR, 0, b"\0" * 200),
+        f"{PROJECTOR} is broken",
+    ),
+    "a tensor under another name": (
+        lambda c: edit(c / SHARD, lambda tensors: tensors.update(other=tensors.pop(LAYER))),
+        f"{INDEX} and {SHARD} disagree about {LAYER}",
+    ),
+    "a tensor of another dtype": (
+        lambda c: edit(c / SHARD, lambda tensors: tensors.update({LAYER: tensors[LAYER].half()})),
+        f"{SHARD}: {LAYER} is F16, the manifest says float32",
+    ),
+    "a smaller tensor": (
+        lambda c: edit(c / SHARD, lambda tensors: tensors.update({LAYER: tensors[LAYER][:-1].clone()})),
+        "the shards hold ",
+    ),
+    "an index that is none": (lambda c: (c / INDEX).write_text('{"metadata": {}}'), f"{INDEX} is no index of weights"),
+    "an index that names another file": (
+        lambda c: replace(c / INDEX, f'"{LAYER}": "{SHARD}"', f'"{LAYER}": "{PROJECTOR}"'),
+        f"disagree about {LAYER}",
+    ),
+    "a dtype that is none": (
+        lambda c: replace(c / "manifest.json", '"dtype": "float32"', '"dtype": "int8"'),
+        "says dtype int8; it must be one of bfloat16, float16, float32",
+    ),
+    "a canary of another checkpoint": (
+        lambda c: (c / "canary.json").write_text('{"manifest_sha256": "0"}'),
+        "canary.json was made for another checkpoint or an older fold",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT.values(), ids=SPOILT)
+def test_what_would_be_loaded_wrongly_is_named(spoil: Callable[[Path], object], said: str, checkpoint: Path) -> None:
+    spoil(checkpoint)
+    if "int8" not in said:
+        resize(checkpoint)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        read_checkpoint(checkpoint, TASK)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("task", TASKS)
+def test_what_fold_writes_is_accepted(dtype: str, task: str, folded: Callable[[str], Path]) -> None:
+    assert read_checkpoint(folded(dtype) / f"jina-embeddings-v4-{task}", task).dtype == dtype
+
+
+def test_no_value_of_a_weight_is_read(checkpoint: Path) -> None:
+    shard = checkpoint / SHARD
+    header = int.from_bytes(shard.read_bytes()[:8], "little")
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:  # a hole where the values were
+        file.truncate(8 + header)
+        file.truncate(size)
+    assert read_checkpoint(checkpoint, TASK).task == TASK
