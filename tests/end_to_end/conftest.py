@@ -1,18 +1,22 @@
 """One float32 retrieval server for all tests of the wire, with limits that a test can reach, and a site beside it."""
 
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
 import pytest
-from servers import Server, engine_server
+from servers import BIN, Server, engine_server
 from wire import ENVIRONMENT, IMAGES, MAX_LENGTH, TASK, Site, Wire, opened_site
 
 
 @pytest.fixture(scope="session")
 def wire_server(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    checkpoint = folded("float32") / f"jina-embeddings-v4-{TASK}"
+    checkpoint = tmp_path_factory.mktemp("with-canary") / TASK
+    shutil.copytree(folded("float32") / f"jina-embeddings-v4-{TASK}", checkpoint)
+    subprocess.run([BIN / "jina-v4-merge", "verify", checkpoint, "--canary"], check=True, capture_output=True)
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as environment:
             for name in ("JINA_V4_API_KEY", "JINA_V4_API_KEY_FILE", "JINA_V4_MAX_TOKENS_IN_FLIGHT"):

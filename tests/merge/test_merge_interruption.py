@@ -20,16 +20,17 @@ from jina_v4_merge.standin import standin
 BASE = str(GOLDEN / "checkpoint")
 FINAL_NAMES = sorted(f"jina-embeddings-v4-{task}" for task in TASKS)
 
-# The real command, which stops and says so when the first file of three is finished.
+# The real command, which stops and says so when it comes to the last tensor that has adapters.
 PAUSED = """
 import sys, time
-from jina_v4_merge import cli, shards
-finish = shards.SafetensorsWriter.finish
-def pause(writer):
-    print("half way", flush=True)
-    time.sleep(600)
-    return finish(writer)
-shards.SafetensorsWriter.finish = pause
+from jina_v4_merge import cli, model
+lora = model.Model.lora
+def pause(self, task, base_name):
+    if base_name == "multi_vector_projector.weight":
+        print("half way", flush=True)
+        time.sleep(600)
+    return lora(self, task, base_name)
+model.Model.lora = pause
 cli.app(sys.argv[1:])
 """
 
@@ -93,7 +94,7 @@ def test_remains_that_cannot_be_locked_are_left_alone(tmp_path: Path, monkeypatc
     assert names_in(tmp_path) == [".jina-v4-merge-old.tmp", "jina-embeddings-v4-code"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_leaves_nothing(tmp_path: Path) -> None:
     def no_file_over_a_megabyte() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
@@ -110,14 +111,57 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
+# The real command on a disk of 24 MB, which has room for one checkpoint and which somebody else fills meanwhile.
+ON_A_SMALL_DISK = """
+import ctypes, errno, os, sys
+from pathlib import Path
+from jina_v4_merge import cli, shards, space
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+libc = ctypes.CDLL(None, use_errno=True)
+mounted = libc.mount(b"none", bytes(out), b"tmpfs", 0, b"size=24m") == 0
+write = shards.SafetensorsWriter._write
+n_written = 0
+def fill(writer, content):
+    global n_written
+    n_written += len(content)
+    if "fill" in os.environ and n_written > 4_000_000:
+        if not mounted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with (out / "of somebody else").open("wb") as file:
+            file.write(bytes(os.statvfs(out).f_bavail * os.statvfs(out).f_bsize))
+    write(writer, content)
+shards.SafetensorsWriter._write = fill
+try:
+    cli.app(sys.argv[1:], standalone_mode=False)
+except BaseException as error:
+    print(repr(error))
+print(mounted, sorted(path.name for path in out.iterdir()))
+if mounted:
+    libc.umount(bytes(out))
+"""
+
+
+def test_a_disk_that_gets_full_leaves_nothing(tmp_path: Path) -> None:
+    """On a file system of its own where one may be mounted, else with the error that the kernel gives on a full one."""
+    command = [sys.executable, "-c", ON_A_SMALL_DISK, "fold", "--base", BASE, "--out", str(tmp_path), "--task", "code"]
+    done = subprocess.run(command, env=os.environ | {"fill": "yes"}, capture_output=True, text=True, check=True)
+    print(done.stdout)
+    reason = "[Errno 28] No space left on device"
+    assert done.stderr == f"error: {tmp_path}: cannot finish what was begun here: {reason}\n"
+    mounted = done.stdout.splitlines()[-1].startswith("True")
+    assert done.stdout.splitlines()[-1] == ("True ['of somebody else']" if mounted else "False []")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout.splitlines()[-1], done.stderr) == (f"{mounted} ['jina-embeddings-v4-code']", "")
+
+
 def test_a_target_that_appears_meanwhile_takes_the_finished_ones_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish = fold_module.publish
 
-    def publish_late(staged: list[Path], parent: Path) -> None:
+    def publish_late(staged: list[Path], parent: Path, may_replace: None) -> None:
         (parent / staged[-1].name / "precious").mkdir(parents=True)
-        publish(staged, parent)
+        publish(staged, parent, may_replace)
 
     monkeypatch.setattr(fold_module, "publish", publish_late)
     with pytest.raises(OutputError, match="not empty"):

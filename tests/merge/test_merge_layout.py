@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, TASKS
 from jina_v4_merge import layout, standin_config
 from jina_v4_merge.errors import ConfigError, LayoutError
 from jina_v4_merge.sources import read_json
@@ -34,13 +34,13 @@ def test_a_real_layout_is_described_exactly() -> None:
     base = layout.base_shapes(read_json(GOLDEN / "checkpoint" / "config.json"))
     shards = sorted((GOLDEN / "checkpoint").glob("model-*.safetensors"))
     assert base == {name: shape for shard in shards for name, shape in shapes_in(shard).items()}
-    adapters = layout.adapter_shapes(base, {"retrieval": 32, "text-matching": 32, "code": 32})
+    adapters = layout.adapter_shapes(base, TASKS, lambda _task, _name: 32)
     assert adapters == shapes_in(GOLDEN / "checkpoint" / "adapters" / "adapter_model.safetensors")
 
 
 def test_the_published_sizes_give_the_published_counts() -> None:
     base = layout.base_shapes(standin_config.model_config("full", 0, SPECIAL_TOKENS))
-    adapters = layout.adapter_shapes(base, {"retrieval": 32, "text-matching": 32, "code": 32})
+    adapters = layout.adapter_shapes(base, TASKS, lambda _task, _name: 32)
     assert len(adapters) == 1518
     assert sum(math.prod(shape) for shape in base.values()) == 3_754_885_248
     assert sum(math.prod(shape) for shape in (*base.values(), *adapters.values())) == 3_934_695_552

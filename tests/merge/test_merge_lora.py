@@ -1,14 +1,17 @@
 """The maths of folding, against exact and against float64 sums."""
 
+import json
 import math
+import re
 from typing import Any
 
+import peft
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jina_v4_merge.errors import ConfigError
-from jina_v4_merge.lora import fold, rank_and_scaling
+from jina_v4_merge.lora import fold, lora_config
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 32, "lora_alpha": 32, "bias": "none"}
@@ -52,9 +55,9 @@ def test_any_sum_is_within_one_ulp_of_the_float64_sum(
     exact = weight.double() + scaling * (b.double() @ a.double())
     folded = fold(weight, a, b, scaling, dtypes[3])
     ulp = torch.finfo(dtypes[3]).eps * exact.abs().clamp(min=torch.finfo(dtypes[3]).tiny)
-    # The float32 sum itself may be off by its own rounding, at the size of its terms: they can cancel out.
+    # The sum itself may be off by its own rounding, at the size of its terms: they can cancel out.
     terms = weight.double().abs() + abs(scaling) * (b.double().abs() @ a.double().abs())
-    sum_error = (rank + 2) * torch.finfo(torch.float32).eps * terms
+    sum_error = (rank + 2) * torch.finfo(torch.float64).eps * terms
     assert ((folded.double() - exact).abs() <= ulp + sum_error).all()
 
 
@@ -76,8 +79,9 @@ def test_no_input_is_changed() -> None:
     ids=["published", "smaller alpha", "rslora", "fraction"],
 )
 def test_the_scaling_is_read_from_the_config(changes: dict[str, Any], scaling: float) -> None:
-    config = PLAIN | changes
-    assert rank_and_scaling(config) == (config["r"], pytest.approx(scaling, rel=1e-15))
+    config = lora_config(PLAIN | changes)
+    assert config.rank == (PLAIN | changes)["r"]
+    assert config.scaling == config.scaling_of("any.module") == pytest.approx(scaling, rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +94,6 @@ def test_the_scaling_is_read_from_the_config(changes: dict[str, Any], scaling: f
         ("modules_to_save", ["norm"]),
         ("fan_in_fan_out", True),
         ("layer_replication", [[0, 2]]),
-        ("rank_pattern", {"q_proj": 8}),
-        ("alpha_pattern", {"q_proj": 8}),
         ("trainable_token_indices", [1, 2]),
         ("target_parameters", ["x"]),
         ("use_qalora", True),
@@ -99,7 +101,7 @@ def test_the_scaling_is_read_from_the_config(changes: dict[str, Any], scaling: f
 )
 def test_what_is_not_plain_lora_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{key}="):
-        rank_and_scaling(PLAIN | {key: value})
+        lora_config(PLAIN | {key: value})
 
 
 @pytest.mark.parametrize(
@@ -107,4 +109,59 @@ def test_what_is_not_plain_lora_is_refused_by_name(key: str, value: object) -> N
 )
 def test_rank_and_alpha_must_be_numbers(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{key}="):
-        rank_and_scaling(PLAIN | {key: value})
+        lora_config(PLAIN | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value", "named"),
+    [
+        ("rank_pattern", {"q_proj": 0}, "rank_pattern['q_proj']=0"),
+        ("rank_pattern", {"q_proj": 2.5}, "rank_pattern['q_proj']=2.5"),
+        ("alpha_pattern", {"q_proj": "8"}, "alpha_pattern['q_proj']='8'"),
+        ("alpha_pattern", {"q_(proj": 8}, "alpha_pattern['q_(proj'], no regular expression"),
+        ("rank_pattern", ["q_proj"], "rank_pattern=['q_proj']"),
+    ],
+)
+def test_patterns_must_hold_numbers_by_regular_expression(pattern: str, value: object, named: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        lora_config(PLAIN | {pattern: value})
+
+
+MODULES = ["layers.0.q_proj", "layers.1.q_proj", "layers.10.q_proj", "layers.0.my_q_proj", "layers.1.up_proj", "head"]
+PATTERNS = [
+    {"q_proj": 4},
+    {"layers.0.q_proj": 4, "q_proj": 2},
+    {"q_proj": 2, "layers.0.q_proj": 4},
+    {"layers.1": 4, "1.q_proj": 2},
+    {"layers.[01].*": 4},
+    {"^layers.0.q_proj": 4, ".*q_proj": 2},
+    {"q_proj|up_proj": 4},
+    {"no_such_module": 4},
+]
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match")
+@pytest.mark.parametrize("use_rslora", [False, True], ids=["plain", "rslora"])
+@pytest.mark.parametrize("alphas", [{}, *PATTERNS], ids=str)
+@pytest.mark.parametrize("ranks", [{}, *PATTERNS], ids=str)
+def test_ranks_and_alphas_by_pattern_are_those_of_peft(
+    ranks: dict[str, int], alphas: dict[str, int], use_rslora: bool
+) -> None:
+    model = torch.nn.ModuleDict({"head": torch.nn.Linear(2, 2)})
+    model["layers"] = torch.nn.ModuleDict()
+    for i in ("0", "1", "10"):
+        names = [name.rpartition(".")[2] for name in MODULES if name.startswith(f"layers.{i}.")]
+        model["layers"][i] = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in names})
+    config = peft.LoraConfig(
+        r=8,
+        lora_alpha=12,
+        use_rslora=use_rslora,
+        rank_pattern=ranks,
+        alpha_pattern={key: value + 0.5 for key, value in alphas.items()},
+        target_modules=["head", "q_proj", "my_q_proj", "up_proj"],
+    )
+    adapted = peft.get_peft_model(model, config).base_model.model
+    ours = lora_config(json.loads(json.dumps(config.to_dict(), default=list)))
+    for name in MODULES:
+        layer = adapted.get_submodule(name)
+        assert (ours.rank_of(name), ours.scaling_of(name)) == (layer.r["default"], layer.scaling["default"]), name

@@ -1,13 +1,18 @@
 """What stops a fold: each by name, and with nothing left behind."""
 
+import builtins
+import errno
+import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
+from jina_v4_merge import weights
 from jina_v4_merge.errors import ConfigError, LayoutError, MergeError, OutputError, SourceError, WeightError
 from jina_v4_merge.fold import fold
 from safetensors.torch import load_file, save_file
@@ -100,14 +105,14 @@ def test_a_whole_task_missing_is_counted(base: Path, out: Path, edit_adapters: E
 def test_a_weight_that_is_not_finite(name: str, value: float, base: Path, out: Path, edit_weights: Edit) -> None:
     edit_weights(base, lambda tensors: tensors[name].view(-1)[-1].fill_(value))
     message = refusal(base, out, WeightError)
-    assert name in message
-    assert "base holds a value that is not finite" in message
+    assert message.startswith(f"{base}/model-0000")
+    assert f"safetensors: {name} holds a value that is not finite" in message
 
 
 def test_an_adapter_that_is_not_finite(base: Path, out: Path, edit_adapters: Edit) -> None:
     edit_adapters(base, lambda tensors: tensors[PROJECTOR_LORA_B].view(-1)[7].fill_(torch.nan))
     message = refusal(base, out, WeightError)
-    assert "multi_vector_projector.weight of retrieval: lora_B of retrieval" in message
+    assert f"adapter_model.safetensors: {PROJECTOR_LORA_B} holds a value that is not finite" in message
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", Q_PROJ])
@@ -123,7 +128,10 @@ def test_a_value_too_large_for_float16_is_none_for_bfloat16(base: Path, tmp_path
     assert fold(str(base), tmp_path / "elsewhere", ["code"])
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("bias", "all"), ("rank_pattern", {"x": 1}), ("r", 0)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_dora", True), ("bias", "all"), ("r", 0), ("modules_to_save", ["norm"]), ("peft_type", "LOHA")],
+)
 def test_an_adapter_config_that_is_not_plain_lora(
     key: str, value: object, base: Path, out: Path, edit_json: Callable[..., None]
 ) -> None:
@@ -144,7 +152,7 @@ def test_a_task_the_base_does_not_have(
 ) -> None:
     edit_json(base / "config.json", task_names=["retrieval", "code"])
     edit_adapters(base, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".text-matching." in name])
-    with pytest.raises(ConfigError, match="no task text-matching; it has retrieval, code"):
+    with pytest.raises(ConfigError, match="no adapter of task text-matching; it has retrieval, code"):
         fold(str(base), out, ["text-matching"])
 
 
@@ -209,6 +217,94 @@ def test_a_quantised_weight(base: Path, out: Path) -> None:
     message = refusal(base, out, LayoutError)
     assert Q_PROJ in message
     assert "I8" in message
+
+
+FILES = [
+    "config.json",
+    "tokenizer.json",
+    "preprocessor_config.json",
+    "model.safetensors.index.json",
+    "model-00001-of-00002.safetensors",
+    "adapters/adapter_config.json",
+    "adapters/adapter_model.safetensors",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_a_link_to_itself(name: str, base: Path, out: Path) -> None:
+    (base / name).unlink()
+    (base / name).symlink_to(base / name)
+    assert Path(name).name in refusal(base, out, SourceError)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_a_folder(name: str, base: Path, out: Path) -> None:
+    (base / name).unlink()
+    (base / name).mkdir()
+    assert Path(name).name in refusal(base, out, SourceError)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_cannot_be_read(name: str, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that fails, or in a folder of somebody else's (root, which tests may be, can read those)."""
+    for module, attribute in ((os, "open"), (builtins, "open"), (io, "open"), (weights, "safe_open")):
+        real = getattr(module, attribute)
+
+        def fail(path: object, *args: object, real: Callable[..., object] = real, **options: object) -> object:
+            if str(path) == str(base / name):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(module, attribute, fail)
+    message = refusal(base, out, SourceError)
+    assert str(base / name) in message
+    assert "Permission denied" in message
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "adapters/adapter_model.safetensors"])
+@pytest.mark.parametrize("place", [0, 7, 9, 200], ids=["length", "top of the length", "header", "an entry"])
+def test_a_flipped_byte_in_a_header(place: int, name: str, base: Path, out: Path) -> None:
+    content = bytearray((base / name).read_bytes())
+    content[place] ^= 0x85
+    (base / name).write_bytes(content)
+    message = refusal(base, out, MergeError)
+    assert str(base) in message
+    assert name in message or "unknown" in message  # a name that has changed is another name
+
+
+def test_a_config_of_more_layers_than_the_weights_have(base: Path, out: Path) -> None:
+    path = base / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    path.write_text(json.dumps(config))
+    assert "12 missing: model.layers.3.input_layernorm.weight" in refusal(base, out, LayoutError)
+
+
+def test_a_config_of_a_larger_vocabulary(base: Path, out: Path) -> None:
+    path = base / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["vocab_size"] += 8
+    path.write_text(json.dumps(config))
+    assert "model.embed_tokens.weight is [" in refusal(base, out, LayoutError)
+
+
+def test_a_file_that_becomes_shorter_meanwhile(base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(folder: Path) -> bool:
+        os.truncate(base / "adapters" / "adapter_model.safetensors", 100_000)
+        return True
+
+    monkeypatch.setattr("jina_v4_merge.fold.can_link", cut)
+    message = refusal(base, out, SourceError)
+    assert re.search(r"adapter_model\.safetensors: cannot read base_model\..*: the file has become shorter", message)
+
+
+def test_a_base_folder_that_is_a_link_to_itself(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert refusal(tmp_path / "loop", out, SourceError) == f"{tmp_path / 'loop'}: no such folder"
+
+
+def test_a_base_whose_name_is_too_long(tmp_path: Path, out: Path) -> None:
+    assert "File name too long" in refusal(tmp_path / ("x" * 300), out, SourceError)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "~/nowhere/at/all", "a/b/c", "nowhere"])

@@ -1,8 +1,8 @@
-"""Reading the task adapters that lie beside a base, in `adapters/`.
+"""Reading the task adapters, from `adapters/` beside a base or from a place of their own.
 
 The published layout is one file with all tasks in it, the task being the last name before `.weight`; older revisions
-have a folder a task, each an ordinary single-task adapter. Either way the result is the same: a scaling for each task,
-and tensors under the names of the published layout.
+have a folder a task, each an ordinary single-task adapter. Either way the result is the same: a scaling for each task
+and base tensor, and tensors under the names of the published layout.
 """
 
 import re
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jina_v4_merge.errors import ConfigError, LayoutError, SourceError
-from jina_v4_merge.layout import Shape, adapter_name, adapter_shapes, check, published_name
-from jina_v4_merge.lora import rank_and_scaling
-from jina_v4_merge.sources import read_json
+from jina_v4_merge.layout import Shape, adapter_name, adapter_shapes, check, is_adapted, published_name
+from jina_v4_merge.lora import LoraConfig, lora_config
+from jina_v4_merge.sources import ADAPTERS_FOLDER, read_json
 from jina_v4_merge.weights import StoredTensor, stored_tensors
 
-FOLDER = "adapters"
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
@@ -25,25 +24,36 @@ _TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of all tasks of a base.
+    """The adapters of some tasks.
 
     Attributes:
-        files: What they were read from, relative to the base's folder.
-        scalings: Task to factor on `B @ A`.
+        files: Task to what its adapter was read from, relative to the folder that was read.
+        configs: Task to the config of its adapter.
+        scalings: Task to published base tensor name to factor on `B @ A`.
         tensors: Published adapter tensor name to tensor.
     """
 
-    files: Sequence[str]
-    scalings: Mapping[str, float]
+    files: Mapping[str, Sequence[str]]
+    configs: Mapping[str, LoraConfig]
+    scalings: Mapping[str, Mapping[str, float]]
     tensors: Mapping[str, StoredTensor]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that there are adapters of."""
+        return list(self.scalings)
+
+    def scaling(self, task: str, base_name: str) -> float:
+        """Return the factor on `B @ A` for a base tensor, by its published name."""
+        return self.scalings[task][base_name]
 
 
 def read_adapters(folder: Path, tasks: Sequence[str], base: Mapping[str, Shape]) -> Adapters:
-    """Read the headers and configs of a base's adapters, and account for every tensor in them.
+    """Read the headers and configs of the adapters in a folder, and account for every tensor in them.
 
     Args:
-        folder: The base's.
-        tasks: All tasks that the base has adapters for.
+        folder: The base's, with `adapters/` in it, or one that itself is what lies there.
+        tasks: All tasks that the base has adapters for. Where each has a folder, one without is left out.
         base: The shapes of the base's tensors, by published name.
 
     Raises:
@@ -51,38 +61,56 @@ def read_adapters(folder: Path, tasks: Sequence[str], base: Mapping[str, Shape])
         ConfigError: an adapter is not plain LoRA.
         LayoutError: a tensor is unknown, missing or misshapen.
     """
-    files: list[str] = []
-    ranks: dict[str, int] = {}
-    scalings: dict[str, float] = {}
+    files: dict[str, list[str]] = {}
+    configs: dict[str, LoraConfig] = {}
     tensors: dict[str, StoredTensor] = {}
-    for part, part_tasks in _parts(folder, tasks):
-        files += [f"{part}/{CONFIG_NAME}", f"{part}/{WEIGHTS_NAME}"]
-        rank, scaling = _read_config(folder / part / CONFIG_NAME)
-        ranks |= dict.fromkeys(part_tasks, rank)
-        scalings |= dict.fromkeys(part_tasks, scaling)
-        for tensor in stored_tensors(folder / part / WEIGHTS_NAME).values():
+    for prefix, part_tasks in _parts(folder, tasks):
+        names = [prefix + CONFIG_NAME, prefix + WEIGHTS_NAME]
+        files |= dict.fromkeys(part_tasks, names)
+        configs |= dict.fromkeys(part_tasks, _read_config(folder / names[0]))
+        for tensor in stored_tensors(folder / names[1]).values():
             name = _published(tensor.name, part_tasks)
             if (other := tensors.setdefault(name, tensor)) is not tensor:
                 raise LayoutError(f"{tensor.path}: {other.name} and {tensor.name} are one tensor")
+
+    def rank(task: str, base_name: str) -> int:
+        return configs[task].rank_of(_module(tensors, task, base_name))
+
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    check(str(folder / FOLDER), found, adapter_shapes(base, ranks))
-    return Adapters(files, scalings, tensors)
+    check(str(folder), found, adapter_shapes(base, configs, rank))
+    scalings = {
+        task: {name: config.scaling_of(_module(tensors, task, name)) for name in filter(is_adapted, base)}
+        for task, config in configs.items()
+    }
+    return Adapters(files, configs, scalings, tensors)
 
 
 def _parts(folder: Path, tasks: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    if (folder / FOLDER / WEIGHTS_NAME).exists():
-        return [(FOLDER, tasks)]
-    if any((folder / FOLDER / task).is_dir() for task in tasks):
-        return [(f"{FOLDER}/{task}", [task]) for task in tasks]
-    raise SourceError(f"{folder / FOLDER / WEIGHTS_NAME}: no such file, nor a folder for each task beside it")
+    """Return what the names of files begin with, for each folder with a file, and the tasks that the file has."""
+    for prefix in (f"{ADAPTERS_FOLDER}/", ""):
+        if (folder / prefix / WEIGHTS_NAME).exists():
+            return [(prefix, tasks)]
+        if present := [task for task in tasks if (folder / prefix / task).is_dir()]:
+            return [(f"{prefix}{task}/", [task]) for task in present]
+    raise SourceError(
+        f"{folder / ADAPTERS_FOLDER / WEIGHTS_NAME}: no such file, nor a folder for each task beside it, nor either "
+        f"in {folder} itself; --adapters says where else the adapters are"
+    )
 
 
-def _read_config(path: Path) -> tuple[int, float]:
+def _read_config(path: Path) -> LoraConfig:
     config = read_json(path)
     try:
-        return rank_and_scaling(config)
+        return lora_config(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _module(tensors: Mapping[str, StoredTensor], task: str, base_name: str) -> str:
+    """Return the name of a module as the adapter's file has it: that is what patterns in the config are about."""
+    name = adapter_name(task, base_name, "A")
+    match = _TENSOR_NAME.fullmatch(tensors[name].name if name in tensors else name)
+    return match["module"] if match else name
 
 
 def _published(name: str, tasks: Sequence[str]) -> str:

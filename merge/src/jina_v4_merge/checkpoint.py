@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its weights: config, tokenizer, processor settings, prompts, index and manifest.
+"""What a checkpoint holds beside its weights: config, tokenizer, processor settings, prompts and index.
 
 Everything here turns JSON into JSON. A checkpoint is stock: nothing in it refers to code, and no key of the published
 config that only the published code knows is kept.
@@ -6,17 +6,16 @@ config that only the published code knows is kept.
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
-from jina_v4_merge.digests import FileDigest
 from jina_v4_merge.errors import ConfigError
-from jina_v4_merge.prompts import CHAT_TEMPLATE, IMAGE_PROMPT, text_prefixes
+from jina_v4_merge.prompts import CHAT_TEMPLATE, text_prefixes
 from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME
 
 MODEL = "jina-embeddings-v4"
 MANIFEST_NAME = "manifest.json"
 PROJECTOR_NAME = "multi_vector_projector.safetensors"
+PROMPTS_NAME = "config_sentence_transformers.json"
 STANDIN_KEY = "standin"
 
 # Keys of the published config.json that stock code has no use for.
@@ -32,7 +31,7 @@ _PUBLISHED_ONLY = (
     "truncate_dim",
     "verbosity",
 )
-_ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 _PROCESSOR = "Qwen2_5_VLProcessor"
 
 
@@ -71,7 +70,7 @@ def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Return a base's config.json as stock code reads it, for weights of the given dtype."""
     stock = {key: value for key, value in config.items() if key not in _PUBLISHED_ONLY}
     stock |= {
-        "architectures": [_ARCHITECTURE],
+        "architectures": [ARCHITECTURE],
         "model_type": "qwen2_5_vl",
         "matryoshka_dimensions": dimensions(config),
         "torch_dtype": dtype,
@@ -98,41 +97,13 @@ def plain_files(base: Mapping[str, bytes], config: Mapping[str, Any], task: str,
         else:
             files[name] = content
     files["chat_template.jinja"] = CHAT_TEMPLATE.encode()
-    files["config_sentence_transformers.json"] = json_bytes(
-        {"prompts": text_prefixes(task), "default_prompt_name": "query"}
-    )
+    files[PROMPTS_NAME] = json_bytes({"prompts": text_prefixes(task), "default_prompt_name": "query"})
     return files
 
 
 def index(weight_map: Mapping[str, str], total_size: int) -> bytes:
     """Return a model.safetensors.index.json."""
     return json_bytes({"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))})
-
-
-def manifest(
-    config: Mapping[str, Any],
-    task: str,
-    dtype: str,
-    scaling: float,
-    sources: Mapping[str, Any],
-    files: Mapping[str, FileDigest],
-) -> bytes:
-    """Return the manifest of a task's checkpoint: what it is, what it was made from, and every other file in it."""
-    return json_bytes(
-        {
-            "format": 1,
-            "model": MODEL,
-            "task": task,
-            "dtype": dtype,
-            "scaling": scaling,
-            "dimensions": dimensions(config),
-            "prompts": text_prefixes(task),
-            "image_prompt": IMAGE_PROMPT,
-            "sources": sources,
-            "tool": {"name": "jina-v4-merge", "version": version("jina-v4-merge")},
-            "files": {name: files[name].as_json() for name in sorted(files)},
-        }
-    )
 
 
 def _with_dtype(section: Mapping[str, Any], dtype: str) -> dict[str, Any]:

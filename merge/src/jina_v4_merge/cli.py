@@ -1,4 +1,4 @@
-"""The command line: `jina-v4-merge fold` and `jina-v4-merge standin`.
+"""The command line: `jina-v4-merge` and its commands.
 
 torch is imported by the commands, not here, so that help and mistaken arguments answer at once.
 """
@@ -48,6 +48,14 @@ def fold(
     task: Annotated[list[Task] | None, typer.Option(help="May be given several times; all tasks without it.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights written.")] = Dtype.BFLOAT16,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub: branch, tag or commit.")] = None,
+    adapters: Annotated[
+        str | None, typer.Option(help="Where the adapters are, if not beside the base: a folder, or a name on the hub.")
+    ] = None,
+    adapters_revision: Annotated[str | None, typer.Option(help="Of --adapters on the hub.")] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace checkpoints that are there already, each when the new one is whole."),
+    ] = False,
 ) -> None:
     """Fold the task adapters into the base: one stock checkpoint a task."""
     with _errors_for_people():
@@ -55,9 +63,90 @@ def fold(
             from jina_v4_merge.fold import fold as fold_base
 
         start_s = time.monotonic()
-        made = fold_base(base, out, [chosen.value for chosen in task] if task else TASKS, dtype.value, revision)
+        made = fold_base(
+            base,
+            out,
+            [chosen.value for chosen in task] if task else TASKS,
+            dtype.value,
+            revision,
+            adapters=adapters,
+            adapters_revision=adapters_revision,
+            force=force,
+        )
         for checkpoint in made:
             typer.echo(f"{checkpoint.folder}: {checkpoint.n_bytes / 1e9:.2f} GB, {dtype.value}")
+        typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint's folder, or the one that holds the three.")],
+    base: Annotated[str | None, typer.Option(help="Fold it once more and compare bit by bit.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
+    adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
+    adapters_revision: Annotated[str | None, typer.Option(help="Of adapters on the hub.")] = None,
+    canary: Annotated[
+        bool, typer.Option("--canary", help="If all is well, store what servers check themselves by.")
+    ] = False,
+) -> None:
+    """Check checkpoints: every file, tensor and value, and with --base against a second folding."""
+    with _errors_for_people():
+        with _quiet_ctrl_c():
+            from jina_v4_merge.model import open_model
+            from jina_v4_merge.reference import make_canary
+            from jina_v4_merge.refold import compare
+            from jina_v4_merge.verify import find_checkpoints
+            from jina_v4_merge.verify import verify as verify_checkpoints
+
+        start_s = time.monotonic()
+        checkpoints = verify_checkpoints(find_checkpoints(folder), expect_canary=not canary)
+        model = None
+        lines = {checkpoint.folder: checkpoint.summary() for checkpoint in checkpoints}
+        if base is not None:
+            model = open_model(base, revision, adapters, adapters_revision)
+            for each in compare(model, [checkpoint for checkpoint in checkpoints if checkpoint.tensors]):
+                equal = f"{each.n_folded} folded and {each.n_copied} copied tensors"
+                lines[each.checkpoint.folder] += f"; {equal} as folding {base} gives"
+        for checkpoint in checkpoints:
+            for problem in checkpoint.problems:
+                sys.stderr.write(f"error: {problem}\n")
+            if checkpoint.problems:
+                continue
+            typer.echo(lines[checkpoint.folder])
+            if canary:
+                typer.echo(f"{checkpoint.folder}: {make_canary(checkpoint, model)}")
+        typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
+        if any(checkpoint.problems for checkpoint in checkpoints):
+            raise typer.Exit(1)
+
+
+@app.command()
+def export_adapters(
+    base: Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")],
+    out: Annotated[Path, typer.Option(help="The folder in which the adapters' folders are made.")],
+    task: Annotated[list[Task] | None, typer.Option(help="May be given several times; all tasks without it.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
+    adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
+    adapters_revision: Annotated[str | None, typer.Option(help="Of --adapters on the hub.")] = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="The base as a stock checkpoint, too.")] = False,
+) -> None:
+    """Write the task adapters as ordinary PEFT adapters, for one base with all of them."""
+    with _errors_for_people():
+        with _quiet_ctrl_c():
+            from jina_v4_merge.export import export_adapters as export
+
+        start_s = time.monotonic()
+        made = export(
+            base,
+            out,
+            [chosen.value for chosen in task] if task else TASKS,
+            revision,
+            adapters=adapters,
+            adapters_revision=adapters_revision,
+            with_base=with_base,
+        )
+        for exported in made:
+            typer.echo(f"{exported.folder}: {exported.n_bytes / 1e9:.2f} GB")
         typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
 
 

@@ -6,7 +6,7 @@ an embedding model and counts as unknown.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,27 +47,34 @@ def base_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     return _text_shapes(text) | _vision_shapes(config) | _projector_shapes(config, text)
 
 
+def module_name(base_name: str) -> str:
+    """Return what transformers, and so an adapter, calls the layer that has the weight of this published name."""
+    module = base_name.removesuffix(".weight")
+    return "model.language_model." + module.removeprefix("model.") if module.startswith("model.") else module
+
+
 def adapter_name(task: str, base_name: str, side: str) -> str:
     """Return the published name of the adapter tensor of a task, base tensor and side, "A" or "B"."""
-    module = base_name.removesuffix(".weight")
-    if module.startswith("model."):
-        module = "model.language_model." + module.removeprefix("model.")
-    return f"base_model.model.{module}.lora_{side}.{task}.weight"
+    return f"base_model.model.{module_name(base_name)}.lora_{side}.{task}.weight"
 
 
-def adapter_shapes(base: Mapping[str, Shape], ranks: Mapping[str, int]) -> dict[str, Shape]:
+def adapter_shapes(
+    base: Mapping[str, Shape], tasks: Iterable[str], rank_of: Callable[[str, str], int]
+) -> dict[str, Shape]:
     """Return every adapter tensor that belongs to a base, by published name.
 
     Args:
         base: What `base_shapes` returns.
-        ranks: The rank of each task's adapter.
+        tasks: Those that have an adapter.
+        rank_of: Gives the rank of a task's adapter for a base tensor.
 
     Returns:
         Shapes (rank, n_in) for A, (n_out, rank) for B.
     """
     shapes: dict[str, Shape] = {}
-    for task, rank in ranks.items():
+    for task in tasks:
         for name in filter(is_adapted, base):
+            rank = rank_of(task, name)
             n_out, n_in = base[name]
             shapes[adapter_name(task, name, "A")] = (rank, n_in)
             shapes[adapter_name(task, name, "B")] = (n_out, rank)

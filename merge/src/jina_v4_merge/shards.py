@@ -16,6 +16,7 @@ import torch
 
 from jina_v4_merge.digests import FileDigest
 from jina_v4_merge.layout import Shape
+from jina_v4_merge.pagecache import WINDOW_BYTES, let_go
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MAX_SHARD_BYTES = 4 << 30
@@ -39,6 +40,11 @@ def plan(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes: int) 
     return shards
 
 
+def file_size(shapes: Mapping[str, Shape], dtype: torch.dtype) -> int:
+    """Return the size in bytes of a file with these tensors."""
+    return len(_header(shapes, dtype)) + sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+
+
 class SafetensorsWriter:
     """Writes one file: its tensors in the order of `shapes`, each in one or more blocks of rows."""
 
@@ -50,6 +56,7 @@ class SafetensorsWriter:
         self._bytes_due = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
         self._sha256 = hashlib.sha256()
         self._size = 0
+        self._let_go_size = 0
         self._file = path.open("xb")
         self._write(_header(shapes, dtype))
 
@@ -86,6 +93,9 @@ class SafetensorsWriter:
         self._file.write(content)
         self._sha256.update(content)
         self._size += len(content)
+        if self._size - self._let_go_size >= WINDOW_BYTES:
+            let_go(self._file.fileno())
+            self._let_go_size = self._size
 
 
 class ShardSeries:

@@ -1,11 +1,13 @@
-"""Finding the base model: a local folder, or a repository on the hub, of which just what is needed is fetched."""
+"""Finding base and adapters: a folder here, or a repository on the hub, of which just what is needed is fetched."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jina_v4_merge.errors import ConfigError, SourceError
+from jina_v4_merge.prompts import TASKS
 
 # Read for the checkpoint's own small files, where they are there.
 TOKENIZER_FILES = (
@@ -20,6 +22,9 @@ CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 GENERATION_NAME = "generation_config.json"
 
+ADAPTERS_FOLDER = "adapters"
+
+_ADAPTERS_FETCHED = [f"{ADAPTERS_FOLDER}/*.json", f"{ADAPTERS_FOLDER}/*.safetensors"]
 _FETCHED = [
     CONFIG_NAME,
     PREPROCESSOR_NAME,
@@ -27,14 +32,15 @@ _FETCHED = [
     *TOKENIZER_FILES,
     "model*.safetensors",
     "model.safetensors.index.json",
-    "adapters/*.json",
-    "adapters/*.safetensors",
+    *_ADAPTERS_FETCHED,
 ]
+# Adapters with a place of their own may also lie at its top.
+_ADAPTERS_ALONE_FETCHED = [*_ADAPTERS_FETCHED, *(f"{folder}adapter_*" for folder in ("", *(f"{t}/" for t in TASKS)))]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a base lies.
+    """Where a base or its adapters lie.
 
     Attributes:
         name: What the user called it.
@@ -47,21 +53,38 @@ class Source:
     revision: str | None
 
 
-def find(base: str, revision: str | None) -> Source:
-    """Find a base, fetching it from the hub if it is not a folder here.
+def find_base(base: str, revision: str | None) -> Source:
+    """Find a base, fetching it from the hub, with what adapters lie beside it, if it is not a folder here.
 
     Raises:
         SourceError: there is no such folder, or the hub does not have it or cannot be reached.
     """
-    folder = Path(base).expanduser()
-    if folder.is_dir():
+    return _find("--base", base, "--revision", revision, _FETCHED)
+
+
+def find_adapters(adapters: str, revision: str | None) -> Source:
+    """Find adapters that have a place of their own, fetching them from the hub if it is not a folder here.
+
+    Raises:
+        SourceError: there is no such folder, or the hub does not have it or cannot be reached.
+    """
+    return _find("--adapters", adapters, "--adapters-revision", revision, _ADAPTERS_ALONE_FETCHED)
+
+
+def _find(option: str, name: str, revision_option: str, revision: str | None, fetched: Sequence[str]) -> Source:
+    folder = Path(name).expanduser()
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except OSError as error:  # a name too long for the file system, a folder above it that may not be entered
+        raise SourceError(f"{name}: cannot be read: {error.strerror}") from error
+    if is_folder:
         if revision is not None:
-            raise SourceError(f"--revision is for a model on the hub; {base} is a folder, which has none")
-        return Source(base, folder, None)
-    if folder.exists() or base.startswith(("/", ".", "~")) or base.count("/") != 1:
-        raise SourceError(f"{base}: no such folder")
-    snapshot = _fetch(base, revision)
-    return Source(base, snapshot, snapshot.name)
+            raise SourceError(f"{revision_option} is for a model on the hub; {name} is a folder, which has none")
+        return Source(name, folder, None)
+    if exists or folder.is_symlink() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise SourceError(f"{name}: no such folder")
+    snapshot = _fetch(option, name, revision, fetched)
+    return Source(name, snapshot, snapshot.name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,12 +105,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _fetch(repository: str, revision: str | None) -> Path:
+def _fetch(option: str, repository: str, revision: str | None, fetched: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FETCHED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(fetched)))
     except HFValidationError as error:
         raise SourceError(f"{repository}: neither a folder here nor a possible name on the hub") from error
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -100,8 +123,9 @@ def _fetch(repository: str, revision: str | None) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ")
         raise SourceError(
             f"{repository}: there is no such folder here, and the hub cannot be reached ({reason}). Ways out: "
-            "a local copy with --base DIR; a snapshot in the hub's cache (HF_HOME, and HF_HUB_OFFLINE=1 to use nothing "
-            "else); a mirror with HF_ENDPOINT=URL; random weights from `jina-v4-merge standin DIR` to try things out"
+            f"a local copy with {option} DIR; a snapshot in the hub's cache (HF_HOME, and HF_HUB_OFFLINE=1 to use "
+            "nothing else); a mirror with HF_ENDPOINT=URL; random weights from `jina-v4-merge standin DIR` to try "
+            "things out"
         ) from error
 
 

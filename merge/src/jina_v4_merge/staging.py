@@ -3,6 +3,7 @@
 Everything is built in a hidden folder beside the target and renamed when it is complete and on the disk. What an
 interrupted run leaves behind never has a final name; if not even its cleaning-up could run (SIGKILL, power), the next
 run removes the remains. A lock on the hidden folder tells remains from the work of another run that is still alive.
+What is replaced changes places with its successor in one step, so that one of the two has the final name at any moment.
 """
 
 import contextlib
@@ -10,24 +11,31 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jina_v4_merge.errors import OutputError, named
+from jina_v4_merge.exchange import exchange
 
 _PREFIX = ".jina-v4-merge-"
 _SUFFIX = ".tmp"
 
 
-def require_absent(targets: Sequence[Path]) -> None:
+def require_absent(targets: Sequence[Path], or_else: str = "") -> None:
     """Check that none of the targets exists.
+
+    Args:
+        targets: Any.
+        or_else: Another way out than to remove them, for the message.
 
     Raises:
         OutputError: with those that do.
     """
     existing = [str(target) for target in targets if os.path.lexists(target)]
     if existing:
-        raise OutputError(f"{named(existing)} exists already; remove it or choose another place. Nothing was written")
+        raise OutputError(
+            f"{named(existing)} exists already; remove it{or_else} or choose another place. Nothing was written"
+        )
 
 
 @contextlib.contextmanager
@@ -61,20 +69,38 @@ def staging(parent: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def publish(staged: Sequence[Path], parent: Path) -> None:
-    """Move complete folders out of the staging folder into `parent`, all or none."""
+def publish(staged: Sequence[Path], parent: Path, may_replace: Callable[[Path], object] | None = None) -> None:
+    """Move complete folders out of the staging folder into `parent`, all or none.
+
+    Args:
+        staged: The folders, on the same file system as `parent`.
+        parent: Where they get their final names.
+        may_replace: Raises for a folder that must stay. Without it none is replaced. What is replaced changes places
+            with the new folder in one step, and goes with the staging folder.
+    """
     for folder in staged:
         for inner in [*folder.rglob("*"), folder]:
             if inner.is_dir():
                 _sync(inner)
+    inodes = {folder: folder.stat().st_ino for folder in staged}
     try:
         for folder in staged:
-            folder.rename(parent / folder.name)
+            target = parent / folder.name
+            if may_replace is not None and os.path.lexists(target):
+                may_replace(target)
+                exchange(folder, target)
+            else:
+                folder.rename(target)
         _sync(parent)
     except BaseException:  # Ctrl-C as well
-        for folder in staged:
-            if not folder.exists():
-                (parent / folder.name).rename(folder)
+        for folder, inode in inodes.items():
+            target = parent / folder.name
+            if not target.exists() or target.stat().st_ino != inode:
+                continue
+            if folder.exists():
+                exchange(folder, target)
+            else:
+                target.rename(folder)
         raise
 
 

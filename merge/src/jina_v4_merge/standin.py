@@ -18,7 +18,8 @@ from jina_v4_merge.digests import write_file
 from jina_v4_merge.layout import Shape, adapter_shapes, base_shapes
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import TASKS
-from jina_v4_merge.shards import ShardSeries
+from jina_v4_merge.shards import ShardSeries, file_size
+from jina_v4_merge.space import require_space
 from jina_v4_merge.staging import publish, require_absent, staging
 from jina_v4_merge.standin_tokenizer import tokenizer_files
 from jina_v4_merge.threads import one_thread
@@ -65,18 +66,20 @@ def standin(folder: Path, size: str = "tiny", seed: int = 0) -> int:
         sources.PREPROCESSOR_NAME: json_bytes(standin_config.preprocessor_config()),
         sources.GENERATION_NAME: json_bytes({}),
         "README.md": _README.format(size=size, seed=seed).encode(),
-        f"{adapters.FOLDER}/{adapters.CONFIG_NAME}": json_bytes(standin_config.adapter_config()),
+        f"{sources.ADAPTERS_FOLDER}/{adapters.CONFIG_NAME}": json_bytes(standin_config.adapter_config()),
     }
     base = base_shapes(config)
     shards = _two_shards(base)
-    lora = adapter_shapes(base, dict.fromkeys(TASKS, standin_config.RANK))
+    lora = adapter_shapes(base, TASKS, lambda _task, _name: standin_config.RANK)
     files[INDEX_NAME] = index({name: file for file, shapes in shards.items() for name in shapes}, _n_bytes(base))
+    weights = {**shards, f"{sources.ADAPTERS_FOLDER}/{adapters.WEIGHTS_NAME}": lora}
     with staging(folder.parent) as stage:
+        sizes = [file_size(shapes, _DTYPE) for shapes in weights.values()] + [len(held) for held in files.values()]
+        require_space(folder.parent, [1, 1, *sizes])  # two folders
         target = stage / folder.name
-        (target / adapters.FOLDER).mkdir(parents=True)
+        (target / sources.ADAPTERS_FOLDER).mkdir(parents=True)
         with one_thread(), progress("standin", _n_bytes(base | lora)) as written:
-            _write(target, shards, seed, written)
-            _write(target / adapters.FOLDER, {adapters.WEIGHTS_NAME: lora}, seed, written)
+            _write(target, weights, seed, written)
         for name, content in files.items():
             write_file(target / name, content)
         n_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

@@ -1,6 +1,8 @@
-"""Keeping torch to one thread while it works on small blocks."""
+"""Threads: one for torch while it works on small blocks, one a core for work that can be done side by side."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -20,3 +22,13 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
+
+
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """Give a thread for each core; what has not begun is dropped when the block is left early."""
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

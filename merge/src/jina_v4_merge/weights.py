@@ -1,13 +1,16 @@
 """Reading tensors from safetensors files, some rows at a time, so that memory stays flat.
 
-Only headers are read until rows are asked for. A file is mapped anew for each block of rows: a mapping that stays open
-would count every page ever touched as resident, 7.5 GB for the real base. Files with anything but plain float tensors
-(quantised ones, say) are refused.
+Only headers are read until rows are asked for, by the library, which refuses broken ones. Rows are read here: the
+library maps files, and every page of a mapping that was ever touched counts as resident, 7.5 GB for the real base.
+Files with anything but plain float tensors (quantised ones, say) are refused.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -15,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from jina_v4_merge.errors import LayoutError, SourceError, named
 from jina_v4_merge.layout import Shape, published_name
+from jina_v4_merge.pagecache import ask_for, let_go
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -22,16 +26,26 @@ SINGLE_NAME = "model.safetensors"
 _FLOAT_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Small enough that a block, its float32 form and its folded forms stay in a core's cache.
 _BLOCK_BYTES = 1 << 20
+_AHEAD_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies, and what it is; its values stay on the disk."""
+    """Where a tensor lies, and what it is; its values stay on the disk.
+
+    Attributes:
+        path: Of the file.
+        name: The one in the file.
+        shape: Its own.
+        dtype: Its own.
+        offset: Of its first byte in the file.
+    """
 
     path: Path
     name: str
     shape: Shape
     dtype: torch.dtype
+    offset: int
 
     @property
     def n_bytes(self) -> int:
@@ -44,11 +58,12 @@ class StoredTensor:
         Raises:
             SourceError: the file cannot be read any more.
         """
-        row_bytes = max(1, self.n_bytes // self.shape[0])
-        n_rows = max(1, _BLOCK_BYTES // row_bytes)
-        for start in range(0, self.shape[0], n_rows):
-            rows = slice(start, min(start + n_rows, self.shape[0]))
-            yield rows, self.read(rows)
+        n_rows = max(1, _BLOCK_BYTES // self._row_bytes)
+        with self._open() as file:
+            for start in range(0, self.shape[0], n_rows):
+                rows = slice(start, min(start + n_rows, self.shape[0]))
+                ask_for(file.fileno(), self.offset + rows.stop * self._row_bytes, _AHEAD_BYTES)
+                yield rows, self._read(file, rows)
 
     def read(self, rows: slice = slice(None)) -> torch.Tensor:
         """Return some rows, or all, in the dtype of the file.
@@ -56,12 +71,35 @@ class StoredTensor:
         Raises:
             SourceError: the file cannot be read any more.
         """
+        with self._open() as file:
+            return self._read(file, rows)
+
+    @contextmanager
+    def _open(self) -> Iterator[FileIO]:
         try:
-            with safe_open(self.path, framework="pt") as file:
-                block: torch.Tensor = file.get_slice(self.name)[rows]
-        except (OSError, SafetensorError) as error:
-            raise SourceError(f"{self.path}: cannot read {self.name}: {error}") from error
+            file = self.path.open("rb", buffering=0)
+        except OSError as error:
+            raise SourceError(f"{self.path}: cannot read {self.name}: {error.strerror}") from error
+        with file:
+            yield file
+
+    def _read(self, file: FileIO, rows: slice) -> torch.Tensor:
+        start, stop, _ = rows.indices(self.shape[0])
+        block = torch.empty(stop - start, *self.shape[1:], dtype=self.dtype)  # (n_rows, ...)
+        content = block.view(torch.uint8).reshape(-1).numpy().data  # (n_bytes,)
+        try:
+            n_read = os.preadv(file.fileno(), [content], self.offset + start * self._row_bytes)
+            # All that was read of this tensor up to here: parts of pages at the ends of blocks would stay.
+            let_go(file.fileno(), self.offset, stop * self._row_bytes)
+        except OSError as error:
+            raise SourceError(f"{self.path}: cannot read {self.name}: {error.strerror}") from error
+        if n_read != len(content):
+            raise SourceError(f"{self.path}: cannot read {self.name}: the file has become shorter")
         return block
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape[1:]).numel()
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -74,18 +112,29 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
+            offsets = _offsets(path)
             for name in file.keys():  # noqa: SIM118 - a safe_open is no dict and cannot be iterated over
                 header = file.get_slice(name)
                 if header.get_dtype() not in _FLOAT_DTYPES:
                     raise LayoutError(
                         f"{path}: {name} has dtype {header.get_dtype()}; choose a base in {', '.join(_FLOAT_DTYPES)}"
                     )
-                tensors[name] = StoredTensor(path, name, tuple(header.get_shape()), _FLOAT_DTYPES[header.get_dtype()])
+                shape, dtype = tuple(header.get_shape()), _FLOAT_DTYPES[header.get_dtype()]
+                tensors[name] = StoredTensor(path, name, shape, dtype, offsets[name])
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except (OSError, SafetensorError) as error:
         raise SourceError(f"{path}: broken or cut short: {error}") from error
     return tensors
+
+
+def _offsets(path: Path) -> dict[str, int]:
+    """Return where in a file each tensor begins; the header must have been found to be sound."""
+    with path.open("rb") as file:
+        n_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(n_bytes))
+    header.pop("__metadata__", None)
+    return {name: 8 + n_bytes + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 def base_files(folder: Path) -> list[str]:
@@ -133,6 +182,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     try:
         weight_map = json.loads((folder / INDEX_NAME).read_bytes())["weight_map"]
         return {str(name): str(file) for name, file in weight_map.items()}
+    except OSError as error:
+        raise SourceError(f"{folder / INDEX_NAME}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{folder / INDEX_NAME}: no index of safetensors shards: {error!r}") from error
 

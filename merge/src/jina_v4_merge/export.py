@@ -1,0 +1,169 @@
+"""Writing the task adapters as ordinary PEFT adapters, for those who would rather keep one base than three checkpoints.
+
+A folder a task: `adapter_config.json` and `adapter_model.safetensors` under the names that PEFT and vLLM know, and the
+task's projector, folded, in a file of its own. The projector is no part of the stock model, so that no loader of
+adapters could put its adapter anywhere.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from jina_v4_merge import checkpoint
+from jina_v4_merge.adapters import CONFIG_NAME, WEIGHTS_NAME
+from jina_v4_merge.digests import write_file
+from jina_v4_merge.errors import ConfigError, named
+from jina_v4_merge.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, adapter_name, is_adapted, module_name
+from jina_v4_merge.lora import fold as fold_rows
+from jina_v4_merge.model import Model, open_model
+from jina_v4_merge.progress import progress
+from jina_v4_merge.prompts import TASKS
+from jina_v4_merge.shards import MAX_SHARD_BYTES, Shard, ShardSeries, plan
+from jina_v4_merge.staging import publish, require_absent, staging
+from jina_v4_merge.threads import one_thread
+from jina_v4_merge.weights import INDEX_NAME
+
+BASE_FOLDER = "base"
+
+# The language model's layers by their names in transformers; the vision tower has layers of the same last names.
+_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was made."""
+
+    folder: Path
+    n_bytes: int
+
+
+def export_adapters(
+    base: str,
+    out: Path,
+    tasks: Sequence[str] = TASKS,
+    revision: str | None = None,
+    *,
+    adapters: str | None = None,
+    adapters_revision: str | None = None,
+    with_base: bool = False,
+) -> list[Exported]:
+    """Write the adapters of some tasks as PEFT adapters, a folder named after each task.
+
+    Args:
+        base: A folder, or the name of a model on the hub.
+        out: The folder in which the adapters' folders are made.
+        tasks: Which of the base's tasks to export.
+        revision: Of a base on the hub.
+        adapters: A folder, or the name of a model on the hub, of adapters that do not lie beside the base.
+        adapters_revision: Of adapters on the hub.
+        with_base: Write the base as well, as a stock checkpoint without any adapter, in a folder `base`.
+
+    Returns:
+        What was made, in the order of `tasks`, then the base.
+
+    Raises:
+        MergeError: one of its classes, and nothing is written.
+    """
+    names = [*tasks, *([BASE_FOLDER] if with_base else [])]
+    require_absent([out / name for name in names])
+    model = open_model(base, revision, adapters, adapters_revision)
+    if absent := [task for task in tasks if task not in model.adapters.tasks]:
+        raise ConfigError(
+            f"{model.adapter_source.name} has no adapter of task {named(absent)}; "
+            f"it has {', '.join(model.adapters.tasks)}"
+        )
+    with staging(out) as stage, one_thread():
+        for name in names:
+            (stage / name).mkdir()
+        for task in tasks:
+            _write_adapter(model, task, stage / task)
+        if with_base:
+            _write_base(model, stage / BASE_FOLDER)
+        publish([stage / name for name in names], out)
+    return [Exported(out / name, sum(file.stat().st_size for file in (out / name).iterdir())) for name in names]
+
+
+def peft_config(model: Model, task: str) -> dict[str, Any]:
+    """Return the adapter_config.json of an exported adapter.
+
+    Rank and alpha of a module that differs from the rest stand under its own name: patterns over the names that the
+    module had elsewhere might mean others here.
+    """
+    config = model.adapters.configs[task]
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for name in filter(_is_exported, model.tensors):
+        rank = model.adapters.tensors[adapter_name(task, name, "A")].shape[0]
+        alpha = model.adapters.scaling(task, name) * (math.sqrt(rank) if config.use_rslora else rank)
+        if rank != config.rank:
+            ranks[module_name(name)] = rank
+        if not math.isclose(alpha, config.alpha, rel_tol=1e-9):
+            alphas[module_name(name)] = alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": model.base.name,
+        "revision": model.base.revision,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "use_rslora": config.use_rslora,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": _TARGETS,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.0,
+    }
+
+
+def _is_exported(name: str) -> bool:
+    return is_adapted(name) and name != PROJECTOR_WEIGHT
+
+
+def _write_adapter(model: Model, task: str, folder: Path) -> None:
+    tensors = {
+        f"base_model.model.{module_name(name)}.lora_{side}.weight": model.adapters.tensors[
+            adapter_name(task, name, side)
+        ].read()
+        for name in filter(_is_exported, model.tensors)
+        for side in "AB"
+    }
+    weight, bias = (model.tensors[name].read().float() for name in (PROJECTOR_WEIGHT, PROJECTOR_BIAS))
+    folded = fold_rows(weight, *model.lora(task, PROJECTOR_WEIGHT), torch.float32)  # (projector dim, hidden)
+    _write_safetensors(folder / WEIGHTS_NAME, tensors)
+    _write_safetensors(folder / checkpoint.PROJECTOR_NAME, {PROJECTOR_WEIGHT: folded, PROJECTOR_BIAS: bias})
+    write_file(folder / CONFIG_NAME, checkpoint.json_bytes(peft_config(model, task)))
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    write_file(path, save(dict(tensors), {"format": "pt"}))
+
+
+def _write_base(model: Model, folder: Path) -> None:
+    """Write a base as a stock checkpoint: its own weights, and what plain transformers and vLLM read beside them."""
+    shapes = {
+        name: tensor.shape for name, tensor in model.tensors.items() if name not in (PROJECTOR_WEIGHT, PROJECTOR_BIAS)
+    }
+    dtype = reduce(torch.promote_types, (model.tensors[name].dtype for name in shapes))
+    parts = plan(shapes, dtype, MAX_SHARD_BYTES)
+    shards: list[Shard] = [(f"model-{i:05}-of-{len(parts):05}.safetensors", part) for i, part in enumerate(parts, 1)]
+    n_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    with closing(ShardSeries(folder, shards, dtype)) as series, progress("base", n_bytes) as written:
+        for name in shapes:
+            for _, block in model.tensors[name].row_blocks():
+                series.append(name, block.to(dtype))
+                written(block.nbytes)
+    write_file(folder / INDEX_NAME, checkpoint.index({name: file for file, part in shards for name in part}, n_bytes))
+    # Prompts are a task's; the rest is the same for every task.
+    plain = checkpoint.plain_files(model.small_files, model.config, TASKS[0], str(dtype).removeprefix("torch."))
+    for name, content in plain.items():
+        if name != checkpoint.PROMPTS_NAME:
+            write_file(folder / name, content)

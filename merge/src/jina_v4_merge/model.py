@@ -1,0 +1,84 @@
+"""The model to be folded: a base and its adapters, of which every tensor is accounted for and no value is read yet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jina_v4_merge import checkpoint, sources
+from jina_v4_merge.adapters import Adapters, read_adapters
+from jina_v4_merge.errors import SourceError
+from jina_v4_merge.layout import adapter_name, base_shapes, check
+from jina_v4_merge.weights import StoredTensor, base_files, base_tensors
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base and its adapters.
+
+    Attributes:
+        base: Where the base lies.
+        config: Its config.json.
+        tensors: Its tensors by published name, in the order in which checkpoints have them.
+        small_files: The content of its tokenizer's and processor's files, by name.
+        base_files: The names of all files of the base that are used.
+        adapter_source: Where the adapters lie; `base` again, if beside it.
+        adapters: What they are.
+    """
+
+    base: sources.Source
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    small_files: Mapping[str, bytes]
+    base_files: Sequence[str]
+    adapter_source: sources.Source
+    adapters: Adapters
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read, the weights among them."""
+        adapter_files = dict.fromkeys(name for names in self.adapters.files.values() for name in names)
+        return [self.base.folder / name for name in self.base_files] + [
+            self.adapter_source.folder / name for name in adapter_files
+        ]
+
+    def lora(self, task: str, base_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Return A (rank, n_in) and B (n_out, rank), float64, and the factor on `B @ A`, of a task and base tensor."""
+        a, b = (self.adapters.tensors[adapter_name(task, base_name, side)].read().double() for side in "AB")
+        return a, b, self.adapters.scaling(task, base_name)
+
+
+def open_model(
+    base: str, revision: str | None = None, adapters: str | None = None, adapters_revision: str | None = None
+) -> Model:
+    """Find base and adapters, read all of them but the values of tensors, and account for every tensor.
+
+    Args:
+        base: A folder, or the name of a model on the hub.
+        revision: Of a base on the hub.
+        adapters: The same, of adapters that do not lie beside the base.
+        adapters_revision: Of adapters on the hub.
+
+    Raises:
+        MergeError: one of its classes: something cannot be found or read, does not fit, or cannot be folded exactly.
+    """
+    if adapters_revision is not None and adapters is None:
+        raise SourceError("--adapters-revision is for --adapters from the hub; --revision is for the base")
+    source = sources.find_base(base, revision)
+    config = sources.read_json(source.folder / sources.CONFIG_NAME)
+    shapes = base_shapes(config)
+    tensors = base_tensors(source.folder)
+    check(source.name, {name: tensor.shape for name, tensor in tensors.items()}, shapes)
+    small_files = sources.small_files(source.folder)
+    adapter_source = source if adapters is None else sources.find_adapters(adapters, adapters_revision)
+    return Model(
+        source,
+        config,
+        {name: tensors[name] for name in shapes},  # the same order, whatever the base's files have
+        small_files,
+        [sources.CONFIG_NAME, *small_files, *base_files(source.folder)],
+        adapter_source,
+        read_adapters(adapter_source.folder, checkpoint.task_names(config), shapes),
+    )

@@ -1,0 +1,80 @@
+"""The manifest of a checkpoint: what it is, what it was made from, and every other file in it."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jina_v4_merge import checkpoint
+from jina_v4_merge.adapters import Adapters
+from jina_v4_merge.digests import FileDigest
+from jina_v4_merge.errors import MergeError, OutputError
+from jina_v4_merge.model import Model
+from jina_v4_merge.prompts import IMAGE_PROMPT, text_prefixes
+from jina_v4_merge.sources import Source, read_json
+
+_TOOL = "jina-v4-merge"
+
+
+def manifest(
+    model: Model, task: str, dtype: str, files: Mapping[str, FileDigest], source_digests: Mapping[Path, FileDigest]
+) -> bytes:
+    """Return the manifest of a task's checkpoint.
+
+    Args:
+        model: What it was made from.
+        task: Of the checkpoint.
+        dtype: Of its weights.
+        files: Every other file in it, by name.
+        source_digests: Every file that was read, by path.
+    """
+
+    def source(of: Source, names: Sequence[str]) -> dict[str, Any]:
+        digests = {name: source_digests[of.folder / name].as_json() for name in sorted(names)}
+        return {"name": of.name, "revision": of.revision, "files": digests}
+
+    base = source(model.base, model.base_files)
+    if checkpoint.STANDIN_KEY in model.config:
+        base[checkpoint.STANDIN_KEY] = model.config[checkpoint.STANDIN_KEY]
+    return checkpoint.json_bytes(
+        {
+            "format": 1,
+            "model": checkpoint.MODEL,
+            "task": task,
+            "dtype": dtype,
+            "scaling": _scaling(model.adapters, task),
+            "dimensions": checkpoint.dimensions(model.config),
+            "prompts": text_prefixes(task),
+            "image_prompt": IMAGE_PROMPT,
+            "sources": {"base": base, "adapters": source(model.adapter_source, model.adapters.files[task])},
+            "tool": {"name": _TOOL, "version": version(_TOOL)},
+            "files": {name: files[name].as_json() for name in sorted(files)},
+        }
+    )
+
+
+def require_replaceable(target: Path) -> None:
+    """Check that what lies in the place of a checkpoint, if anything does, is a checkpoint that this program made.
+
+    Raises:
+        OutputError: it is something else.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    try:
+        found = {} if target.is_symlink() else read_json(target / checkpoint.MANIFEST_NAME)
+    except MergeError:
+        found = {}
+    tool = found.get("tool")
+    if found.get("model") != checkpoint.MODEL or not isinstance(tool, Mapping) or tool.get("name") != _TOOL:
+        raise OutputError(
+            f"{target} has no {checkpoint.MANIFEST_NAME} of {_TOOL}: it is none of its checkpoints, and --force does "
+            "not replace it. Remove it or choose another place. Nothing was written"
+        )
+
+
+def _scaling(adapters: Adapters, task: str) -> float | dict[str, Any]:
+    """Return the one factor of a task's adapter, or where patterns in its config give others, all that differ."""
+    default = adapters.configs[task].scaling
+    others = {name: scaling for name, scaling in adapters.scalings[task].items() if scaling != default}
+    return {"default": default, "by_tensor": others} if others else default

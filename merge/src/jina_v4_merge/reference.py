@@ -1,0 +1,148 @@
+"""Embedding texts with plain transformers on the CPU, from a folded checkpoint or from a base with adapters unfolded.
+
+Source of the pooling: the published model's `get_single_vector_embeddings`, as in the server: the mean over every token
+of the prefixed text, unit length; every token's row through the projector, unit rows.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from tokenizers import Tokenizer
+
+from jina_v4_merge.canary import Entry, largest_distance, texts, write_canary
+from jina_v4_merge.checkpoint import PROJECTOR_NAME
+from jina_v4_merge.errors import ConfigError, WeightError
+from jina_v4_merge.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, is_adapted, module_name
+from jina_v4_merge.model import Model
+from jina_v4_merge.shards import DTYPES
+from jina_v4_merge.verify import Verified
+from jina_v4_merge.weights import StoredTensor, stored_tensors
+
+_ROOM_BYTES = 1 << 30  # beside the weights: torch itself, activations
+_MEMORY = Path("/proc/meminfo")
+# 1 - cosine that rounding alone may make between folded and unfolded, by dtype of weights or of computing.
+_BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+
+
+def affordable_dtype(tensors: Mapping[str, StoredTensor], dtype: str) -> str:
+    """Return the dtype to compute in: float32 where the weights fit the free memory so, else that of the checkpoint."""
+    n_bytes = sum(tensor.n_bytes for tensor in tensors.values()) // DTYPES[dtype].itemsize * torch.float32.itemsize
+    for line in _MEMORY.read_text().splitlines() if _MEMORY.exists() else []:
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and int(value.split()[0]) * 1024 < n_bytes + _ROOM_BYTES:
+            return dtype
+    return "float32"
+
+
+def make_canary(checkpoint: Verified, model: Model | None = None) -> str:
+    """Compute the canary of a checkpoint that was found good, and put it there.
+
+    Args:
+        checkpoint: A good one.
+        model: The base and its adapters. With them the vectors are computed a second time, with the adapters beside
+            the base's weights and not folded into them, and must agree: a canary of a wrong fold would guard it.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        WeightError: folded and unfolded disagree.
+        OutputError: the canary cannot be written.
+    """
+    manifest = checkpoint.manifest
+    dtype = affordable_dtype(checkpoint.tensors, manifest["dtype"])
+    reference = ReferenceModel(checkpoint.folder, dtype)
+    wanted = texts(manifest["prompts"])
+    entries = reference.embed(wanted, manifest["prompts"])
+    done = f"canary of {len(entries)} texts, computed in {dtype}"
+    if model is not None:
+        for name in filter(is_adapted, model.tensors):
+            reference.unfold(name, model.tensors[name].read(), *model.lora(manifest["task"], name))
+        distance = largest_distance(entries, reference.embed(wanted, manifest["prompts"]))
+        bound = max(_BOUNDS[dtype], _BOUNDS[manifest["dtype"]])
+        if not distance <= bound:
+            raise WeightError(
+                f"{checkpoint.folder}: with the adapters of {model.adapter_source.name} unfolded the same texts embed "
+                f"otherwise (1 - cosine is {distance:.1e}, at most {bound:.0e} is allowed); no canary is written"
+            )
+        done += f"; unfolded the same within {distance:.1e} (1 - cosine)"
+    write_canary(checkpoint.folder, entries, reference.computed)
+    return done
+
+
+class ReferenceModel:
+    """A folded checkpoint in plain transformers."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        """Load it.
+
+        Raises:
+            ConfigError: transformers is not installed.
+        """
+        try:
+            from transformers import Qwen2_5_VLForConditionalGeneration
+            from transformers.utils import logging
+        except ImportError as error:
+            raise ConfigError(
+                f"a canary is computed with transformers, which cannot be imported here ({error}): "
+                "install jina-v4-merge[canary]"
+            ) from error
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                folder, dtype=DTYPES[dtype], local_files_only=True
+            )
+        self._model = model.eval()
+        self._modules = dict(self._model.named_modules())
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        projector = stored_tensors(folder / PROJECTOR_NAME)
+        weight = projector[PROJECTOR_WEIGHT].read().float()  # (projector dim, hidden)
+        self._projector = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        self._projector.weight.data, self._projector.bias.data = weight, projector[PROJECTOR_BIAS].read().float()
+        self.computed = {"dtype": dtype, "transformers": version("transformers"), "torch": version("torch")}
+
+    def unfold(self, base_name: str, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
+        """Put a layer back to the base's weight, and have it add `scaling * B A x` to its output.
+
+        Args:
+            base_name: The published name of the layer's weight.
+            weight: The base's, (n_out, n_in).
+            a: (rank, n_in).
+            b: (n_out, rank).
+            scaling: The factor on `B A`.
+        """
+        layer = self._projector if base_name == PROJECTOR_WEIGHT else self._modules[module_name(base_name)]
+        dtype = layer.weight.dtype
+        layer.weight.data = weight.to(dtype)
+        layer.register_forward_hook(partial(_add, a.to(dtype), scaling * b.to(dtype)))
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[tuple[str, str]], prompts: Mapping[str, str]) -> list[Entry]:
+        """Embed texts one by one.
+
+        Args:
+            texts: Prompt name and text of each.
+            prompts: Prompt name to prefix.
+        """
+        entries = []
+        for prompt_name, text in texts:
+            ids = self._tokenizer.encode(prompts[prompt_name] + text, add_special_tokens=False).ids
+            rows = self._model.model(input_ids=torch.tensor([ids])).last_hidden_state[0].float()  # (n_tokens, hidden)
+            dense = F.normalize(rows.mean(0), dim=-1)  # (hidden,)
+            multivector = F.normalize(self._projector(rows), dim=-1)  # (n_tokens, projector dim)
+            entries.append(Entry(prompt_name, text, dense.numpy(), multivector.numpy()))
+        return entries
+
+
+def _add(
+    a: torch.Tensor, b: torch.Tensor, _: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor
+) -> torch.Tensor:
+    return output + inputs[0] @ a.T @ b.T

@@ -1,0 +1,233 @@
+"""Checking checkpoints that lie on a disk: every file against the manifest, every tensor against the config.
+
+A checkpoint that lost a byte embeds plausibly and wrongly. So every file is read and hashed, once even where several
+checkpoints hard-link it, and every value is looked at on the way. `refold` compares the weights with a base's as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jina_v4_merge.canary import CANARY_NAME, check_canary
+from jina_v4_merge.checkpoint import ARCHITECTURE, MANIFEST_NAME, MODEL, PROJECTOR_NAME, PROMPTS_NAME
+from jina_v4_merge.digests import FileDigest
+from jina_v4_merge.errors import LayoutError, MergeError, SourceError, named
+from jina_v4_merge.layout import PROJECTOR_BIAS, base_shapes, check
+from jina_v4_merge.progress import progress
+from jina_v4_merge.prompts import IMAGE_PROMPT, TASKS, text_prefixes
+from jina_v4_merge.scan import Scan, scan
+from jina_v4_merge.shards import DTYPES
+from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME, read_json
+from jina_v4_merge.threads import one_thread, workers
+from jina_v4_merge.weights import INDEX_NAME, StoredTensor, base_tensors, stored_tensors
+
+_ALWAYS_THERE = (
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    INDEX_NAME,
+    PROJECTOR_NAME,
+    PROMPTS_NAME,
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+@dataclass
+class Verified:
+    """A checkpoint and what was found out about it.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: Empty where it cannot be read.
+        files: What the manifest says of each file.
+        tensors: By published name, the projector's among them; empty where their headers cannot be read.
+        problems: All that is wrong with it, each a sentence that names the file or tensor.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileDigest] = field(default_factory=dict)
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def n_bytes(self) -> int:
+        """What the manifest's files should have together."""
+        return sum(digest.size for digest in self.files.values())
+
+    def summary(self) -> str:
+        """Return in one line what was looked at."""
+        sizes = f"{len(self.files)} files, {self.n_bytes / 1e9:.2f} GB, {len(self.tensors)} tensors"
+        return f"{self.folder}: {sizes}, {self.manifest.get('dtype')}"
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Return a folder itself if it is a checkpoint's, else the folders of checkpoints in it.
+
+    Raises:
+        SourceError: there are none.
+    """
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be read: {error.strerror}") from error
+    if folder / MANIFEST_NAME in inside:
+        return [folder]
+    inner = [path for path in inside if path.name.startswith(f"{MODEL}-") and path.is_dir()]
+    if not inner:
+        raise SourceError(f"{folder}: neither {MANIFEST_NAME} nor a folder {MODEL}-TASK is there")
+    return inner
+
+
+def verify(folders: Sequence[Path], expect_canary: bool = True) -> list[Verified]:
+    """Check some checkpoints by themselves.
+
+    Args:
+        folders: Of a checkpoint each.
+        expect_canary: Whether a canary that is there must be of this checkpoint; not where it is about to be replaced.
+    """
+    checkpoints = [_open(folder) for folder in folders]
+    for checkpoint in checkpoints:
+        if checkpoint.manifest:
+            _check_list(checkpoint)
+            _check_manifest(checkpoint)
+            _check_tensors(checkpoint)
+            if expect_canary:
+                _check_canary(checkpoint)
+    _check_contents(checkpoints)
+    return checkpoints
+
+
+def _open(folder: Path) -> Verified:
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = read_json(path)
+        if manifest["format"] != 1 or manifest["model"] != MODEL or manifest["task"] not in TASKS:
+            raise ValueError(f"format {manifest['format']} of {manifest['model']}, task {manifest['task']}")
+        if manifest["dtype"] not in DTYPES:
+            raise ValueError(f"dtype {manifest['dtype']}")
+        files = {
+            name: FileDigest(str(entry["sha256"]), int(entry["size"])) for name, entry in manifest["files"].items()
+        }
+        if odd := [name for name in files if Path(name).name != name]:
+            raise ValueError(f"file name {odd[0]}")
+    except MergeError as error:
+        return Verified(folder, problems=[str(error)])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Verified(folder, problems=[f"{path}: no manifest of `jina-v4-merge fold`: {error!r}"])
+    return Verified(folder, manifest, files)
+
+
+def _check_list(checkpoint: Verified) -> None:
+    """Check that just the manifest's files are there. Hidden ones, which nobody loads, may be."""
+    folder, files = checkpoint.folder, checkpoint.files
+    lying = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    checkpoint.problems += [
+        f"{folder / name}: {'is no file, or a link that leads nowhere' if name in lying else 'is missing'}"
+        for name in files
+        if not (folder / name).is_file()
+    ]
+    checkpoint.problems += [
+        f"{folder / name}: the manifest does not list it" for name in _ALWAYS_THERE if name not in files
+    ]
+    checkpoint.problems += [
+        f"{folder / name}: does not belong to the checkpoint: the manifest does not list it"
+        for name in sorted(lying - files.keys() - {MANIFEST_NAME, CANARY_NAME})
+    ]
+
+
+def _check_manifest(checkpoint: Verified) -> None:
+    """Check what the manifest and the config say of the checkpoint against each other."""
+    manifest, folder = checkpoint.manifest, checkpoint.folder
+    try:
+        config = read_json(folder / CONFIG_NAME)
+    except MergeError as error:
+        checkpoint.problems.append(str(error))
+        return
+    for key, value, expected in (
+        ("architectures", config.get("architectures"), [ARCHITECTURE]),
+        ("torch_dtype", config.get("torch_dtype"), manifest["dtype"]),
+        ("matryoshka_dimensions", config.get("matryoshka_dimensions"), manifest.get("dimensions")),
+    ):
+        if value != expected:
+            checkpoint.problems.append(f"{folder / CONFIG_NAME}: {key} is {value!r} and must be {expected!r}")
+    for key, expected in (("prompts", text_prefixes(manifest["task"])), ("image_prompt", IMAGE_PROMPT)):
+        if manifest.get(key) != expected:
+            checkpoint.problems.append(
+                f"{folder / MANIFEST_NAME}: {key} is {manifest.get(key)!r} and must be {expected!r}"
+            )
+
+
+def _check_tensors(checkpoint: Verified) -> None:
+    """Check names, shapes and dtypes of all tensors: the index against the shards, both against the config."""
+    folder = checkpoint.folder
+    try:
+        tensors = base_tensors(folder)
+        projector = stored_tensors(folder / PROJECTOR_NAME)
+        if twice := sorted(tensors.keys() & projector.keys()):
+            raise LayoutError(f"{folder}: {twice[0]} is in {tensors[twice[0]].path.name} and in {PROJECTOR_NAME}")
+        if renamed := [name for name, tensor in tensors.items() if tensor.name != name]:
+            raise LayoutError(f"{tensors[renamed[0]].path}: {tensors[renamed[0]].name} must be called {renamed[0]}")
+        if PROJECTOR_BIAS not in projector:
+            raise LayoutError(f"{folder / PROJECTOR_NAME}: {PROJECTOR_BIAS} is missing")
+        # The stock config has no place for the projector's size; its own bias tells it.
+        config = read_json(folder / CONFIG_NAME) | {"multi_vector_projector_dim": projector[PROJECTOR_BIAS].shape[0]}
+        tensors |= projector
+        check(str(folder), {name: tensor.shape for name, tensor in tensors.items()}, base_shapes(config))
+    except MergeError as error:
+        checkpoint.problems.append(str(error))
+        return
+    checkpoint.tensors = tensors
+    dtype = DTYPES[checkpoint.manifest["dtype"]]
+    if other := [f"{name} ({tensor.path.name})" for name, tensor in tensors.items() if tensor.dtype != dtype]:
+        checkpoint.problems.append(f"{folder}: the manifest says {dtype}, which these tensors are not: {named(other)}")
+    metadata = {"total_size": sum(tensor.n_bytes for name, tensor in tensors.items() if name not in projector)}
+    if (found := read_json(folder / INDEX_NAME).get("metadata")) != metadata:
+        checkpoint.problems.append(f"{folder / INDEX_NAME}: metadata is {found!r} and must be {metadata!r}")
+
+
+def _check_canary(checkpoint: Verified) -> None:
+    try:
+        check_canary(checkpoint.folder)
+    except MergeError as error:
+        checkpoint.problems.append(str(error))
+
+
+def _check_contents(checkpoints: Sequence[Verified]) -> None:
+    """Hash every file, and look at every value; what is hard-linked is read once."""
+    scans: dict[tuple[int, int], Future[Scan]] = {}
+    wanted: list[tuple[Verified, str, Future[Scan]]] = []
+    with one_thread(), workers() as pool:
+        for checkpoint in checkpoints:
+            for name in checkpoint.files:
+                path = checkpoint.folder / name
+                if path.is_file():
+                    status = path.stat()
+                    key = (status.st_dev, status.st_ino)
+                    if key not in scans:
+                        scans[key] = pool.submit(scan, path)
+                    wanted.append((checkpoint, name, scans[key]))
+        with progress("verify", sum(checkpoint.n_bytes for checkpoint in checkpoints)) as seen:
+            for checkpoint, name, future in wanted:
+                _check_content(checkpoint, name, future)
+                seen(checkpoint.files[name].size)
+
+
+def _check_content(checkpoint: Verified, name: str, future: Future[Scan]) -> None:
+    path = checkpoint.folder / name
+    try:
+        found = future.result()
+    except MergeError as error:
+        if str(error) not in checkpoint.problems:  # the header was read before
+            checkpoint.problems.append(str(error))
+        return
+    listed = checkpoint.files[name]
+    if found.digest.size != listed.size:
+        checkpoint.problems.append(f"{path}: has {found.digest.size} bytes; the manifest says {listed.size}")
+    elif found.digest.sha256 != listed.sha256:
+        checkpoint.problems.append(f"{path}: its sha256 is {found.digest.sha256}; the manifest says {listed.sha256}")
+    if found.not_finite:
+        checkpoint.problems.append(f"{path}: holds values that are not finite, in {named(found.not_finite)}")

@@ -1,0 +1,163 @@
+"""Exported adapters: PEFT with one of them on the stock base computes what the folded checkpoint does."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, TASKS, Figure, Golden
+from jina_v4_merge.errors import OutputError, SourceError
+from jina_v4_merge.export import export_adapters, peft_config
+from jina_v4_merge.fold import fold
+from jina_v4_merge.model import open_model
+from oracle import _projector, _vectors
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+BASE = GOLDEN / "checkpoint"
+BOUND = 1e-5
+UP = "model.language_model.layers.1.mlp.up_proj"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported")
+    export_adapters(str(BASE), out, with_base=True)
+    return out
+
+
+def load_base(folder: Path) -> Any:
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def adapted(exported: Path) -> PeftModel:
+    """The base with all three adapters, loaded by PEFT."""
+    first, *others = TASKS
+    model = PeftModel.from_pretrained(load_base(exported / "base"), exported / first, adapter_name=first)
+    for task in others:
+        report = model.load_adapter(exported / task, adapter_name=task)
+        assert [name for name in report.missing_keys if f".{task}." in name] == []
+        assert report.unexpected_keys == []
+    return model.eval()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_peft_computes_the_published_vectors(
+    task: str, adapted: PeftModel, exported: Path, golden: Golden, figure: Figure
+) -> None:
+    adapted.set_adapter(task)
+    weights = load_file(exported / task / "multi_vector_projector.safetensors")
+    projector = _projector(weights["multi_vector_projector.weight"], weights["multi_vector_projector.bias"])
+    found = _vectors(
+        exported / "base", adapted.base_model.model, projector, task, golden.texts, golden.images[:1], "query", None
+    )
+    pairs = [(found.image_dense[0], golden.rows[f"{task}/image/0/dense"])]
+    pairs += [(found.image_multi[0], golden.rows[f"{task}/image/0/multi"])]
+    for i in range(len(golden.texts)):
+        pairs += [(found.text_dense[i], golden.rows[f"{task}/query/{i}/dense"])]
+        pairs += [(found.text_multi[i], golden.rows[f"{task}/query/{i}/multi"])]
+    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+    figure(f"largest difference to the published vectors {difference:.1e}")
+    assert difference <= BOUND
+
+
+def test_peft_merges_it_to_the_folded_weights(exported: Path, folded: Callable[[str], Path], figure: Figure) -> None:
+    model = PeftModel.from_pretrained(load_base(exported / "base"), exported / "code").merge_and_unload()
+    expected = load_base(folded("float32") / "jina-embeddings-v4-code").state_dict()
+    found = model.state_dict()
+    assert found.keys() == expected.keys()
+    difference = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    figure(f"largest difference of any weight {difference:.1e}")
+    assert difference <= 1e-6
+
+
+def test_only_the_language_model_is_adapted_and_every_layer_of_it(exported: Path, adapted: PeftModel) -> None:
+    layers = {name.rpartition(".lora_A")[0] for name, _ in adapted.named_modules() if name.endswith("lora_A")}
+    assert len(layers) == 3 * 7
+    assert all(".language_model.layers." in name for name in layers)
+    names = load_file(exported / "code" / "adapter_model.safetensors").keys()
+    assert len(names) == 2 * 3 * 7
+    assert f"base_model.model.{UP}.lora_A.weight" in names
+
+
+def test_the_projector_is_the_folded_one(exported: Path, folded: Callable[[str], Path]) -> None:
+    for task in TASKS:
+        expected = load_file(folded("float32") / f"jina-embeddings-v4-{task}" / "multi_vector_projector.safetensors")
+        found = load_file(exported / task / "multi_vector_projector.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_ranks_and_alphas_of_single_modules_are_carried_over(
+    base: Path,
+    tmp_path: Path,
+    edit_json: Callable[..., None],
+    edit_adapters: Callable[[Path, Callable[[dict[str, torch.Tensor]], object]], None],
+    figure: Figure,
+) -> None:
+    edit_json(
+        base / "adapters" / "adapter_config.json",
+        rank_pattern={r"layers\.1\.mlp\.up_proj": 8},
+        alpha_pattern={"q_proj": 16, r"layers\.1\.mlp\.up_proj": 4},
+        use_rslora=True,
+    )
+
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        for task in TASKS:
+            a, b = (f"base_model.model.{UP}.lora_{side}.{task}.weight" for side in "AB")
+            tensors[a], tensors[b] = tensors[a][:8].clone(), tensors[b][:, :8].clone()
+
+    edit_adapters(base, cut)
+    config = peft_config(open_model(str(base)), "code")
+    assert config["rank_pattern"] == {UP: 8}
+    q_projs = {f"model.language_model.layers.{i}.self_attn.q_proj": 16.0 for i in range(3)}
+    assert config["alpha_pattern"] == pytest.approx({UP: 4.0} | q_projs)
+    export_adapters(str(base), tmp_path / "exported", ["code"], with_base=True)
+    (made,) = fold(str(base), tmp_path / "folded", ["code"], "float32")
+    model = PeftModel.from_pretrained(load_base(tmp_path / "exported" / "base"), tmp_path / "exported" / "code")
+    found, expected = model.merge_and_unload().state_dict(), load_base(made.folder).state_dict()
+    difference = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    figure(f"largest difference of any weight with rank and alpha patterns {difference:.1e}")
+    assert difference <= 1e-6
+
+
+def test_the_base_is_stock_and_its_weights_are_untouched(exported: Path) -> None:
+    config = json.loads((exported / "base" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
+    index = json.loads((exported / "base" / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = {name: load_file(exported / "base" / file)[name] for name, file in index.items()}
+    original = {name: tensor for path in BASE.glob("model*.safetensors") for name, tensor in load_file(path).items()}
+    assert original.keys() - tensors.keys() == {"multi_vector_projector.weight", "multi_vector_projector.bias"}
+    assert all(torch.equal(tensor, original[name]) for name, tensor in tensors.items())
+
+
+def test_what_is_there_already_is_left_alone(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "code").mkdir(parents=True)
+    with pytest.raises(OutputError, match="code exists already"):
+        export_adapters(str(BASE), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["code"]
+
+
+def test_a_mistake_leaves_nothing(base: Path, tmp_path: Path) -> None:
+    shutil.rmtree(base / "adapters")
+    with pytest.raises(SourceError, match=r"adapters/adapter_model.safetensors: no such file"):
+        export_adapters(str(base), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_one_folder_a_task(tmp_path: Path, run: Callable[..., Any]) -> None:
+    done = run("export-adapters", "--base", BASE, "--out", tmp_path / "out", "--task", "code")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'out' / 'code'}: 0.00 GB\ndone in ")
+    files = sorted(path.name for path in (tmp_path / "out" / "code").iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors", "multi_vector_projector.safetensors"]

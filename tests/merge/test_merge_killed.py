@@ -1,0 +1,69 @@
+"""Killed with SIGKILL at any moment, a fold leaves nothing that is not whole under a final name; the next succeeds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conftest import GOLDEN, TASKS, Figure
+from jina_v4_merge.fold import fold
+
+BASE = str(GOLDEN / "checkpoint")
+NAMES = [f"jina-embeddings-v4-{task}" for task in sorted(TASKS)]
+N_KILLS = 20
+
+
+def killed_runs(kind: str, out: Path, *options: str) -> list[dict[str, Any]]:
+    out.mkdir(exist_ok=True)
+    program = [sys.executable, str(Path(__file__).with_name("killing.py"))]
+    done = subprocess.run(
+        [*program, kind, BASE, str(out), *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def shares(runs: list[dict[str, Any]]) -> str:
+    return f"{min(run['share'] for run in runs):.0%} to {max(run['share'] for run in runs):.0%}"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_killed_at_random_moments_nothing_has_a_final_name(
+    out: Path, figure: Figure, folded: Callable[[str], Path]
+) -> None:
+    *killed, last = killed_runs("bytes", out, str(N_KILLS))
+    assert [run["status"] for run in killed] == [signal.SIGKILL] * N_KILLS
+    assert [run["finals"] for run in killed] == [{}] * N_KILLS
+    assert (last["status"], last["finals"]) == (0, dict.fromkeys(NAMES, "bfloat16"))
+    assert files_of(out) == files_of(folded("bfloat16"))
+    figure(f"killed {N_KILLS} times, {shares(killed)} of the bytes written: no final name, then all three")
+
+
+def test_killed_at_random_moments_of_a_replacement_the_old_ones_stay(out: Path, figure: Figure) -> None:
+    fold(BASE, out, dtype="float16")
+    *killed, last = killed_runs("bytes", out, str(N_KILLS), "--force")
+    assert [run["status"] for run in killed] == [signal.SIGKILL] * N_KILLS
+    assert [run["finals"] for run in killed] == [dict.fromkeys(NAMES, "float16")] * N_KILLS
+    assert (last["status"], last["finals"]) == (0, dict.fromkeys(NAMES, "bfloat16"))
+    figure(f"killed {N_KILLS} times while replacing, {shares(killed)} written: the old three whole, then the new three")
+
+
+def test_killed_at_each_step_of_replacing_each_name_has_the_old_or_the_new(out: Path, figure: Figure) -> None:
+    *killed, last = killed_runs("steps", out)
+    assert {run["status"] for run in killed} == {signal.SIGKILL}
+    assert all(list(run["finals"]) == NAMES and all(run["finals"].values()) for run in killed), killed
+    assert any(len(set(run["finals"].values())) == 2 for run in killed), "some between the first and the last exchange"
+    assert last["status"] == 0
+    assert sorted(path.name for path in out.iterdir()) == NAMES, "no remains"
+    figure(f"killed at each of {len(killed)} steps of replacing: whole checkpoints under all three names each time")
