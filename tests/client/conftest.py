@@ -1,16 +1,19 @@
 """A real HTTP server on a free port of this machine, which plays whatever server a test needs."""
 
+import asyncio
+import base64
+import contextlib
 import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
-from jina_v4_client import EmbeddingsClient
+from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -32,15 +35,27 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sends back; with `announced` more than the body, the connection breaks in the middle of it."""
+    """What the server sends back.
+
+    With `announced` more than the body, the connection breaks in the middle of it; with `dropped` it breaks at once;
+    with `pause_s` the body comes in small pieces with pauses between them.
+    """
 
     content: bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     announced: int | None = None
+    dropped: bool = False
+    pause_s: float = 0.0
 
 
 Play = Callable[[Seen], Answer]
+
+
+class Listener(ThreadingHTTPServer):
+    """With room for many connections at once; past the usual five the kernel resets them."""
+
+    request_queue_size = 128
 
 
 class FakeServer:
@@ -52,6 +67,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.routes: dict[str, Play] = {}
         self.seen: list[Seen] = []
+        self.closing = threading.Event()  # whoever plays a slow server waits for this
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -63,19 +79,25 @@ class FakeServer:
                 outer.seen.append(seen)
                 play = outer.routes.get(self.path, lambda _: outer.json_answer({"detail": "Not Found"}, 404))
                 answer = play(seen)
+                if answer.dropped:
+                    return
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
                 self.send_header("content-length", str(answer.announced or len(answer.content)))
                 self.end_headers()
-                self.wfile.write(answer.content)
+                step = 20 if answer.pause_s else max(1, len(answer.content))
+                with contextlib.suppress(ConnectionError):
+                    for start in range(0, len(answer.content), step):
+                        self.wfile.write(answer.content[start : start + step])
+                        outer.closing.wait(answer.pause_s)
 
             do_GET = do_POST = answer  # noqa: N815
 
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._httpd = Listener(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
@@ -90,6 +112,7 @@ class FakeServer:
         return [seen.body for seen in self.seen if seen.path == path]
 
     def close(self) -> None:
+        self.closing.set()
         self._httpd.shutdown()
         self._thread.join()
         self._httpd.server_close()
@@ -105,13 +128,14 @@ class FakeServer:
         tasks: Sequence[str] = TASKS,
         answered_by: Callable[[str], str] = lambda task: task,
         change: Callable[[dict[str, NDArray[Any]]], object] = lambda _: None,
+        json_only: bool = False,
     ) -> None:
         """Serve several tasks as a gateway before our servers does; `answered_by` tells whose server gets a task."""
         cards = [{"id": f"jina-embeddings-v4-{task}", "max_model_len": MAX_MODEL_LEN} for task in tasks]
 
         def embed(seen: Seen) -> Answer:
             body = seen.body
-            _, _, dtype = seen.headers["accept"].partition("application/x-safetensors; dtype=")
+            as_tensors, _, dtype = seen.headers["accept"].partition("; dtype=")
             prefix = "Passage: " if body.get("prompt_name") == "passage" else "Query: "
             items = [item.get("image") or prefix + item["text"] for item in body["input"]]
             if body["outputs"] == ["multivector"]:
@@ -123,6 +147,8 @@ class FakeServer:
             if "multivector" in tensors:
                 tensors["offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
             change(tensors)
+            if json_only or as_tensors != "application/x-safetensors":
+                return self.vectors_answer(tensors, body.get("encoding_format", "float"), answered_by(body["task"]))
             return self.tensors_answer(tensors, answered_by(body["task"]))
 
         told = {"x_jina_v4_task": ",".join(tasks), "x_jina_v4_pooling": "engine"}
@@ -168,6 +194,14 @@ class FakeServer:
         return Answer(content, status, {name.replace("_", "-"): value for name, value in headers.items()}, announced)
 
     @staticmethod
+    def dropped() -> Answer:
+        return Answer(b"", dropped=True)
+
+    @staticmethod
+    def slowed(answer: Answer, pause_s: float) -> Answer:
+        return replace(answer, pause_s=pause_s)
+
+    @staticmethod
     def json_answer(document: object, status: int = 200, **headers: str) -> Answer:
         content = json.dumps(document).encode()
         return FakeServer.answer(content, status, content_type="application/json", **headers)
@@ -177,6 +211,22 @@ class FakeServer:
         content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"model": "x"})
         headers = {"x_jina_v4_task": task, "x_jina_v4_pooling": "engine"}
         return FakeServer.answer(content, content_type="application/x-safetensors", **headers)
+
+    @staticmethod
+    def vectors_answer(tensors: dict[str, NDArray[Any]], encoding: str, task: str = "retrieval") -> Answer:
+        """As JSON, in OpenAI's form, or Jina's for multi-vectors."""
+
+        def written(row: NDArray[Any]) -> object:
+            row = row.astype("<f4")
+            return base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.astype(float).tolist()
+
+        if "dense" in tensors:
+            data = [{"index": i, "embedding": written(row)} for i, row in enumerate(tensors["dense"])]
+        else:
+            parts = np.split(tensors["multivector"], tensors["offsets"][1:-1])
+            data = [{"index": i, "embeddings": [written(row) for row in rows]} for i, rows in enumerate(parts)]
+        headers = {"x_jina_v4_task": task, "x_jina_v4_pooling": "engine"}
+        return FakeServer.json_answer({"object": "list", "data": data}, **headers)
 
     @staticmethod
     def html_answer(status: int = 200) -> Answer:
@@ -209,6 +259,35 @@ class FakeServer:
 
 def random_of(item: object) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(json.dumps(item).encode()).digest()))
+
+
+class Awaited:
+    """An AsyncEmbeddingsClient that is called like an EmbeddingsClient."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._runner = asyncio.Runner()
+        self.client = AsyncEmbeddingsClient(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await getattr(self.client, name)(*args, **kwargs)
+
+        return lambda *args, **kwargs: self._runner.run(call(*args, **kwargs))
+
+    def __enter__(self) -> "Awaited":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._runner.close()
+
+
+@pytest.fixture(params=[EmbeddingsClient, Awaited], ids=["sync", "async"])
+def make_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Makes clients of either kind, for the task retrieval; their pauses are short."""
+    monkeypatch.setattr("jina_v4_client._retries._FIRST_PAUSE_S", 0.01)
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(request.param(*args, **{"task": "retrieval", **kwargs}))
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,12 @@
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
+
+from conftest import Figure
+from servers import BIN
 
 HEAVY = ("torch", "vllm", "transformers", "tokenizers", "scipy")
 PROJECT = Path(__file__).parents[2] / "client"
@@ -20,7 +24,7 @@ def test_the_project_depends_on_five_light_packages() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[^a-z0-9_-]", requirement)[0] for requirement in project["dependencies"]}
     assert names == {"httpx2", "numpy", "openai", "pillow", "safetensors"}
-    assert "optional-dependencies" not in project
+    assert project["optional-dependencies"].keys() == {"embed", "pooling", "progress"}
 
 
 def test_importing_the_package_loads_neither_models_nor_http() -> None:
@@ -34,10 +38,15 @@ def test_a_client_loads_no_models() -> None:
     assert not loaded & {*HEAVY}
 
 
-def test_the_wheel_carries_its_types_and_nothing_else(tmp_path: Path) -> None:
+def built_wheel(folder: Path) -> Path:
     build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path)], check=True, capture_output=True, cwd=PROJECT)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-c", build, str(folder)], check=True, capture_output=True, cwd=PROJECT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_carries_its_types_and_nothing_else(tmp_path: Path) -> None:
+    wheel = built_wheel(tmp_path)
     listing = subprocess.run(
         [sys.executable, "-m", "zipfile", "-l", str(wheel)], check=True, capture_output=True, text=True
     ).stdout
@@ -47,3 +56,33 @@ def test_the_wheel_carries_its_types_and_nothing_else(tmp_path: Path) -> None:
         "jina_v4_client",
         "jina_v4_client.dist-info",
     }
+
+
+IMPORT = """
+import sys, time
+begin = time.perf_counter()
+import jina_v4_client
+took_s = time.perf_counter() - begin
+jina_v4_client.EmbeddingsClient("http://127.0.0.1:9").close()
+print(took_s, jina_v4_client.__file__, *sys.modules)
+"""
+
+
+def test_the_wheel_alone_is_enough_in_a_clean_environment(tmp_path: Path, figure: Figure) -> None:
+    wheel, python = built_wheel(tmp_path), tmp_path / "clean" / "bin" / "python"
+    subprocess.run([BIN / "uv", "venv", "--quiet", "--python", sys.executable, tmp_path / "clean"], check=True)
+    pins = PROJECT.parent / "requirements" / "cpu.txt"
+    begin = time.monotonic()
+    command = [BIN / "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", python, "-c", pins, wheel]
+    subprocess.run(command, check=True)
+    installed_s = time.monotonic() - begin
+    listing = subprocess.run(
+        [BIN / "uv", "pip", "freeze", "--python", python], check=True, capture_output=True, text=True
+    ).stdout
+    packages = {line.partition("==")[0].partition(" @")[0] for line in listing.splitlines()}
+    assert not packages & {*HEAVY, "torchvision", "pandas", "pyarrow", "tqdm"}
+    found = subprocess.run([python, "-c", IMPORT], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    took_s, origin, *loaded = found.split()
+    assert Path(origin).is_relative_to(tmp_path)
+    assert not set(loaded) & {*HEAVY}
+    figure(f"{len(packages)} packages installed in {installed_s:.1f} s, imported in {float(took_s):.2f} s")

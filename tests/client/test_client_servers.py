@@ -40,7 +40,7 @@ def test_ours_is_asked_for_images_many_a_request(server: Any, client: Embeddings
     server.play_ours()
     vectors = client.encode_image([PICTURE] * 3, batch_size=2, max_pixels=50000, truncate_dim=128, return_numpy=True)
     assert vectors.shape == (3, 128)
-    first, second = server.bodies("/v1/embeddings")
+    second, first = sorted(server.bodies("/v1/embeddings"), key=lambda body: len(body["input"]))
     assert (len(first["input"]), len(second["input"])) == (2, 1)
     image = first.pop("input")[0]["image"]
     assert image.startswith("data:image/png;base64,")
@@ -157,7 +157,7 @@ def test_batches_keep_the_order_and_the_server_is_asked_once_who_it_is(server: A
     texts = [f"text {n}" for n in range(21)]
     vectors = client.encode_text(texts)
     client.encode_text("again")
-    assert [len(body["input"]) for body in server.bodies("/v1/embeddings")] == [8, 8, 5, 1]
+    assert sorted(len(body["input"]) for body in server.bodies("/v1/embeddings")) == [1, 5, 8, 8]
     assert server.paths().count("/v1/models") == 1
     np.testing.assert_array_equal(vectors, [server.vector(f"Query: {text}") for text in texts])
 
@@ -313,7 +313,7 @@ def test_an_image_prompt_of_another_length_is_refused(server: Any, client: Embed
 def test_many_texts_to_a_stock_server_are_sent_in_several_requests(server: Any, client: EmbeddingsClient) -> None:
     server.play_stock()
     assert len(client.encode_text(["word"] * 600, batch_size=600)) == 600
-    assert [len(body["input"]) for body in server.bodies("/pooling")] == [256, 256, 88]
+    assert sorted(len(body["input"]) for body in server.bodies("/pooling")) == [88, 256, 256]
 
 
 @pytest.mark.parametrize(

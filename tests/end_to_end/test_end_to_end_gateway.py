@@ -18,8 +18,15 @@ import httpx2
 import numpy as np
 import pytest
 from conftest import TASKS, Golden
-from jina_v4_client import EmbeddingsClient
+from jina_v4_client import EmbeddingsClient, NoPromptNameWarning
+from model_card import (
+    check_sentence_transformers,
+    check_transformers,
+    sentence_transformers_sections,
+    transformers_sections,
+)
 from servers import BIN, Server, free_port, started
+from wire import opened_site
 
 BOUND = 1e-5
 
@@ -135,6 +142,19 @@ def engine_of(fleet: Server, task: str) -> int:
 @pytest.mark.parametrize("task", TASKS)
 def test_one_address_gives_the_published_vectors_of_every_task(fleet: Server, golden: Golden, task: str) -> None:
     golden_rows_are_right(fleet, golden, task)
+
+
+def test_the_model_cards_examples_run(fleet: Server, golden: Golden) -> None:
+    with opened_site({path.name: path.read_bytes() for path in golden.images[:2]}) as site:
+        pictures = [f"{site.url}/{path.name}" for path in golden.images[:2]]
+        with EmbeddingsClient(base_url=fleet.base_url) as model:
+            published = transformers_sections(model, pictures)
+            check_transformers(published, dim=256, n_pictures=2)
+            with pytest.warns(NoPromptNameWarning):
+                found = sentence_transformers_sections(model, pictures)
+    check_sentence_transformers(found, published)
+    difference = np.abs(published["image_embeddings"][0] - golden.rows["retrieval/image/0/dense"]).max()
+    assert difference <= BOUND
 
 
 def test_one_address_tells_of_all_servers(fleet: Server) -> None:

@@ -3,15 +3,17 @@
 The largest difference of any element is 1e-5 at most; 4e-7 is what it has been.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import TASKS, Figure, Golden
-from jina_v4_client import EmbeddingsClient
+from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient
 from numpy.typing import NDArray
 from openai import BadRequestError, OpenAI, UnprocessableEntityError
 from servers import engine_server, stock_server
@@ -27,6 +29,7 @@ class Served:
 
     task: str
     base_url: str
+    settings: dict[str, dict[str, Any]]
     clients: dict[str, EmbeddingsClient]
 
 
@@ -40,12 +43,13 @@ def served(
     with ExitStack() as stack:
         ours = stack.enter_context(engine_server(task, checkpoint, logs / "engine.log"))
         stock = stack.enter_context(stock_server(checkpoint, logs / "stock.log"))
-        clients = {}
+        clients, settings = {}, {}
         projectors = (None, checkpoint / "multi_vector_projector.safetensors")
         for way, server, projector in zip(WAYS, (ours, stock), projectors, strict=True):  # they start side by side
             server.wait_ready()
-            clients[way] = stack.enter_context(EmbeddingsClient(base_url=server.base_url, projector=projector))
-        yield Served(task, ours.base_url, clients)
+            settings[way] = {"base_url": server.base_url, "projector": projector}
+            clients[way] = stack.enter_context(EmbeddingsClient(**settings[way]))
+        yield Served(task, ours.base_url, settings, clients)
 
 
 @pytest.fixture(params=WAYS)
@@ -110,6 +114,39 @@ def test_every_row_of_every_image(
     found = client.encode_image(golden.images, task=served.task, return_multivector=True)
     expected = [golden.rows[f"{served.task}/image/{i}/multi"] for i in range(len(golden.images))]
     assert largest_difference(found, expected) <= BOUND
+
+
+@pytest.mark.parametrize(
+    ("kind", "way", "wire_format"),
+    [
+        pytest.param("sync", WAYS[0], "base64", id="base64"),
+        pytest.param("sync", WAYS[0], "float", id="JSON"),
+        pytest.param("async", WAYS[0], "safetensors", id="safetensors, async"),
+        pytest.param("async", WAYS[0], "base64", id="base64, async"),
+        pytest.param("async", WAYS[0], "float", id="JSON, async"),
+        pytest.param("async", WAYS[1], "safetensors", id="stock vLLM, async"),
+    ],
+)
+def test_every_way_of_sending_them(
+    served: Served, golden: Golden, kind: str, way: str, wire_format: Any, largest_difference: Difference
+) -> None:
+    calls = [("encode_text", golden.texts), ("encode_image", golden.images[:1])]
+    settings = {**served.settings[way], "wire_format": wire_format, "task": served.task}
+
+    async def embed_async() -> list[list[NDArray[np.float32]]]:
+        async with AsyncEmbeddingsClient(**settings) as client:
+            return await asyncio.gather(
+                *(getattr(client, name)(items, return_multivector=m) for m in (False, True) for name, items in calls)
+            )
+
+    if kind == "async":
+        found = asyncio.run(embed_async())
+    else:
+        with EmbeddingsClient(**settings) as client:
+            found = [getattr(client, name)(items, return_multivector=m) for m in (False, True) for name, items in calls]
+    names = [f"query/{i}" for i in range(len(golden.texts))] + ["image/0"]
+    expected = [golden.rows[f"{served.task}/{name}/{output}"] for output in ("dense", "multi") for name in names]
+    assert largest_difference([row for rows in found for row in rows], expected) <= BOUND
 
 
 def test_both_ways_agree_on_a_smaller_image(served: Served, golden: Golden, largest_difference: Difference) -> None:

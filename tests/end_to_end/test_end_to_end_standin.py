@@ -6,9 +6,11 @@ The judge is transformers with the adapters not folded: it shares no code with m
 import contextlib
 import io
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from servers import BIN, Server, engine_server
 TASK = "retrieval"
 TEXTS = ["def add(a, b):\n    return a + b", "Add two numbers", "海滩上美丽的日落", ""]
 BOUND = 1e-5
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+PROGRAMS = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +70,23 @@ def test_each_matryoshka_size_is_the_beginning_of_the_whole(client: EmbeddingsCl
     np.testing.assert_allclose(cut, whole[:size] / np.linalg.norm(whole[:size]), atol=1e-6)
 
 
-@pytest.mark.parametrize("program", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["client", "openai"])
+@pytest.mark.parametrize("program", PROGRAMS.findall((ROOT / "README.md").read_text()), ids=["client", "openai"])
 def test_the_readme_prints_what_it_says(server: Server, program: str) -> None:
     expected = re.findall(r"print\(.*\)  # (.*)", program)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(program.replace("http://127.0.0.1:8001", server.base_url), {})  # noqa: S102 - our own README
     assert printed.getvalue().splitlines() == expected
+
+
+def test_the_examples_of_the_scoring_page_run(
+    server: Server, golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(golden.images[1], tmp_path / "page.png")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for program in PROGRAMS.findall((ROOT / "docs" / "scoring.md").read_text()):
+            exec(program.replace("http://127.0.0.1:8001", server.base_url), namespace)  # noqa: S102 - our own page
+    assert sorted(hit.index for hit in namespace["hits"]) == [0, 1]
+    assert namespace["maps"].shape == (len(namespace["query"]), *namespace["grid"])

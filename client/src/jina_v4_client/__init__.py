@@ -5,12 +5,14 @@ package costs numpy, Pillow and safetensors; the HTTP library is imported when a
 """
 
 from jina_v4_client._model import TASKS, TRUNCATE_DIMS, Task
+from jina_v4_client.async_client import AsyncEmbeddingsClient
 from jina_v4_client.client import EmbeddingsClient
 from jina_v4_client.errors import (
     ArgumentError,
     BadReplyError,
     ImageError,
     JinaV4Error,
+    NoPromptNameWarning,
     ServerAuthenticationError,
     ServerConnectionError,
     ServerError,
@@ -19,15 +21,19 @@ from jina_v4_client.errors import (
     ServerTimeoutError,
     WrongServerError,
 )
+from jina_v4_client.results import Embedded
 
 __all__ = [
     "TASKS",
     "TRUNCATE_DIMS",
     "ArgumentError",
+    "AsyncEmbeddingsClient",
     "BadReplyError",
+    "Embedded",
     "EmbeddingsClient",
     "ImageError",
     "JinaV4Error",
+    "NoPromptNameWarning",
     "ServerAuthenticationError",
     "ServerConnectionError",
     "ServerError",

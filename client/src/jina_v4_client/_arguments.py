@@ -23,7 +23,7 @@ from jina_v4_client._model import (
     Task,
     named_task,
 )
-from jina_v4_client._wire import WIRE_DTYPES, WireDtype
+from jina_v4_client._wire import WIRE_DTYPES, WIRE_FORMATS, WireDtype, WireFormat
 from jina_v4_client.errors import ArgumentError
 
 _STRUCTURE_TOKEN = re.compile("|".join(map(re.escape, STRUCTURE_TOKENS)))
@@ -84,12 +84,17 @@ def check_model(model: object, task: Task | None = None) -> str | None:
     return model
 
 
-def check_wire_dtype(wire_dtype: object) -> WireDtype:
-    """Refuse a dtype that no server of ours sends."""
-    for known in WIRE_DTYPES:
-        if wire_dtype == known:
-            return known
-    raise ArgumentError(f"wire_dtype={wire_dtype!r} is not offered; choose {' or '.join(WIRE_DTYPES)}")
+def check_wire(wire_format: object, wire_dtype: object) -> tuple[WireFormat, WireDtype]:
+    """Refuse a format or a dtype that no server of ours sends."""
+    forms = [known for known in WIRE_FORMATS if wire_format == known]
+    dtypes = [known for known in WIRE_DTYPES if wire_dtype == known]
+    if not forms:
+        raise ArgumentError(f"wire_format={wire_format!r} is not offered; choose {', '.join(WIRE_FORMATS)}")
+    if not dtypes:
+        raise ArgumentError(f"wire_dtype={wire_dtype!r} is not offered; choose {' or '.join(WIRE_DTYPES)}")
+    if dtypes[0] == "float16" and forms[0] != "safetensors":
+        raise ArgumentError(f"wire_dtype='float16' is sent as safetensors only, not as wire_format={wire_format!r}")
+    return forms[0], dtypes[0]
 
 
 def check_count(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
@@ -111,12 +116,19 @@ def check_max_pixels(max_pixels: object) -> int | None:
     return None if max_pixels is None else check_count("max_pixels", max_pixels, at_least=MIN_PIXELS)
 
 
-def check_timeout_s(timeout_s: object) -> float:
+def check_seconds(name: str, value: object) -> float:
     """Refuse a time that is not positive and finite."""
-    seconds = float(timeout_s) if isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool) else math.nan
+    seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not 0 < seconds < math.inf:
-        raise ArgumentError(f"timeout_s={timeout_s!r} is not allowed; give a number of seconds above 0")
+        raise ArgumentError(f"{name}={value!r} is not allowed; give a number of seconds above 0")
     return seconds
+
+
+def check_on_error(on_error: object) -> bool:
+    """Tell whether items that fail are skipped."""
+    if on_error not in ("raise", "skip"):
+        raise ArgumentError(f"on_error={on_error!r} is not offered; choose raise or skip")
+    return on_error == "skip"
 
 
 def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[object], bool]:
@@ -130,31 +142,28 @@ def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[ob
     return list(items), False
 
 
-def check_texts(texts: Sequence[object]) -> list[str]:
-    """Refuse an item that is no text or cannot be sent."""
-    checked = []
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ArgumentError(f"texts[{index}] must be a str, not {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ArgumentError(
-                f"texts[{index}] cannot be written as UTF-8: character {error.start} is a lone surrogate "
-                f"(U+{ord(text[error.start]):04X}); decode the text with errors='replace'"
-            ) from error
-        checked.append(text)
-    return checked
+def check_text(where: str, text: object) -> str:
+    """Refuse what is no text or cannot be sent; `where` names it in the message."""
+    if not isinstance(text, str):
+        raise ArgumentError(f"{where} must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"{where} cannot be written as UTF-8: character {error.start} is a lone surrogate "
+            f"(U+{ord(text[error.start]):04X}); decode the text with errors='replace'"
+        ) from error
+    return text
 
 
-def refuse_structure_tokens(texts: Sequence[str]) -> None:
-    """Refuse texts that would change the structure of the prompt on a stock vLLM; ours reads them as plain text."""
-    for index, text in enumerate(texts):
-        if token := _STRUCTURE_TOKEN.search(text):
-            raise ArgumentError(
-                f"texts[{index}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as "
-                "part of the prompt and not as text; take it out, break it up, or ask a server of ours"
-            )
+def structure_token_error(place: int, text: str) -> ArgumentError | None:
+    """Refuse a text that would change the structure of the prompt on a stock vLLM; ours reads it as plain text."""
+    if token := _STRUCTURE_TOKEN.search(text):
+        return ArgumentError(
+            f"texts[{place}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as part of "
+            "the prompt and not as text; take it out, break it up, or ask a server of ours"
+        )
+    return None
 
 
 def check_base_url(base_url: object) -> str:

@@ -52,6 +52,19 @@ def is_url(source: object) -> TypeGuard[str]:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
+def is_image_file(text: str) -> bool:
+    """Tell whether this names a file that begins like an image; most texts do not even name a file."""
+    try:
+        if not Path(text).is_file():
+            return False
+        with Image.open(text, formats=_READABLE):
+            return True
+    except (OSError, ValueError):  # also UnidentifiedImageError, and names too long for a file
+        return False
+    except Image.DecompressionBombError:
+        return True  # and says so when it is read
+
+
 def describe(source: object) -> str:
     """Name a source in a message, shortly."""
     if isinstance(source, Image.Image):

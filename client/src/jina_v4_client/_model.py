@@ -46,8 +46,16 @@ def text_prefix(task: Task, prompt_name: PromptName) -> str:
     return "Passage: " if prompt_name == "passage" and task != "text-matching" else "Query: "
 
 
-def count_image_tokens(width: int, height: int, max_pixels: int) -> int:
-    """Count the image pads of an image of that many pixels.
+def image_grid(width: int, height: int, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Give the rows and columns of patches into which the model cuts an image.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        max_pixels: what the image was embedded with.
+
+    Returns:
+        Rows and columns; each patch is 28 x 28 pixels of the resized image.
 
     Source: ``smart_resize`` of Qwen2-VL's image processor. Python's ``round`` (half to even) is part of it.
     """
@@ -59,4 +67,10 @@ def count_image_tokens(width: int, height: int, max_pixels: int) -> int:
     elif pixels < MIN_PIXELS:
         scale = math.sqrt(MIN_PIXELS / (height * width))
         rows, columns = (math.ceil(side * scale / _PATCH) for side in (height, width))
+    return rows, columns
+
+
+def count_image_tokens(width: int, height: int, max_pixels: int) -> int:
+    """Count the image pads of an image of that many pixels."""
+    rows, columns = image_grid(width, height, max_pixels)
     return rows * columns

@@ -1,4 +1,7 @@
-"""A server of ours: the request for a batch, and the vectors in its safetensors reply.
+"""A server of ours: the request for a batch, and the vectors in its reply.
+
+It is asked for safetensors. Whatever stands between may not carry them, so JSON is read as well, with base64 or with
+plain numbers in it; the vectors are the same.
 
 Nothing is taken on trust: a reply that does not hold one whole vector of length 1 for each item, or one such row for
 each of its tokens, is an error.
@@ -12,17 +15,22 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from jina_v4_client._batches import Images, Texts
+from jina_v4_client._batches import Batch, Texts
+from jina_v4_client._json_reply import read_tensors
 from jina_v4_client._model import MULTIVECTOR_DIM
 from jina_v4_client._pooling import UNIT_TOLERANCE, Vector, row_lengths
 from jina_v4_client._server import Server
-from jina_v4_client._wire import Reply, Request, WireDtype
-from jina_v4_client.errors import BadReplyError
+from jina_v4_client._wire import WIRE_FORMATS, Reply, Request, WireDtype, WireFormat
+from jina_v4_client.errors import BadReplyError, ServerError
 
 SAFETENSORS = "application/x-safetensors"
+JSON = "application/json"
+MAX_ITEMS = 2048  # of a request, unless the server is set otherwise
+MAX_TOKENS = 16384  # one scheduling step on a GPU, an eighth of what a server on a CPU takes at a time
+MAX_BYTES = 32 * 2**20  # half of what it takes in one body
 
 
-def write_request(server: Server, batch: Texts | Images, wire_dtype: WireDtype) -> Request:
+def write_request(server: Server, batch: Batch, wire_dtype: WireDtype, wire_format: WireFormat) -> Request:
     """Write the request for one batch."""
     body: dict[str, Any] = {"model": server.model, "task": server.task}
     body["outputs"] = ["multivector" if batch.multivector else "dense"]
@@ -37,11 +45,30 @@ def write_request(server: Server, batch: Texts | Images, wire_dtype: WireDtype) 
             body["max_pixels"] = batch.max_pixels
     if batch.truncate_dim is not None and not batch.multivector:
         body["dimensions"] = batch.truncate_dim
+    if wire_format != "safetensors":
+        body["encoding_format"] = wire_format
+        return Request("/v1/embeddings", body, JSON)
     accept = SAFETENSORS if wire_dtype == "float32" else f"{SAFETENSORS}; dtype={wire_dtype}"
     return Request("/v1/embeddings", body, accept)
 
 
-def read_reply(server: Server, batch: Texts | Images, reply: Reply, wire_dtype: WireDtype) -> list[Vector]:
+def next_format(wire_format: WireFormat, error: ServerError) -> WireFormat | None:
+    """Give the format to try after a refusal; None if it was not the format that was refused."""
+    formats = {"safetensors": (406,), "base64": (400, 422), "float": ()}
+    named = wire_format == "safetensors" or error.param in ("encoding_format", "embedding_type")
+    if error.status_code not in formats[wire_format] or not named:
+        return None
+    return WIRE_FORMATS[WIRE_FORMATS.index(wire_format) + 1]
+
+
+def is_json(reply: Reply) -> bool:
+    """Tell whether a reply came as JSON."""
+    return _media_type(reply) == JSON
+
+
+def read_reply(
+    server: Server, batch: Batch, reply: Reply, wire_dtype: WireDtype, wire_format: WireFormat
+) -> list[Vector]:
     """Read the vectors of one batch, in its order.
 
     Returns:
@@ -50,7 +77,16 @@ def read_reply(server: Server, batch: Texts | Images, reply: Reply, wire_dtype: 
     Raises:
         BadReplyError: anything else than these came.
     """
-    tensors = _load(reply, server.url)
+    if is_json(reply):
+        tensors, wire_dtype = (
+            read_tensors(reply, server.url, len(batch.items), multivector=batch.multivector),
+            "float32",
+        )
+    elif wire_format == "safetensors":
+        tensors = _load(reply, server.url)
+    else:
+        kind = _media_type(reply) or "no content type"
+        raise BadReplyError(f"{server.url} answered with {kind} where {JSON} was asked for")
     expected = {"multivector", "offsets"} if batch.multivector else {"dense"}
     if tensors.keys() != expected:
         raise BadReplyError(f"{server.url} answered with {_named(tensors)} where {_named(expected)} was asked for")
@@ -71,9 +107,13 @@ def read_reply(server: Server, batch: Texts | Images, reply: Reply, wire_dtype: 
     return [row.copy() for row in rows]
 
 
+def _media_type(reply: Reply) -> str:
+    return reply.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _load(reply: Reply, url: str) -> dict[str, NDArray[Any]]:
-    kind = reply.headers.get("content-type", "no content type")
-    if kind.partition(";")[0].strip().lower() != SAFETENSORS:
+    if _media_type(reply) != SAFETENSORS:
+        kind = reply.headers.get("content-type", "no content type")
         raise BadReplyError(
             f"{url} answered with {kind} where {SAFETENSORS} was asked for; install the client of the server's version"
         )

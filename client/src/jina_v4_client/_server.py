@@ -6,12 +6,12 @@ server is taken for a stock vLLM that gives the hidden states of all tokens; ``_
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jina_v4_client._model import IMAGE_HEAD, IMAGE_TAIL, MODEL, TASKS, Task, named_task
 from jina_v4_client._pooling import ImageFrame
-from jina_v4_client._wire import Reply, Request, is_list_of_dicts, read_json
+from jina_v4_client._wire import Reply, Request, WireFormat, is_list_of_dicts, read_json
 from jina_v4_client.errors import BadReplyError, WrongServerError
 
 TASK_HEADER = "x-jina-v4-task"
@@ -36,6 +36,40 @@ class Server:
     task: Task
     pools: bool
     frame: ImageFrame | None = None
+
+
+@dataclass
+class Known:
+    """What is known of the servers at one address, for all calls of a client.
+
+    Attributes:
+        model: that the caller asks for; None for the server's first, behind a gateway for the task's own.
+        server_task: the task of a stock server whose model name does not end with one.
+        wire_format: that the caller asks for.
+        servers: by task; None before the first call, and after anything went wrong: servers are restarted and replaced.
+        spoken: the best format that these servers were seen to speak.
+    """
+
+    url: str
+    model: str | None
+    server_task: Task | None
+    wire_format: WireFormat
+    servers: dict[Task, Server] | None = None
+    spoken: WireFormat = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with what the caller asks for."""
+        self.spoken = self.wire_format
+
+    def learn(self, reply: Reply) -> dict[Task, Server]:
+        """Take in the reply to :func:`models_request`."""
+        self.servers = read_models(reply, self.url, self.model, self.server_task)
+        return self.servers
+
+    def forget(self) -> None:
+        """Ask anew at the next call."""
+        self.servers = None
+        self.spoken = self.wire_format
 
 
 def models_request() -> Request:

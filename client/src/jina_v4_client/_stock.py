@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jina_v4_client._arguments import refuse_structure_tokens
-from jina_v4_client._batches import Images, Texts
+from jina_v4_client._arguments import structure_token_error
+from jina_v4_client._batches import Batch, Images, Texts
 from jina_v4_client._images import PreparedImage
 from jina_v4_client._model import MAX_PIXELS, MIN_PIXELS, MODEL, count_image_tokens, text_prefix
 from jina_v4_client._pooling import STOCK_FLAGS, Vector, check_rows, pool, vision_span
@@ -17,19 +17,24 @@ from jina_v4_client._wire import Reply, Request, is_list_of_dicts
 from jina_v4_client.errors import ArgumentError, BadReplyError, WrongServerError
 
 # A reply of /pooling describes its items in one header, some 130 bytes each; HTTP libraries refuse one over 100 KB.
-_MAX_TEXTS = 256
+MAX_TEXTS = 256
+MAX_TOKENS = 4096  # whose hidden states are 32 MB
 
 
-def check_batch(server: Server, batch: Texts | Images, projector: Projector | None) -> None:
-    """Refuse what a server of ours would embed and a stock one would not, before anything of the call is sent.
+def check_items(batch: Batch) -> dict[int, ArgumentError]:
+    """Find what a server of ours would embed and a stock one would not; give errors by place in the call."""
+    if not isinstance(batch, Texts):
+        return {}
+    found = ((place, structure_token_error(place, text)) for place, text in zip(batch.places, batch.items, strict=True))
+    return {place: error for place, error in found if error is not None}
+
+
+def check_projector(server: Server, projector: Projector | None) -> None:
+    """Refuse multi-vectors without a projector, or with another task's.
 
     Raises:
-        ArgumentError: a text that changes the prompt, or no projector, or another task's, for multi-vectors.
+        ArgumentError: saying which file to give.
     """
-    if isinstance(batch, Texts):
-        refuse_structure_tokens(batch.items)
-    if not batch.multivector:
-        return
     if projector is None:
         raise ArgumentError(
             f"{server.url} is a stock vLLM, which gives no multi-vectors by itself: give the file {PROJECTOR_FILE} of "
@@ -42,12 +47,12 @@ def check_batch(server: Server, batch: Texts | Images, projector: Projector | No
         )
 
 
-def batch_size(batch: Texts | Images, asked: int) -> int:
+def batch_size(batch: Batch, asked: int) -> int:
     """Give how many items go into one request; /pooling takes one conversation, so one image."""
-    return min(asked, _MAX_TEXTS) if isinstance(batch, Texts) else 1
+    return min(asked, MAX_TEXTS) if isinstance(batch, Texts) else 1
 
 
-def write_request(server: Server, batch: Texts | Images) -> Request:
+def write_request(server: Server, batch: Batch) -> Request:
     """Write the request for one batch."""
     body: dict[str, Any] = {"model": server.model, "task": "token_embed", "use_activation": False}
     body |= {"encoding_format": "bytes", "embed_dtype": "float32", "endianness": "little"}
@@ -66,7 +71,7 @@ def write_request(server: Server, batch: Texts | Images) -> Request:
     return Request("/pooling", body)
 
 
-def read_reply(server: Server, batch: Texts | Images, reply: Reply, projector: Projector | None) -> list[Vector]:
+def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector | None) -> list[Vector]:
     """Make the vectors of one batch, in its order.
 
     Args:

@@ -3,7 +3,10 @@
 Imported when a client is made, because openai alone takes about a second of CPU.
 """
 
+import contextlib
+import math
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import httpx2  # the HTTP library that openai 3 is built on and depends on
@@ -18,6 +21,15 @@ _FETCH_TIMEOUT_S = 60.0
 _USER_AGENT = f"jina-v4-client/{version('jina-v4-client')}"
 
 
+# Every request brings its own; given here because openai would ask an http_client for it before it knows what that is.
+_TIMEOUT = openai.Timeout(600)
+_HEADERS: dict[str, str | openai.Omit] = {
+    "Accept": "application/json",
+    "Content-Type": "application/json",
+    "User-Agent": _USER_AGENT,
+}
+
+
 class _Api(openai.OpenAI):
     """openai's client, with headers that owe nothing to the OPENAI_* variables of the environment.
 
@@ -28,49 +40,47 @@ class _Api(openai.OpenAI):
     @property
     def default_headers(self) -> dict[str, str | openai.Omit]:
         """What every request carries beside its key."""
-        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": _USER_AGENT}
+        return _HEADERS
+
+
+class _AsyncApi(openai.AsyncOpenAI):
+    """The same for coroutines."""
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        """What every request carries beside its key."""
+        return _HEADERS
 
 
 class Transport:
-    """Sends requests to one server."""
+    """Sends requests to one server, each once: the dispatcher decides whether one is repeated."""
 
-    def __init__(
-        self, url: str, *, api_key: str, timeout_s: float, max_retries: int, http_client: httpx2.Client | None
-    ) -> None:
+    def __init__(self, url: str, *, api_key: str, http_client: httpx2.Client | None) -> None:
         self._url = url
-        self._timeout_s = timeout_s
         self._owns_http_client = http_client is None
-        try:
-            self._api = _Api(
-                base_url=url,
-                api_key=api_key,
-                timeout=openai.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
-                max_retries=max_retries,
-                http_client=http_client,
-            )
-        except TypeError as error:
-            raise ArgumentError(f"http_client is not allowed: {error}") from error
-        except httpx2.InvalidURL as error:
-            raise ArgumentError(f"base_url={url!r} is no address of a server: {error}") from error
+        with _settings_checked(url):
+            self._api = _Api(base_url=url, api_key=api_key, timeout=_TIMEOUT, max_retries=0, http_client=http_client)
 
-    def send(self, request: Request) -> Reply:
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._api.is_closed()
+
+    def send(self, request: Request, timeout_s: float) -> Reply:
         """Send one request and give its reply.
 
         Raises:
             ServerError: no reply, or one with another status than 2xx.
         """
-        if self._api.is_closed():
-            raise ArgumentError("this client is closed; make a new one")
-        # A redirected POST would come back as a GET, or hand texts and key to a server that nobody named.
-        options: openai.RequestOptions = {"follow_redirects": False, "headers": {"Accept": request.accept}}
+        path, options = request.path, _options(request, timeout_s)
         try:
             if request.body is None:
-                response = self._api.get(request.path, cast_to=httpx2.Response, options=options)
+                response = self._api.get(path, cast_to=httpx2.Response, options=options)
             else:
-                response = self._api.post(request.path, cast_to=httpx2.Response, body=request.body, options=options)
+                response = self._api.post(path, cast_to=httpx2.Response, body=request.body, options=options)
         except openai.OpenAIError as error:
-            raise _translate(error, self._url, request.path, self._timeout_s) from error
-        return Reply({name.lower(): value for name, value in response.headers.items()}, response.content)
+            raise _translate(error, self._url, path, timeout_s) from error
+        return _reply(response)
 
     def close(self) -> None:
         """Close the connections, unless they belong to an http_client of the caller's."""
@@ -78,22 +88,90 @@ class Transport:
             self._api.close()
 
 
-def fetch_image(url: str) -> bytes:
+class AsyncTransport:
+    """The same for coroutines."""
+
+    def __init__(self, url: str, *, api_key: str, http_client: httpx2.AsyncClient | None) -> None:
+        self._url = url
+        self._owns_http_client = http_client is None
+        with _settings_checked(url):
+            self._api = _AsyncApi(
+                base_url=url, api_key=api_key, timeout=_TIMEOUT, max_retries=0, http_client=http_client
+            )
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._api.is_closed()
+
+    async def send(self, request: Request, timeout_s: float) -> Reply:
+        """Send one request and give its reply.
+
+        Raises:
+            ServerError: no reply, or one with another status than 2xx.
+        """
+        path, options = request.path, _options(request, timeout_s)
+        try:
+            if request.body is None:
+                response = await self._api.get(path, cast_to=httpx2.Response, options=options)
+            else:
+                response = await self._api.post(path, cast_to=httpx2.Response, body=request.body, options=options)
+        except openai.OpenAIError as error:
+            raise _translate(error, self._url, path, timeout_s) from error
+        return _reply(response)
+
+    async def close(self) -> None:
+        """Close the connections, unless they belong to an http_client of the caller's."""
+        if self._owns_http_client:
+            await self._api.close()
+
+
+def _options(request: Request, timeout_s: float) -> openai.RequestOptions:
+    # A redirected POST would come back as a GET, or hand texts and key to a server that nobody named.
+    return {
+        "follow_redirects": False,
+        "headers": {"Accept": request.accept},
+        "timeout": openai.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
+    }
+
+
+def _reply(response: httpx2.Response) -> Reply:
+    return Reply({name.lower(): value for name, value in response.headers.items()}, response.content)
+
+
+@contextlib.contextmanager
+def _settings_checked(url: str) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise ArgumentError(f"http_client is not allowed: {error}") from error
+    except httpx2.InvalidURL as error:
+        raise ArgumentError(f"base_url={url!r} is no address of a server: {error}") from error
+
+
+def fetch_image(url: str, time_left_s: float = math.inf) -> bytes:
     """Fetch the file behind a URL, following redirects, in this process as the published model does.
 
     Neither the server's key nor the caller's http_client goes along: the URL belongs to somebody else.
 
+    Args:
+        url: of an image.
+        time_left_s: of the call that wants it.
+
     Raises:
         ImageError: no such file, too large, or too slow.
     """
-    deadline = time.monotonic() + _FETCH_TIMEOUT_S
+    timeout_s = min(_FETCH_TIMEOUT_S, time_left_s)
+    if timeout_s <= 0:
+        raise ImageError("not fetched, because the time limit of the call was reached")
+    deadline = time.monotonic() + timeout_s
     content = bytearray()
     try:
         with httpx2.stream(
             "GET",
             url,
             follow_redirects=True,
-            timeout=_FETCH_TIMEOUT_S,
+            timeout=timeout_s,
             headers={"User-Agent": _USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
         ) as response:
             if response.status_code != httpx2.codes.OK:
@@ -103,7 +181,7 @@ def fetch_image(url: str) -> bytes:
                 if len(content) > MAX_FETCHED_BYTES:
                     raise ImageError(f"more than {MAX_FETCHED_BYTES} bytes; fetch it yourself and give its path")
                 if time.monotonic() > deadline:
-                    raise ImageError(f"not fetched within {_FETCH_TIMEOUT_S:.0f} s")
+                    raise ImageError(f"not fetched within {timeout_s:.3g} s")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise ImageError(f"cannot be fetched ({_name(error)})") from error
     return bytes(content)

@@ -1,11 +1,13 @@
 """Requests and replies as data, without sockets, and what a refusal says."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeGuard, get_args
 
 from jina_v4_client._pooling import STOCK_FLAGS
+from jina_v4_client._retries import read_retry_after_s
 from jina_v4_client.errors import (
     BadReplyError,
     ServerAuthenticationError,
@@ -16,6 +18,8 @@ from jina_v4_client.errors import (
 
 WireDtype = Literal["float32", "float16"]
 WIRE_DTYPES: Final[tuple[WireDtype, ...]] = get_args(WireDtype)
+WireFormat = Literal["safetensors", "base64", "float"]
+WIRE_FORMATS: Final[tuple[WireFormat, ...]] = get_args(WireFormat)  # what cannot do one does the next
 
 
 @dataclass(frozen=True)
@@ -56,38 +60,41 @@ def is_list_of_dicts(value: object) -> TypeGuard[list[dict[str, Any]]]:
 
 def refusal(url: str, path: str, status: int, headers: Mapping[str, str], content: bytes) -> ServerError:
     """Make the error for a status that is not 200, with the server's own reason in one line."""
-    reason = _reason(content)
+    reason, param = _reason(content)
+    told: dict[str, Any] = {"status_code": status, "retry_after_s": read_retry_after_s(headers, time.time())}
     if status in (401, 403):
         return ServerAuthenticationError(
             f"{url} did not accept the API key ({status}): give the server's key as api_key= or in JINA_V4_API_KEY",
-            status_code=status,
+            **told,
         )
     if 300 <= status < 400:
         return ServerRefusedError(
             f"{url} is not there any more ({status}); it points to {headers.get('location')}: give that as base_url",
-            status_code=status,
+            **told,
         )
     if status >= 500:
-        return ServerFailedError(f"{url}{path} failed with status {status}: {reason}", status_code=status)
+        return ServerFailedError(f"{url}{path} failed with status {status}: {reason}", **told)
     if status == 404 and path == "/v1/models":
         reason = f"is base_url the address of the server? It says: {reason}"
     elif path == "/pooling" and (status == 404 or "pooler-config" in reason):
         reason = f"a stock vLLM must be started with {STOCK_FLAGS}. It says: {reason}"
-    return ServerRefusedError(f"{url}{path} refused with status {status}: {reason}", status_code=status)
+    return ServerRefusedError(f"{url}{path} refused with status {status}: {reason}", param=param, **told)
 
 
-def _reason(content: bytes) -> str:
-    """Find the message in an error of vLLM, of a server of ours, of FastAPI or of a proxy."""
+def _reason(content: bytes) -> tuple[str, str | None]:
+    """Find the message in an error of vLLM, of a server of ours, of FastAPI or of a proxy, and the field it names."""
     text = content.decode("utf-8", "replace")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None
+    param = None
     if isinstance(document, dict):
         inner = document.get("error") or document.get("detail") or document
         message = inner.get("message") if isinstance(inner, dict) else inner
+        param = inner.get("param") if isinstance(inner, dict) else None
         text = message if isinstance(message, str) else json.dumps(message or document)
     elif "<html" in text.lower():
         text = "an HTML page; is a proxy in the way?"
     line = " ".join(text.split()) or "no reason given"
-    return line if len(line) <= 600 else f"{line[:600]}..."
+    return line if len(line) <= 600 else f"{line[:600]}...", param if isinstance(param, str) else None

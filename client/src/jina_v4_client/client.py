@@ -1,35 +1,25 @@
-"""The client: checks a call, sends it batch by batch, and gives its vectors."""
+"""The client: checks a call, sends it batch by batch, several at a time, and gives its vectors."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, overload
 
-import numpy as np
-
-from jina_v4_client import _arguments as arguments
-from jina_v4_client import _ours as ours
-from jina_v4_client import _stock as stock
-from jina_v4_client._batches import Images, Texts, check_widths, cut
-from jina_v4_client._images import SINGLE_IMAGE, ImageSource, PreparedImage, describe, is_url, prepare, read_source
+from jina_v4_client._arguments import choose_api_key
+from jina_v4_client._core import Call, Core, Options, Outcome
+from jina_v4_client._images import ImageSource
 from jina_v4_client._model import MAX_LENGTH, Task
 from jina_v4_client._pooling import Vector
-from jina_v4_client._projector import read_projector
-from jina_v4_client._server import (
-    Server,
-    check_unchanged,
-    frame_requests,
-    models_request,
-    read_frame,
-    read_models,
-    server_for,
-)
-from jina_v4_client._wire import WireDtype
-from jina_v4_client.errors import ImageError, ServerError
+from jina_v4_client._progress import Progress
+from jina_v4_client._runners import run_in_threads
+from jina_v4_client._wire import WireDtype, WireFormat
+from jina_v4_client.errors import ArgumentError
+from jina_v4_client.results import Embedded
 
 if TYPE_CHECKING:
     import httpx2
+
+OnError = Literal["raise", "skip"]
 
 
 class EmbeddingsClient:
@@ -47,14 +37,21 @@ class EmbeddingsClient:
         task: what the vectors are for, where a call does not say.
         model: the name of the served model; None for the server's first, behind a gateway for that of the call's task.
         timeout_s: how long each request may take to be answered. Connecting may take 5 s of it.
-        max_retries: how often a request is repeated after a broken connection, a timeout, 408, 409, 429 or 5xx, with
-            growing pauses that follow the server's Retry-After. Other refusals are never repeated.
+        total_timeout_s: how long a call may take in all, its retries and its pauses included; None for no limit.
+        max_retries: how often a request is repeated after a broken connection, a timeout, 408, 409, 429 or 5xx. The
+            pauses grow and vary by chance. A Retry-After is followed, by all requests of the call, if it ends within
+            the call's time limit or, where there is none, within two minutes; a longer one ends the call. Other
+            refusals are never repeated.
+        max_concurrency: how many requests of a call are on their way at a time.
         http_client: an ``httpx2.Client`` to send with, for proxies or certificates; the caller closes it.
         server_task: the task that a stock vLLM serves, where its model's name does not end with it.
         projector: the path of the served checkpoint's multi_vector_projector.safetensors, with which the multi-vectors
             of a stock vLLM are made; a server of ours has its own.
-        wire_dtype: how a server of ours sends vectors. "float16" halves the bytes and rounds every number to about 3
-            digits; what a call returns is float32 of unit length either way. A stock vLLM always sends float32.
+        wire_format: how a server of ours sends vectors: "safetensors", "base64" or "float" (JSON, where something on
+            the way wants it). The vectors are the same. What cannot do one is asked for the next by itself. A stock
+            vLLM always sends bytes.
+        wire_dtype: "float16" halves the bytes of safetensors and rounds every number to about 3 digits; what a call
+            returns is float32 of unit length either way. A stock vLLM always sends float32.
 
     Raises:
         ArgumentError: one of these is not allowed.
@@ -68,29 +65,32 @@ class EmbeddingsClient:
         task: Task | None = None,
         model: str | None = None,
         timeout_s: float = 600.0,
+        total_timeout_s: float | None = None,
         max_retries: int = 2,
+        max_concurrency: int = 4,
         http_client: "httpx2.Client | None" = None,
         server_task: Task | None = None,
         projector: str | os.PathLike[str] | None = None,
+        wire_format: WireFormat = "safetensors",
         wire_dtype: WireDtype = "float32",
     ) -> None:
         from jina_v4_client._transport import Transport, fetch_image
 
-        self._url = arguments.check_base_url(base_url)
-        self._task = None if task is None else arguments.check_known_task(task)
-        self._model = arguments.check_model(model, self._task)
-        self._server_task = None if server_task is None else arguments.check_known_task(server_task)
-        self._projector = None if projector is None else read_projector(projector)
-        self._wire_dtype = arguments.check_wire_dtype(wire_dtype)
-        self._transport = Transport(
-            self._url,
-            api_key=arguments.choose_api_key(api_key),
-            timeout_s=arguments.check_timeout_s(timeout_s),
-            max_retries=arguments.check_count("max_retries", max_retries, at_least=0),
-            http_client=http_client,
+        self._core = Core(
+            base_url,
+            task=task,
+            model=model,
+            timeout_s=timeout_s,
+            total_timeout_s=total_timeout_s,
+            max_retries=max_retries,
+            max_concurrency=max_concurrency,
+            server_task=server_task,
+            projector=projector,
+            wire_format=wire_format,
+            wire_dtype=wire_dtype,
+            fetch_image=fetch_image,
         )
-        self._fetch_image = fetch_image
-        self._servers: dict[Task, Server] | None = None
+        self._transport = Transport(self._core.url, api_key=choose_api_key(api_key), http_client=http_client)
 
     @overload
     def encode_text(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
@@ -103,6 +103,9 @@ class EmbeddingsClient:
         return_numpy: bool = False,
         truncate_dim: int | None = None,
         prompt_name: str | None = None,
+        *,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> Vector: ...
     @overload
     def encode_text(
@@ -116,6 +119,8 @@ class EmbeddingsClient:
         return_numpy: Literal[True],
         truncate_dim: int | None = None,
         prompt_name: str | None = None,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> Vector: ...
     @overload
     def encode_text(
@@ -129,6 +134,8 @@ class EmbeddingsClient:
         return_numpy: bool = False,
         truncate_dim: int | None = None,
         prompt_name: str | None = None,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> list[Vector]: ...
     @overload
     def encode_text(
@@ -141,7 +148,11 @@ class EmbeddingsClient:
         return_numpy: Literal[False] = False,
         truncate_dim: int | None = None,
         prompt_name: str | None = None,
+        *,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> list[Vector]: ...
+    @overload
     def encode_text(
         self,
         texts: str | Sequence[str],
@@ -152,7 +163,24 @@ class EmbeddingsClient:
         return_numpy: bool = False,
         truncate_dim: int | None = None,
         prompt_name: str | None = None,
-    ) -> Vector | list[Vector]:
+        *,
+        progress: Progress = False,
+        on_error: Literal["skip"],
+    ) -> Embedded: ...
+    def encode_text(
+        self,
+        texts: str | Sequence[str],
+        task: Task | None = None,
+        max_length: int = MAX_LENGTH,
+        batch_size: int = 8,
+        return_multivector: bool = False,
+        return_numpy: bool = False,
+        truncate_dim: int | None = None,
+        prompt_name: str | None = None,
+        *,
+        progress: Progress = False,
+        on_error: OnError = "raise",
+    ) -> Vector | list[Vector] | Embedded:
         """Embed texts.
 
         Args:
@@ -160,32 +188,40 @@ class EmbeddingsClient:
             task: "retrieval", "text-matching" or "code"; the client's if None.
             max_length: how many tokens of a text are read, its prefix included; the rest is cut off. Above the server's
                 own limit nothing is cut off, and the server refuses a text that is longer than it can read.
-            batch_size: how many texts are sent in one request.
+            batch_size: how many texts are sent in one request at most; fewer if they are long.
             return_multivector: give a vector of 128 dimensions for each token instead of one for all.
             return_numpy: give several vectors as one array instead of a list. Multi-vectors stay a list, because they
                 differ in their number of tokens.
             truncate_dim: 128, 256, 512, 1024 or 2048 dimensions; all of the model's if None. Multi-vectors are never
                 cut.
             prompt_name: "query" (also if None) or "passage"; text-matching takes both for the same.
+            progress: True for a bar (needs tqdm), or a function that gets the items done and the number of all.
+            on_error: "raise" ends the call at the first item that fails. "skip" leaves such items out: those that are
+                no text, those that the server refuses, and those for which it fails, once the retries are used up.
+                After three such failures in a row, or at the end of total_timeout_s, the rest is left out as well.
 
         Returns:
             For one text (dim,) float32, of unit length, or with return_multivector (n_tokens, 128) float32, each row
             of unit length. For several, in their order, a list of these; with return_numpy and without
-            return_multivector one (n, dim) float32 array.
+            return_multivector one (n, dim) float32 array. With on_error="skip" always :class:`Embedded`, which has
+            None for an item that failed, and its error.
 
         Raises:
             ArgumentError: an argument is not allowed; nothing was embedded.
             ServerError: the server did not give the vectors; none is returned.
         """
-        prompt = arguments.check_prompt_name(prompt_name)
-        dim = arguments.check_truncate_dim(truncate_dim)
-        chosen = self._choose_task(task)
-        limit = arguments.check_max_length(max_length)
-        size = arguments.check_count("batch_size", batch_size, at_least=1)
-        items, single = arguments.as_list("texts", texts, (str,))
-        batch = Texts(arguments.check_texts(items), prompt, limit, bool(return_multivector), dim)
-        vectors = self._embed(chosen, batch, size)
-        return _as_asked(vectors, single=single, as_array=return_numpy and not return_multivector)
+        options = Options(
+            task,
+            batch_size,
+            return_multivector,
+            return_numpy,
+            truncate_dim,
+            progress,
+            on_error,
+            max_length,
+            prompt_name,
+        )
+        return self._run(self._core.texts(texts, options))
 
     @overload
     def encode_image(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
@@ -197,6 +233,9 @@ class EmbeddingsClient:
         return_numpy: bool = False,
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
+        *,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> Vector: ...
     @overload
     def encode_image(
@@ -209,6 +248,8 @@ class EmbeddingsClient:
         return_numpy: Literal[True],
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> Vector: ...
     @overload
     def encode_image(
@@ -221,6 +262,8 @@ class EmbeddingsClient:
         return_numpy: bool = False,
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> list[Vector]: ...
     @overload
     def encode_image(
@@ -232,7 +275,11 @@ class EmbeddingsClient:
         return_numpy: Literal[False] = False,
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
+        *,
+        progress: Progress = False,
+        on_error: Literal["raise"] = "raise",
     ) -> list[Vector]: ...
+    @overload
     def encode_image(
         self,
         images: ImageSource | Sequence[ImageSource],
@@ -242,7 +289,23 @@ class EmbeddingsClient:
         return_numpy: bool = False,
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
-    ) -> Vector | list[Vector]:
+        *,
+        progress: Progress = False,
+        on_error: Literal["skip"],
+    ) -> Embedded: ...
+    def encode_image(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        task: Task | None = None,
+        batch_size: int = 8,
+        return_multivector: bool = False,
+        return_numpy: bool = False,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        *,
+        progress: Progress = False,
+        on_error: OnError = "raise",
+    ) -> Vector | list[Vector] | Embedded:
         """Embed images.
 
         All of them are read, fetched and checked before the first is sent, and kept as compressed files until then.
@@ -251,7 +314,7 @@ class EmbeddingsClient:
             images: one image or several: a path, an http or https URL (fetched by this process, up to 64 MiB), a data
                 URI, the bytes of a file, or a PIL image.
             task: "retrieval", "text-matching" or "code"; the client's if None.
-            batch_size: how many images are sent in one request; a stock vLLM takes one at a time.
+            batch_size: how many images are sent in one request at most; a stock vLLM takes one at a time.
             return_multivector: give a vector of 128 dimensions for each token instead of one for all.
             return_numpy: give several vectors as one array instead of a list. Multi-vectors stay a list, because they
                 differ in their number of tokens.
@@ -259,24 +322,171 @@ class EmbeddingsClient:
                 cut.
             max_pixels: larger images are scaled down to so many pixels, at least 3136; the server's limit if None. A
                 stock vLLM must be started with --trust-request-mm-kwargs for it.
+            progress: as for texts.
+            on_error: as for texts; an image that cannot be read or fetched is left out as well.
 
         Returns:
             For one image (dim,) float32, of unit length, or with return_multivector (n_tokens, 128) float32, each row
             of unit length. For several, in their order, a list of these; with return_numpy and without
-            return_multivector one (n, dim) float32 array.
+            return_multivector one (n, dim) float32 array. With on_error="skip" always :class:`Embedded`.
 
         Raises:
             ArgumentError: an argument is not allowed; nothing was embedded. ImageError if it is an image.
             ServerError: the server did not give the vectors; none is returned.
         """
-        dim = arguments.check_truncate_dim(truncate_dim)
-        chosen = self._choose_task(task)
-        limit = arguments.check_max_pixels(max_pixels)
-        size = arguments.check_count("batch_size", batch_size, at_least=1)
-        items, single = arguments.as_list("images", images, SINGLE_IMAGE)
-        prepared = [self._prepare(index, source) for index, source in enumerate(items)]
-        vectors = self._embed(chosen, Images(prepared, limit, bool(return_multivector), dim), size)
-        return _as_asked(vectors, single=single, as_array=return_numpy and not return_multivector)
+        options = Options(
+            task,
+            batch_size,
+            return_multivector,
+            return_numpy,
+            truncate_dim,
+            progress,
+            on_error,
+            max_pixels=max_pixels,
+        )
+        return self._run(self._core.images(images, options))
+
+    @overload
+    def encode(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
+        self,
+        sentences: ImageSource,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: Progress | None = None,
+        *,
+        task: Task | None = None,
+        return_multivector: bool = False,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> Vector: ...
+    @overload
+    def encode(
+        self,
+        sentences: Sequence[ImageSource],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: Progress | None = None,
+        *,
+        task: Task | None = None,
+        return_multivector: Literal[False] = False,
+        convert_to_numpy: Literal[True] = True,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> Vector: ...
+    @overload
+    def encode(
+        self,
+        sentences: Sequence[ImageSource],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: Progress | None = None,
+        *,
+        task: Task | None = None,
+        return_multivector: bool = False,
+        convert_to_numpy: Literal[False],
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[Vector]: ...
+    @overload
+    def encode(
+        self,
+        sentences: Sequence[ImageSource],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: Progress | None = None,
+        *,
+        task: Task | None = None,
+        return_multivector: Literal[True],
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[Vector]: ...
+    @overload
+    def encode(
+        self,
+        sentences: ImageSource | Sequence[ImageSource],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: Progress | None = None,
+        *,
+        task: Task | None = None,
+        return_multivector: bool = False,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        on_error: Literal["skip"],
+    ) -> Embedded: ...
+    def encode(
+        self,
+        sentences: ImageSource | Sequence[ImageSource],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: Progress | None = None,
+        *,
+        task: Task | None = None,
+        return_multivector: bool = False,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        on_error: OnError = "raise",
+    ) -> Vector | list[Vector] | Embedded:
+        """Embed texts and images in the form of sentence-transformers.
+
+        A string that is an http or https URL, or the path of an image file, is an image; so is a PIL image.
+        Texts are cut to 8192 tokens, as in the published code.
+
+        Without prompt_name sentence-transformers puts no prefix before a text. The servers always put one, and so does
+        the published ``encode_text``: here ``Query: `` is taken then, and a NoPromptNameWarning says so.
+
+        Args:
+            sentences: one item or several, texts and images mixed.
+            prompt_name: "query" or "passage"; text-matching takes both for the same.
+            prompt: the same as its text, ``"Query: "`` or ``"Passage: "``.
+            batch_size: how many items are sent in one request at most.
+            show_progress_bar: as `progress` of :meth:`encode_text`.
+            task: "retrieval", "text-matching" or "code"; the client's if None.
+            return_multivector: give a vector of 128 dimensions for each token instead of one for all.
+            convert_to_numpy: give one array instead of a list.
+            truncate_dim: as for texts.
+            max_pixels: as for images.
+            on_error: as for texts and images.
+
+        Returns:
+            For one item (dim,) float32, of unit length; for several one (n, dim) float32 array, or with
+            convert_to_numpy=False a list. With return_multivector (n_tokens, 128) instead, several always as a list.
+            With on_error="skip" always :class:`Embedded`.
+
+        Raises:
+            ArgumentError: an argument is not allowed; nothing was embedded. ImageError if it is an image.
+            ServerError: the server did not give the vectors; none is returned.
+        """
+        options = Options(
+            task,
+            batch_size,
+            return_multivector,
+            convert_to_numpy,
+            truncate_dim,
+            show_progress_bar,
+            on_error,
+            prompt_name=prompt_name,
+            max_pixels=max_pixels,
+        )
+        return self._run(self._core.sentences(sentences, options, prompt))
+
+    def to(self, *_args: object, **_kwargs: object) -> Self:
+        """Do nothing: the model is where its server has it. Here for code that moves a model to a device."""
+        return self
 
     def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""
@@ -292,60 +502,11 @@ class EmbeddingsClient:
         """Close the connections."""
         self.close()
 
-    def _choose_task(self, task: object) -> Task:
-        chosen = arguments.choose_task(task, self._task)
-        arguments.check_model(self._model, chosen)
-        return chosen
-
-    def _prepare(self, index: int, source: object) -> PreparedImage:
+    def _run(self, call: Call) -> Outcome:
         try:
-            return prepare(self._fetch_image(source) if is_url(source) else read_source(source))
-        except ImageError as error:
-            raise ImageError(f"images[{index}] ({describe(source)}): {error}") from error
-
-    def _embed(self, task: Task, whole: Texts | Images, size: int) -> list[Vector]:
-        vectors: list[Vector] = []
-        try:
-            server = self._find_server(task)
-            if not server.pools:
-                stock.check_batch(server, whole, self._projector)
-                size = stock.batch_size(whole, size)
-                if isinstance(whole, Images):
-                    server = self._find_frame(server)
-            for batch in cut(whole, size):
-                vectors += self._send(server, batch)
-            check_widths(vectors)
-        except ServerError:
-            # Whatever went wrong, the next call asks anew who is there: servers are restarted and replaced.
-            self._servers = None
-            raise
-        return vectors
-
-    def _find_server(self, task: Task) -> Server:
-        servers = self._servers
-        if servers is None:
-            servers = read_models(self._transport.send(models_request()), self._url, self._model, self._server_task)
-            self._servers = servers
-        return server_for(servers, task)
-
-    def _find_frame(self, server: Server) -> Server:
-        if server.frame is None:
-            head, tail = frame_requests(server)
-            server = replace(server, frame=read_frame(server, self._transport.send(head), self._transport.send(tail)))
-            self._servers = {server.task: server}  # a stock server has one task
-        return server
-
-    def _send(self, server: Server, batch: Texts | Images) -> list[Vector]:
-        if server.pools:
-            reply = self._transport.send(ours.write_request(server, batch, self._wire_dtype))
-            check_unchanged(server, reply)
-            return ours.read_reply(server, batch, reply, self._wire_dtype)
-        reply = self._transport.send(stock.write_request(server, batch))
-        check_unchanged(server, reply)
-        return stock.read_reply(server, batch, reply, self._projector)
-
-
-def _as_asked(vectors: list[Vector], *, single: bool, as_array: bool) -> Vector | list[Vector]:
-    if single:
-        return vectors[0]
-    return np.stack(vectors) if as_array else vectors
+            if self._transport.closed:
+                raise ArgumentError("this client is closed; make a new one")
+            run_in_threads(call.dispatcher, self._transport.send)
+            return call.outcome()
+        finally:
+            call.close()

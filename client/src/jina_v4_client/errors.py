@@ -14,7 +14,8 @@ JinaV4Error
     └── BadReplyError                             status 200, but not the vectors that were asked for
 ```
 
-Where an exception of the openai package is behind one of these, it is the ``__cause__``.
+Where an exception of the openai package is behind one of these, it is the ``__cause__``. The one warning is
+``NoPromptNameWarning``.
 """
 
 
@@ -35,11 +36,22 @@ class ServerError(JinaV4Error):
 
     Attributes:
         status_code: the HTTP status of the reply, None if there was none.
+        retry_after_s: how long the server asks to be left alone, if it does.
+        param: the field at fault, as the server names it, such as ``input[3].image``; its count is the request's.
     """
 
-    def __init__(self, message: str, *, status_code: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        retry_after_s: float | None = None,
+        param: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status_code = status_code
+        self.retry_after_s = retry_after_s
+        self.param = param
 
 
 class ServerConnectionError(ServerError):
@@ -68,3 +80,7 @@ class WrongServerError(ServerError):
 
 class BadReplyError(ServerError):
     """A reply with status 200 that does not hold the vectors that were asked for."""
+
+
+class NoPromptNameWarning(UserWarning):
+    """``encode`` was called without prompt_name: texts get a query's prefix here, and none in sentence-transformers."""

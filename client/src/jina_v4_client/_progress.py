@@ -1,0 +1,49 @@
+"""Tells how far a call is: to a function of the caller's, or to a bar of tqdm's if that is installed."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jina_v4_client.errors import ArgumentError
+
+Progress = bool | Callable[[int, int], object]
+
+
+class Meter:
+    """Reports how many of a call's items are done.
+
+    Args:
+        progress: True for a bar on stderr, False for nothing, or a function that gets the items done and their number.
+
+    Raises:
+        ArgumentError: a bar without tqdm, or something else.
+    """
+
+    def __init__(self, progress: object, n_items: int) -> None:
+        self._n_items = n_items
+        self._n_done = 0
+        self._tell: Callable[[int, int], object] | None = None
+        self._bar: Any = None
+        if progress is True:
+            try:
+                from tqdm.auto import tqdm  # type: ignore[import-untyped]
+            except ImportError as error:
+                message = "progress=True needs tqdm: install it, or give a function (done, total) instead of True"
+                raise ArgumentError(message) from error
+            self._bar = tqdm(total=n_items, unit="item")
+        elif callable(progress):
+            self._tell = progress
+        elif progress is not False and progress is not None:
+            raise ArgumentError(f"progress={progress!r} is not allowed; give True, False or a function (done, total)")
+
+    def advance(self, n_items: int) -> None:
+        """Count items that are done, with or without success."""
+        self._n_done += n_items
+        if self._bar is not None:
+            self._bar.update(n_items)
+        if self._tell is not None and n_items:
+            self._tell(self._n_done, self._n_items)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,250 @@
+"""The command line: `jina-v4-embed [OPTIONS] INPUT... OUTPUT`.
+
+Exit codes: 0 all rows are in the output; 1 stopped, run it again to go on; 2 the command cannot be run as given; 3 the
+output is whole but for rows that were skipped; 130 and 143 ended by Ctrl-C and SIGTERM.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from jina_v4_client._model import MAX_LENGTH, MIN_PIXELS, TRUNCATE_DIMS, Task
+from jina_v4_client.embed.content import Kind
+from jina_v4_client.embed.errors import Interrupted, StoppedError, UsageError
+from jina_v4_client.embed.inputs import open_inputs
+from jina_v4_client.embed.output import Shape
+from jina_v4_client.embed.run import Outcome, Run
+from jina_v4_client.embed.tables import STDIN, Columns
+from jina_v4_client.embed.work import Encode, Settings, Vector
+from jina_v4_client.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from jina_v4_client.client import EmbeddingsClient
+
+SKIPPED = 3
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class TaskName(StrEnum):
+    """What the vectors are for."""
+
+    RETRIEVAL = "retrieval"
+    TEXT_MATCHING = "text-matching"
+    CODE = "code"
+
+
+class PromptName(StrEnum):
+    """Which side the texts are on."""
+
+    QUERY = "query"
+    PASSAGE = "passage"
+
+
+class Dtype(StrEnum):
+    """How the numbers are stored."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+class InputFormat(StrEnum):
+    """How a table is read."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+    TEXT = "text"
+
+
+class OnError(StrEnum):
+    """What becomes of a row that cannot be embedded."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class Encoding(StrEnum):
+    """How lines of JSON hold vectors."""
+
+    FLOAT = "float"
+    BASE64 = "base64"
+
+
+@app.command()
+def embed(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="JSONL, CSV, parquet or text files, PDF files, images, folders of these, or - for the standard input.",
+        ),
+    ],
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="A .parquet, .npy or .safetensors file, or - for lines of JSON.")
+    ],
+    task: Annotated[TaskName, typer.Option(help="What the vectors are for.")],
+    base_url: Annotated[str, typer.Option(help="The address of the server or gateway.")] = "http://127.0.0.1:8000",
+    prompt_name: Annotated[PromptName, typer.Option(help="What is put before each text.")] = PromptName.PASSAGE,
+    dimensions: Annotated[
+        int | None, typer.Option(help=f"{', '.join(map(str, TRUNCATE_DIMS))}; all that the model has without it.")
+    ] = None,
+    multivector: Annotated[bool, typer.Option("--multivector", help="A vector a token, of 128 dimensions.")] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Of the numbers written.")] = Dtype.FLOAT32,
+    text_column: Annotated[
+        str | None, typer.Option(help='Of texts, in tables. "text" where no --image-column is given.')
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of images: paths, URLs, data URIs or files.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Of ids; FILE#NUMBER without it.")] = None,
+    input_format: Annotated[
+        InputFormat | None, typer.Option(help="Of files whose name does not tell it; of the standard input jsonl.")
+    ] = None,
+    pdf_scale: Annotated[float, typer.Option(min=0.1, max=20, help="Pixels a point; 1 is 72 dpi.")] = 2.0,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Requests in flight.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts a request.")] = 16,
+    image_batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Images a request.")] = 4,
+    max_length: Annotated[
+        int, typer.Option(min=1, max=MAX_LENGTH, help="Tokens of a text that are read, the prompt included.")
+    ] = MAX_LENGTH,
+    max_pixels: Annotated[int | None, typer.Option(min=MIN_PIXELS, help="Larger images are scaled down.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The name of the served model, where the task does not say.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(envvar="JINA_V4_API_KEY_FILE", help="Holds the server's key; JINA_V4_API_KEY without it."),
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Of a request.")] = 600.0,
+    max_retries: Annotated[int, typer.Option(min=0, max=100, help="Of a request; 6 bridge about 20 seconds.")] = 6,
+    on_error: Annotated[OnError, typer.Option(help="What becomes of a row that cannot be embedded.")] = OnError.STOP,
+    encoding: Annotated[Encoding, typer.Option(help="Of vectors in lines of JSON.")] = Encoding.FLOAT,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that is there.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an earlier run has done.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    """Embed a corpus. A run that was ended goes on when the same command is given again."""
+    with _ended_in_words(None if output == STDIN else output):
+        if dimensions is not None and dimensions not in TRUNCATE_DIMS:
+            raise UsageError(f"--dimensions {dimensions} is not offered; choose {', '.join(map(str, TRUNCATE_DIMS))}")
+        if dimensions is not None and multivector:
+            raise UsageError("--dimensions does not go with --multivector: multi-vectors always have 128")
+        options: dict[str, object] = {
+            "task": task.value,
+            "prompt-name": prompt_name.value,
+            "dimensions": dimensions,
+            "multivector": multivector,
+            "max-length": max_length,
+            "max-pixels": max_pixels,
+            "model": model,
+            "pdf-scale": pdf_scale,
+        }
+        columns = {
+            "text-column": "text" if text_column is None and image_column is None else text_column,
+            "image-column": image_column,
+            "id-column": id_column,
+            "input-format": None if input_format is None else input_format.value,
+        }
+        run = Run(
+            inputs=open_inputs(
+                inputs,
+                Columns(columns["text-column"], image_column, id_column),
+                columns["input-format"],
+                pdf_scale,
+            ),
+            shape=Shape(
+                dtype.value, multivector, {name: options[name] for name in options if options[name] is not None}
+            ),
+            options={**options, "dtype": dtype.value, **columns},
+            settings=Settings(workers, {"text": batch_size, "image": image_batch_size}, on_error is OnError.SKIP),
+            as_base64=encoding is Encoding.BASE64,
+            quiet=quiet,
+        )
+        client = _client(base_url, task.value, model, api_key_file, timeout_s, max_retries)
+        with client:
+            encode = _encoder(client, options)
+            if output == STDIN:
+                outcome = run.to_lines(encode)
+            else:
+                outcome = run.to_file(encode, Path(output), force=force, restart=restart)
+        _tell_skipped(outcome, output)
+
+
+def _client(
+    base_url: str, task: Task, model: str | None, key_file: Path | None, timeout_s: float, max_retries: int
+) -> "EmbeddingsClient":
+    # Imported no sooner than here: it takes about a second, and mistaken options shall answer at once.
+    from jina_v4_client import EmbeddingsClient
+
+    try:
+        key = None if key_file is None else key_file.read_text().strip()
+        return EmbeddingsClient(base_url, key, task=task, model=model, timeout_s=timeout_s, max_retries=max_retries)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--api-key-file {key_file} cannot be read: {error}") from error
+    except ArgumentError as error:
+        raise UsageError(str(error)) from error
+
+
+def _encoder(client: "EmbeddingsClient", options: dict[str, Any]) -> Encode:
+    """Give the one call that the work makes, from several threads."""
+    common = {"return_multivector": options["multivector"], "truncate_dim": options["dimensions"]}
+    of_texts = {"max_length": options["max-length"], "prompt_name": options["prompt-name"], **common}
+    of_images = {"max_pixels": options["max-pixels"], **common}
+
+    def encode(kind: Kind, values: list[Any]) -> list[Vector]:
+        if kind == "text":
+            return cast(list[Vector], client.encode_text(values, batch_size=len(values), **of_texts))
+        return cast(list[Vector], client.encode_image(values, batch_size=len(values), **of_images))
+
+    return encode
+
+
+def _tell_skipped(outcome: Outcome, output: str) -> None:
+    if outcome.n_failed:
+        where = "their lines say why" if output == STDIN else f"{output}.errors.jsonl says why"
+        sys.stderr.write(f"{outcome.n_failed:,} of {outcome.n_rows:,} rows were skipped; {where}\n")
+        raise typer.Exit(SKIPPED)
+
+
+@contextmanager
+def _ended_in_words(output: str | None) -> Iterator[None]:
+    """Say in one line why a run ends, and how it goes on; without a traceback."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except UsageError as error:
+        _end(f"error: {error}", 2)
+    except StoppedError as error:
+        _end(f"error: {error}{_how_to_go_on(output)}", 1)
+    except BrokenPipeError:
+        # Nobody reads any more; what is still in the buffer must not be tried again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt:
+        _end(f"interrupted{_how_to_go_on(output)}", 128 + signal.SIGINT)
+    except Interrupted:
+        _end(f"ended by SIGTERM{_how_to_go_on(output)}", 128 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _how_to_go_on(output: str | None) -> str:
+    if output is None or not Path(f"{output}.partial").exists():
+        return ""
+    return f"; what is done is kept in {output}.partial: give the same command again to go on"
+
+
+def _end(line: str, code: int) -> None:
+    sys.stderr.write(" ".join(line.split()) + "\n")
+    raise typer.Exit(code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted

@@ -1,0 +1,101 @@
+"""What a run is for, as it is written beside its work, so that only the same run goes on with it."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jina_v4_client.embed.errors import UsageError
+
+_FILE = "job.json"
+_FORMAT = 1  # of the work folder; a folder of another format is not resumed
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides about the vectors and where they go.
+
+    Attributes:
+        options: by the name of the flag.
+        inputs: a fingerprint for each.
+    """
+
+    options: Mapping[str, object]
+    inputs: Sequence[Mapping[str, object]]
+
+    def write(self, folder: Path) -> None:
+        """Write the job into a work folder, whole or not at all."""
+        document = {"format": _FORMAT, "options": dict(self.options), "inputs": [dict(entry) for entry in self.inputs]}
+        write_whole(folder / _FILE, json.dumps(document, indent=1).encode())
+
+
+def read_job(folder: Path) -> Job | None:
+    """Read the job of a work folder; None if it was not begun.
+
+    Raises:
+        UsageError: it cannot be read by this version.
+    """
+    try:
+        document = json.loads((folder / _FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder / _FILE} cannot be read ({error}); start anew with --restart") from error
+    if document.get("format") != _FORMAT:
+        raise UsageError(f"{folder} was made by another version of this command; start anew with --restart")
+    return Job(document["options"], document["inputs"])
+
+
+def differences(then: Job, now: Job) -> list[str]:
+    """Say what is no longer as it was."""
+    return [
+        *_options_that_differ(then.options, now.options),
+        *_inputs_that_differ(then.inputs, now.inputs),
+    ]
+
+
+def _options_that_differ(then: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
+    for name in dict.fromkeys([*then, *now]):
+        if then.get(name) != now.get(name):
+            yield f"--{name} was {_said(then.get(name))} and is {_said(now.get(name))}"
+
+
+def _inputs_that_differ(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    paths_then, paths_now = ([str(entry["path"]) for entry in entries] for entries in (then, now))
+    if paths_then != paths_now:
+        yield f"the inputs were {' '.join(paths_then)} and are {' '.join(paths_now)}"
+        return
+    for old, new in zip(then, now, strict=True):
+        for name, unit in (("bytes", "bytes"), ("files", "files")):
+            if old.get(name) != new.get(name):
+                yield f"{new['path']} had {old.get(name)} {unit} and has {new.get(name)}"
+                break
+        else:
+            if old != new:
+                yield f"{new['path']} was changed since"
+
+
+def _said(value: object) -> str:
+    return "not given" if value is None else str(value)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, also after a power cut."""
+    part = path.with_name(f"{path.name}.tmp")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,242 @@
+"""The output: the vectors of the journal in the order of the input, as one file, or as lines while they come.
+
+The same journal gives the same bytes: the groups of a parquet file are cut by what is in them, and no time is written.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jina_v4_client.embed import missing
+from jina_v4_client.embed.errors import UsageError
+from jina_v4_client.embed.job import sync_folder
+from jina_v4_client.embed.journal import Journal, Recorded, Span
+
+FORMATS = (".parquet", ".npy", ".safetensors")
+# So much is in memory at once, and in one group of a parquet file.
+_GROUP_BYTES = 2**24  # of vectors
+_GROUP_ROWS = 2**15  # ids take memory too
+_PARQUET_TYPES = {"float32": "float", "float16": "halffloat"}
+_SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What kind of vectors is written.
+
+    Attributes:
+        dtype: "float32" or "float16".
+        facts: what a reader may want to know of their making; written where the format has a place for it.
+    """
+
+    dtype: str
+    multivector: bool
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Some rows: their ids, how many vectors each has, and the vectors, (n_vectors, width)."""
+
+    ids: list[str]
+    lengths: list[int]
+    vectors: NDArray[np.generic]
+
+
+def check_output(path: Path, *, multivector: bool) -> None:
+    """Refuse an output that cannot be written in the format of its name.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if path.suffix not in FORMATS:
+        raise UsageError(f"OUTPUT {path}: the name must end with {', '.join(FORMATS)}; or give `-` for lines of JSON")
+    if path.suffix == ".npy" and multivector:
+        raise UsageError("multi-vectors differ in length, which .npy cannot hold; use .parquet or .safetensors")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # type: ignore[import-untyped] # noqa: F401 - it has no types
+        except ModuleNotFoundError as error:
+            raise UsageError(missing("pyarrow")) from error
+    if not path.parent.is_dir():
+        raise UsageError(f"OUTPUT {path}: {path.parent} is no folder")
+    if path.is_dir():
+        raise UsageError(f"OUTPUT {path} is a folder")
+
+
+def beside(path: Path, what: str) -> Path:
+    """Give the name of what lies beside an output."""
+    return path.with_name(f"{path.name}.{what}")
+
+
+def write_output(journal: Journal, path: Path, folder: Path, shape: Shape) -> list[Path]:
+    """Write the output, and put it in its place when it is whole and on the disk.
+
+    Args:
+        journal: with all rows done.
+        path: its ending tells the format.
+        folder: for what is not whole yet; on the disk of `path`.
+        shape: what kind of vectors they are.
+
+    Returns:
+        The files that are now there; the output itself last.
+    """
+    parts: dict[Path, Path] = {}
+    n_failed = journal.count(failed=True)
+    if path.suffix != ".parquet":
+        parts[beside(path, "ids.json")] = _written(folder / "ids", lambda file: _write_ids(journal, file))
+    if n_failed:
+        parts[beside(path, "errors.jsonl")] = _written(folder / "errors", lambda file: _write_errors(journal, file))
+    write = {".parquet": _write_parquet, ".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
+    parts[path] = _written(folder / "output", lambda file: write(journal, shape, file))
+    journal.mark_finishing()
+    if not n_failed:
+        beside(path, "errors.jsonl").unlink(missing_ok=True)  # of the output that is replaced
+    for place, part in parts.items():
+        part.replace(place)
+    sync_folder(path.parent)
+    return list(parts)
+
+
+class Lines:
+    """Writes each row as a line of JSON as soon as it and all rows before it are done.
+
+    Args:
+        as_base64: write vectors as the base64 of their little-endian bytes instead of lists of numbers.
+    """
+
+    def __init__(self, journal: Journal, file: IO[str], shape: Shape, *, as_base64: bool) -> None:
+        self._journal, self._file, self._shape, self._as_base64 = journal, file, shape, as_base64
+        self._next = 0
+
+    def write_done(self) -> None:
+        """Write the rows that have their turn."""
+        for row in self._journal.recorded(self._next):
+            if row.number != self._next:
+                break
+            self._file.write(json.dumps(self._line(row), ensure_ascii=False) + "\n")
+            self._next += 1
+        self._file.flush()
+
+    def _line(self, row: Recorded) -> dict[str, object]:
+        if row.span is None:
+            return {"id": row.id, "error": row.error}
+        vectors = self._journal.vectors([row.span])  # (n, width)
+        name, vector = ("embeddings", vectors) if self._shape.multivector else ("embedding", vectors[0])
+        if not self._as_base64:
+            return {"id": row.id, name: vector.tolist()}
+        return {"id": row.id, name: base64.b64encode(_little_endian(vector)).decode("ascii"), "shape": vector.shape}
+
+
+def _groups(journal: Journal, shape: Shape) -> Iterator[_Group]:
+    """Give the rows that have vectors in order, as many at once as their vectors' bytes allow."""
+    vector_bytes = max(1, journal.width * np.dtype(shape.dtype).itemsize)
+    ids: list[str] = []
+    spans: list[Span] = []
+    n_vectors = 0
+    for row in journal.recorded():
+        if row.span is None:
+            continue
+        ids.append(row.id)
+        spans.append(row.span)
+        n_vectors += row.span.length
+        if n_vectors * vector_bytes >= _GROUP_BYTES or len(ids) >= _GROUP_ROWS:
+            yield _group(journal, ids, spans)
+            ids, spans, n_vectors = [], [], 0
+    if ids:
+        yield _group(journal, ids, spans)
+
+
+def _group(journal: Journal, ids: list[str], spans: Sequence[Span]) -> _Group:
+    return _Group(ids, [span.length for span in spans], journal.vectors(spans))
+
+
+def _write_parquet(journal: Journal, shape: Shape, file: IO[bytes]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    vector_type = pyarrow.list_(pyarrow.type_for_alias(_PARQUET_TYPES[shape.dtype]), journal.width)
+    schema = pyarrow.schema(
+        [
+            pyarrow.field("id", pyarrow.string(), nullable=False),
+            pyarrow.field("vector", pyarrow.list_(vector_type) if shape.multivector else vector_type, nullable=False),
+        ],
+        metadata={"jina_v4": json.dumps(shape.facts)},
+    )
+    # Numbers of an embedding do not get smaller by dictionaries or compression; reading is faster without.
+    with parquet.ParquetWriter(
+        file, schema, compression="none", use_dictionary=False, write_statistics=["id"], store_schema=True
+    ) as writer:
+        for group in _groups(journal, shape):
+            column: Any = pyarrow.FixedSizeListArray.from_arrays(
+                pyarrow.array(group.vectors.reshape(-1)), journal.width
+            )
+            if shape.multivector:
+                offsets = np.cumsum([0, *group.lengths], dtype=np.int32)
+                column = pyarrow.ListArray.from_arrays(pyarrow.array(offsets), column)
+            table = pyarrow.Table.from_arrays([pyarrow.array(group.ids, pyarrow.string()), column], schema=schema)
+            writer.write_table(table, row_group_size=len(group.ids))
+
+
+def _write_npy(journal: Journal, shape: Shape, file: IO[bytes]) -> None:
+    n_rows = journal.count() - journal.count(failed=True)
+    header = {"descr": np.dtype(shape.dtype).str, "fortran_order": False, "shape": (n_rows, journal.width)}
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+    for group in _groups(journal, shape):
+        file.write(_little_endian(group.vectors))
+
+
+def _write_safetensors(journal: Journal, shape: Shape, file: IO[bytes]) -> None:
+    lengths = np.fromiter((row.span.length for row in journal.recorded() if row.span is not None), np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")  # (n_rows + 1,)
+    n_vectors = int(offsets[-1])
+    tensors = {"offsets": ("I64", offsets.shape, offsets.nbytes)} if shape.multivector else {}
+    n_bytes = n_vectors * journal.width * np.dtype(shape.dtype).itemsize
+    tensors["vectors"] = (_SAFETENSORS_TYPES[shape.dtype], (n_vectors, journal.width), n_bytes)
+    header: dict[str, object] = {"__metadata__": {"jina_v4": json.dumps(shape.facts)}}
+    end = 0
+    for name, (dtype, dims, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": dims, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    file.write(len(text).to_bytes(8, "little") + text)
+    if shape.multivector:
+        file.write(offsets.tobytes())
+    for group in _groups(journal, shape):
+        file.write(_little_endian(group.vectors))
+
+
+def _write_ids(journal: Journal, file: IO[bytes]) -> None:
+    separator = "["
+    for row in journal.recorded():
+        if row.span is not None:
+            file.write(f"{separator}{json.dumps(row.id, ensure_ascii=False)}".encode())
+            separator = ",\n"
+    file.write(b"]\n")
+
+
+def _write_errors(journal: Journal, file: IO[bytes]) -> None:
+    for row in journal.recorded():
+        if row.error is not None:
+            line = {"row": row.number + 1, "id": row.id, "error": row.error}
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+
+def _written(path: Path, write: Callable[[IO[bytes]], None]) -> Path:
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _little_endian(vectors: NDArray[np.generic]) -> bytes:
+    return vectors.astype(vectors.dtype.newbyteorder("<"), copy=False).tobytes()

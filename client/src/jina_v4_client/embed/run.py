@@ -1,0 +1,185 @@
+"""A run: begins a work folder or goes on with one, has the rows embedded, puts the output in its place."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jina_v4_client.embed.errors import StoppedError, UsageError
+from jina_v4_client.embed.inputs import Inputs
+from jina_v4_client.embed.job import Job, differences, read_job, sync_folder
+from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, is_in_use
+from jina_v4_client.embed.output import Lines, Shape, beside, check_output, write_output
+from jina_v4_client.embed.progress import Progress
+from jina_v4_client.embed.work import Encode, Settings, Work
+
+# Of a work folder, beside the database's; a folder with anything else in it is not removed.
+_OWN_FILES = {"job.json", "job.json.tmp", VECTORS, "ids", "errors", "output"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    n_rows: int
+    n_failed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be done.
+
+    Attributes:
+        options: those that decide about the vectors, by the name of the flag; only the same go on with a work folder.
+        as_base64: of lines on the standard output: whether vectors are base64.
+    """
+
+    inputs: Inputs
+    shape: Shape
+    options: Mapping[str, object]
+    settings: Settings
+    as_base64: bool = False
+    quiet: bool = False
+
+    def to_file(self, encode: Encode, path: Path, *, force: bool, restart: bool) -> Outcome:
+        """Embed into a file, with a work folder beside it from which a run that was ended goes on.
+
+        Raises:
+            UsageError: the run cannot begin, or the work folder is of another.
+            StoppedError: it cannot go on; what is done is kept.
+        """
+        check_output(path, multivector=self.shape.multivector)
+        folder = beside(path, "partial")
+        _remove(_old(folder))
+        job = Job(self.options, self.inputs.fingerprints())
+        total = self.inputs.count()  # reads what can be read of every input, so that a wrong one is found now
+        if restart:
+            _check_free(path, force=force)
+            _discard(folder)
+        begun = self._begin(folder, job, path, force=force)
+        with Journal(folder, self.shape.dtype) as journal:
+            if not journal.is_finishing:
+                _check_free(path, force=force)
+            done = journal.count()
+            if not begun:
+                self._say(f"resuming: {done:,} rows are done")
+            try:
+                with Progress(total, done, quiet=self.quiet) as progress:
+                    work = Work(
+                        encode,
+                        journal,
+                        self.settings,
+                        compare=self.inputs.told_apart_by_content,
+                        on_progress=progress.add,
+                    )
+                    outcome = _checked(work.run(self.inputs.rows()), journal)
+                self._say(progress.summary())
+            except BaseException:
+                nothing_done = journal.count() == 0
+                journal.close()
+                if nothing_done:
+                    _discard(folder)
+                raise
+            try:
+                files = write_output(journal, path, folder, self.shape)
+            except OSError as error:
+                raise StoppedError(f"{path} cannot be written: {error.strerror or error}") from error
+        _discard(folder)
+        self._say("wrote " + ", ".join(map(str, reversed(files))))
+        return outcome
+
+    def to_lines(self, encode: Encode) -> Outcome:
+        """Embed into lines of JSON on the standard output; there is nothing to resume.
+
+        Raises:
+            UsageError: the run cannot begin.
+            StoppedError: it cannot go on.
+        """
+        total = self.inputs.count()
+        # The same work folder, without waiting for the disk: equal content is found however far apart it is.
+        with (
+            tempfile.TemporaryDirectory(prefix="jina-v4-embed-") as folder,
+            Journal(Path(folder), self.shape.dtype, durable=False) as journal,
+            Progress(total, 0, quiet=self.quiet) as progress,
+        ):
+            lines = Lines(journal, sys.stdout, self.shape, as_base64=self.as_base64)
+
+            def add(n_rows: int) -> None:
+                progress.add(n_rows)
+                lines.write_done()
+
+            work = Work(encode, journal, self.settings, on_progress=add)
+            return _checked(work.run(self.inputs.rows()), journal, output_needs_a_vector=False)
+
+    def _begin(self, folder: Path, job: Job, path: Path, *, force: bool) -> bool:
+        """Make the work folder, or check that it is this run's; tell whether it is new."""
+        if folder.is_dir():
+            then = read_job(folder)
+            if then is not None:
+                if different := differences(then, job):
+                    raise UsageError(
+                        f"{folder} holds the work of another run: {'; '.join(different)}. Give the options and inputs "
+                        "of that run to go on with it, or --restart to start anew"
+                    )
+                return False
+            _discard(folder)  # killed before the job was written
+        _check_free(path, force=force)
+        try:
+            folder.mkdir()
+            job.write(folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be made, where the work is kept: {error.strerror}") from error
+        return True
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            sys.stderr.write(f"{line}\n")
+
+
+def _checked(n_rows: int, journal: Journal, *, output_needs_a_vector: bool = True) -> Outcome:
+    """Count once more before the output is written: every row must be there once."""
+    n_done, n_failed = journal.count(), journal.count(failed=True)
+    if n_rows == 0:
+        raise UsageError("the input has no rows")
+    if n_done != n_rows:
+        raise StoppedError(f"{n_done} rows are done of {n_rows}: this is a mistake of the program")
+    if n_failed == n_rows and output_needs_a_vector:
+        first = next(row for row in journal.recorded() if row.error is not None)
+        raise StoppedError(f"no row could be embedded; the first: {first.id}: {first.error}")
+    return Outcome(n_rows, n_failed)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
+
+
+def _discard(folder: Path) -> None:
+    """Remove a work folder. It gets another name first: a folder that is removed by half must not look like work."""
+    if not folder.exists():
+        return
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(DATABASE)}
+    if strange := sorted(names - _OWN_FILES):
+        raise UsageError(f"{folder} is not removed: {strange[0]} in it was not put there by this command")
+    if is_in_use(folder):
+        raise UsageError(f"{folder} is not removed: another run is at work in it")
+    try:
+        folder.rename(_old(folder))
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be removed: {error.strerror}") from error
+    _remove(_old(folder))
+
+
+def _remove(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be removed: {error.strerror}") from error
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    if path.exists() and not force:
+        raise UsageError(f"{path} is there already; use --force to replace it")

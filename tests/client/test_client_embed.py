@@ -1,0 +1,512 @@
+"""`jina-v4-embed` against a played server: what goes in, what comes out, and what is said when it cannot."""
+
+import base64
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pypdfium2
+import pytest
+from jina_v4_client.embed.cli import app
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import Table, parquet
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from typer.main import get_command
+from typer.testing import CliRunner
+
+HIDDEN = 256
+ROWS = [{"id": f"doc-{i}", "text": f"text number {i % 30}"} for i in range(50)]  # the last 20 are copies
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def line(self) -> str:
+        """The one line that the run ended with."""
+        (line,) = self.stderr.splitlines()
+        return line
+
+
+Embed = Callable[..., Ran]
+
+
+@pytest.fixture
+def embed(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Embed]:
+    """Run the command in a folder of its own, quietly, without retries."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    server.play_ours()
+
+    def run(*arguments: object, stdin: bytes | None = None) -> Ran:
+        options = ["--base-url", server.url, "--task", "retrieval", "--max-retries", "0", "--quiet"]
+        result = CliRunner().invoke(app, [*options, *map(str, arguments)], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_pdf(path: Path, sizes: list[tuple[int, int]]) -> None:
+    document = pypdfium2.PdfDocument.new()
+    for width, height in sizes:
+        document.new_page(width, height)
+    document.save(str(path))
+    document.close()
+
+
+def vectors_of(server: Any, rows: list[Any], prefix: str = "Passage: ") -> NDArray[np.float32]:
+    return np.stack([server.vector(prefix + row["text"]) for row in rows])
+
+
+def read(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    table = parquet.read_table(path)
+    return table["id"].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
+
+
+def sent(server: Any) -> list[Any]:
+    return [item for body in server.bodies("/v1/embeddings") for item in body["input"]]
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "rows.jsonl": lambda path: write_jsonl(path, ROWS),
+    "rows.csv": lambda path: write_csv(path, ROWS),
+    "rows.tsv": lambda path: write_csv(path, ROWS, "\t"),
+    "rows.parquet": lambda path: parquet.write_table(Table.from_pylist(ROWS), path, row_group_size=7),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_tables_of_every_kind_give_their_rows_in_order(name: str, embed: Embed, server: Any) -> None:
+    WRITERS[name](Path(name))
+    assert embed("--id-column", "id", "--batch-size", 4, name, "out.parquet").code == 0
+    ids, vectors = read(Path("out.parquet"))
+    assert ids == [row["id"] for row in ROWS]
+    assert (vectors == vectors_of(server, ROWS)).all()
+
+
+def test_ids_that_nobody_gave_are_file_and_number_of_the_line(embed: Embed, server: Any) -> None:
+    Path("a.txt").write_bytes("\ufefferste\r\n\r\nzweite ü\nlast".encode())
+    write_csv(Path("b.csv"), [{"body": "in two\nlines"}, {"body": "one"}])
+    assert embed("--text-column", "body", "a.txt", "b.csv", "out.parquet").code == 0
+    ids, vectors = read(Path("out.parquet"))
+    assert ids == ["a.txt#1", "a.txt#3", "a.txt#4", "b.csv#1", "b.csv#2"]
+    texts = ["erste", "zweite ü", "last", "in two\nlines", "one"]
+    assert (vectors == vectors_of(server, [{"text": text} for text in texts])).all()
+
+
+def test_equal_content_is_sent_once_and_its_vector_is_in_every_row(embed: Embed, server: Any) -> None:
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    assert embed("--batch-size", 4, "rows.jsonl", "rows.jsonl", "out.parquet").code == 0
+    assert len(sent(server)) == 30
+    _, vectors = read(Path("out.parquet"))
+    assert (vectors == vectors_of(server, ROWS + ROWS)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("ending", ["parquet", "npy", "safetensors"])
+def test_dense_vectors_in_every_format_open_with_one_line(ending: str, dtype: str, embed: Embed, server: Any) -> None:
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    out = Path(f"out.{ending}")
+    assert embed("--id-column", "id", "--dtype", dtype, "rows.jsonl", out).code == 0
+    expected = vectors_of(server, ROWS).astype(dtype)
+    if ending == "parquet":
+        table = parquet.read_table(out)
+        assert str(table.schema.field("vector").type).startswith("fixed_size_list<element: ")
+        found, ids = np.stack(table["vector"].to_numpy()), table["id"].to_pylist()
+        assert json.loads(table.schema.metadata[b"jina_v4"])["task"] == "retrieval"
+    else:
+        found = np.load(out) if ending == "npy" else load_file(out)["vectors"]
+        ids = json.loads(Path(f"{out}.ids.json").read_text())
+    assert ids == [row["id"] for row in ROWS]
+    assert found.dtype == dtype
+    assert (found == expected).all()
+    assert not Path(f"{out}.partial").exists()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "safetensors"])
+def test_multivectors_keep_their_lengths(ending: str, embed: Embed, server: Any) -> None:
+    rows = [{"text": "word " * n} for n in (1, 5, 2, 5)]
+    write_jsonl(Path("rows.jsonl"), rows)
+    out = Path(f"out.{ending}")
+    assert embed("--multivector", "rows.jsonl", out).code == 0
+    if ending == "parquet":
+        found = [np.array(vector, dtype=np.float32) for vector in parquet.read_table(out)["vector"].to_pylist()]
+    else:
+        with safe_open(out, "numpy") as file:
+            offsets = file.get_tensor("offsets")
+            found = np.split(file.get_tensor("vectors"), offsets[1:-1])
+    assert len(found) == 4
+    for vector, row in zip(found, rows, strict=True):
+        assert (vector == server.token_rows("Passage: " + row["text"])).all()
+
+
+def test_options_reach_the_server(embed: Embed, server: Any) -> None:
+    write_jsonl(Path("rows.jsonl"), ROWS[:3])
+    options = ["--prompt-name", "query", "--dimensions", 128, "--max-length", 64, "--batch-size", 2]
+    assert embed(*options, "rows.jsonl", "out.npy").code == 0
+    bodies = server.bodies("/v1/embeddings")
+    assert sorted(len(body["input"]) for body in bodies) == [1, 2]
+    assert {(body["prompt_name"], body["dimensions"], body["max_length"]) for body in bodies} == {("query", 128, 64)}
+    assert np.load("out.npy").shape == (3, 128)
+
+
+def test_the_key_comes_from_the_environment_or_a_file(
+    embed: Embed, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(Path("rows.jsonl"), ROWS[:1])
+    Path("key").write_text("from-the-file\n")
+    monkeypatch.setenv("JINA_V4_API_KEY", "from-the-environment")
+    assert embed("rows.jsonl", "a.npy").code == 0
+    assert embed("--api-key-file", "key", "rows.jsonl", "b.npy").code == 0
+    keys = [seen.headers["authorization"] for seen in server.seen if seen.path == "/v1/embeddings"]
+    assert keys == ["Bearer from-the-environment", "Bearer from-the-file"]
+
+
+def test_a_folder_gives_its_images_and_pages_sorted(embed: Embed, server: Any) -> None:
+    for name, colour in (("b.png", "red"), ("sub/a.jpg", "blue"), ("a.webp", "green"), (".hidden.png", "red")):
+        path = Path("folder") / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), colour).save(path)
+    Path("folder/notes.md").write_text("no image")
+    write_pdf(Path("folder/paper.pdf"), [(100, 50), (60, 60)])
+    assert embed("--pdf-scale", 1.5, "--max-pixels", 3136, "folder", "out.parquet").code == 0
+    ids, vectors = read(Path("out.parquet"))
+    pages = ["folder/paper.pdf#1", "folder/paper.pdf#2"]
+    assert ids == ["folder/a.webp", "folder/b.png", *pages, "folder/sub/a.jpg"]
+    images = {body_item["image"] for body_item in sent(server)}
+    assert {body["max_pixels"] for body in server.bodies("/v1/embeddings")} == {3136}
+    by_vector = {server.vector(image).tobytes(): image for image in images}
+    sources = [by_vector[vector.tobytes()] for vector in vectors]
+    b_png = base64.b64encode(Path("folder/b.png").read_bytes()).decode()
+    assert sources[1] == f"data:image/png;base64,{b_png}"
+    sizes = [Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size for uri in sources[2:4]]
+    assert sizes == [(150, 75), (90, 90)]
+
+
+def test_images_of_a_table_are_paths_beside_it_or_files_in_it(embed: Embed, server: Any) -> None:
+    Path("data").mkdir()
+    for name in ("x.png", "y.png"):
+        Image.new("RGB", (40, 30), "red" if name == "x.png" else "blue").save(Path("data") / name)
+    x, y = (Path("data", name).read_bytes() for name in ("x.png", "y.png"))
+    uri = "data:image/png;base64," + base64.b64encode(x).decode()
+    write_jsonl(Path("data/rows.jsonl"), [{"image": "x.png", "t": None}, {"t": "a text"}, {"image": uri, "t": ""}])
+    parquet.write_table(Table.from_pylist([{"image": {"bytes": y, "path": None}, "t": ""}]), "data/rows.parquet")
+    columns = ["--image-column", "image", "--text-column", "t"]
+    assert embed(*columns, "data/rows.jsonl", "data/rows.parquet", "out.parquet").code == 0
+    _, vectors = read(Path("out.parquet"))
+    y_uri = "data:image/png;base64," + base64.b64encode(y).decode()
+    expected = [server.vector(item) for item in (uri, "Passage: a text", uri, y_uri)]
+    assert (vectors == np.stack(expected)).all()
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_a_pipe_gives_a_line_for_each_row_in_order(encoding: str, embed: Embed, server: Any) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    ran = embed("--encoding", encoding, "--batch-size", 4, "--id-column", "id", "-", "-", stdin=lines)
+    assert ran.code == 0
+    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [row["id"] for row in found] == [row["id"] for row in ROWS]
+    if encoding == "base64":
+        vectors = [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in found]
+    else:
+        vectors = [np.array(row["embedding"], np.float32) for row in found]
+    assert (np.stack(vectors) == vectors_of(server, ROWS)).all()
+    assert len(sent(server)) == 30
+
+
+def test_a_pipe_of_plain_text_gives_multivectors(embed: Embed, server: Any) -> None:
+    ran = embed("--multivector", "--input-format", "text", "-", "-", stdin=b"one two\nthree\n")
+    first, second = (json.loads(line) for line in ran.stdout.splitlines())
+    assert (first["id"], second["id"]) == ("1", "2")
+    assert (np.array(first["embeddings"], np.float32) == server.token_rows("Passage: one two")).all()
+    assert len(second["embeddings"]) == 2
+
+
+# What is wrong, the files that make it so, the arguments, and what the one line must say.
+REFUSED: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
+    "no such input": ({}, ["none.jsonl", "out.npy"], ["none.jsonl is not there"]),
+    "no such column": (
+        {"a.csv": b"id,body\n1,x\n"},
+        ["a.csv", "out.npy"],
+        ["a.csv has no column 'text'", "'id', 'body'", "--text-column"],
+    ),
+    "no parquet": ({"a.parquet": b"PAR1 not really"}, ["a.parquet", "out.npy"], ["a.parquet is no parquet file"]),
+    "no CSV": ({"a.csv": b'"text\n1,2'}, ["a.csv", "out.npy"], ["a.csv is no CSV"]),
+    "CSV that is not UTF-8": ({"a.csv": b"text\xff\n"}, ["a.csv", "out.npy"], ["a.csv is no CSV", "utf-8"]),
+    "an unknown ending": ({"a.docx": b"x"}, ["a.docx", "out.npy"], ["a.docx", "--input-format", "jsonl, csv"]),
+    "an empty input": ({"a.jsonl": b""}, ["a.jsonl", "out.npy"], ["the input has no rows"]),
+    "an empty folder": ({"folder/notes.md": b""}, ["folder", "out.npy"], ["folder holds neither images nor PDF"]),
+    "an output of no format": ({"a.txt": b"x"}, ["a.txt", "out.jsonl"], ["out.jsonl", ".parquet, .npy, .safetensors"]),
+    "an output in no folder": ({"a.txt": b"x"}, ["a.txt", "no/out.npy"], ["no/out.npy", "no is no folder"]),
+    "an output that is a folder": ({"a.txt": b"x", "o.npy/f": b""}, ["a.txt", "o.npy"], ["o.npy is a folder"]),
+    "a work folder that cannot be made": (
+        {"a.txt": b"x", "out.npy.partial": b""},
+        ["a.txt", "out.npy"],
+        ["out.npy.partial cannot be made", "exists"],
+    ),
+    "a work folder with strange files": (
+        {"a.txt": b"x", "out.npy.partial/thesis.doc": b""},
+        ["a.txt", "out.npy"],
+        ["thesis.doc in it was not put there"],
+    ),
+    "multi-vectors as npy": ({"a.txt": b"x"}, ["--multivector", "a.txt", "out.npy"], ["differ in length", ".parquet"]),
+    "dimensions of multi-vectors": (
+        {"a.txt": b"x"},
+        ["--multivector", "--dimensions", "128", "a.txt", "out.parquet"],
+        ["--dimensions does not go with --multivector"],
+    ),
+    "odd dimensions": ({"a.txt": b"x"}, ["--dimensions", "300", "a.txt", "out.npy"], ["128, 256, 512, 1024, 2048"]),
+    "no key file": ({"a.txt": b"x"}, ["--api-key-file", "none", "a.txt", "out.npy"], ["--api-key-file none"]),
+    "no address": ({"a.txt": b"x"}, ["--base-url", "here", "a.txt", "out.npy"], ["base_url='here' is no address"]),
+    "standard input twice": ({}, ["-", "-", "out.npy"], ["can be read once only"]),
+    "parquet from a pipe": ({}, ["--input-format", "parquet", "-", "out.npy"], ["parquet cannot be read from the"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_sent(
+    case: str, embed: Embed, server: Any
+) -> None:
+    files, arguments, parts = REFUSED[case]
+    for name, content in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content)
+    there = sorted(Path().rglob("*"))
+    ran = embed(*arguments, stdin=b"")
+    assert ran.code == 2
+    assert ran.line.startswith("error: ")
+    assert all(part in ran.line for part in parts), ran.line
+    assert server.bodies("/v1/embeddings") == []
+    assert sorted(Path().rglob("*")) == there
+
+
+def encrypted_pdf() -> bytes:
+    """A PDF file that needs a password: pdfium reads no further than the trailer's Encrypt."""
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 10 10]>>",
+        b"<</Filter/Standard/V 1/R 2/P -4/O<" + b"00" * 32 + b">/U<" + b"11" * 32 + b">>>",
+    ]
+    content, starts = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        starts.append(len(content))
+        content += b"%d 0 obj%s endobj\n" % (number, body)
+    table = b"xref\n0 5\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % start for start in starts)
+    trailer = b"trailer<</Size 5/Root 1 0 R/Encrypt 4 0 R/ID[<00><00>]>>\nstartxref\n%d\n%%%%EOF" % len(content)
+    return content + table + trailer
+
+
+# A bad row after a good one: the file, its content, the id of the bad row and what is said of it.
+BAD_ROWS: dict[str, tuple[str, bytes, str, str]] = {
+    "broken JSON": ("a.jsonl", b'{"text": "x"}\n{"text": "y"\n', "a.jsonl#2", "no JSON"),
+    "JSON that is no object": (
+        "a.jsonl",
+        b'{"text": "x"}\n["y"]\n',
+        "a.jsonl#2",
+        "no JSON object but a value of type l",
+    ),
+    "no text": ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', "a.jsonl#2", "nothing in 'text'"),
+    "a number for a text": ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', "a.jsonl#2", "no text but a value of type int"),
+    "a lone surrogate": ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud800"}\n', "a.jsonl#2", "lone surrogate"),
+    "text that is not UTF-8": ("a.txt", b"x\n\xff\xfe\n", "a.txt#2", "no UTF-8"),
+    "a cell too many": ("a.csv", b"text\nx\ny,z\n", "a.csv#2", "more than 1 cells"),
+    "no image": ("folder/z.png", b"not an image", "folder/z.png", "not an image"),
+    "an image cut short": ("folder/z.png", b"\x89PNG\r\n\x1a\n\x00\x00", "folder/z.png", "not an image"),
+    "a broken PDF": ("folder/z.pdf", b"%PDF-1.4 nothing", "folder/z.pdf", "a broken PDF file"),
+    "an encrypted PDF": ("folder/z.pdf", encrypted_pdf(), "folder/z.pdf", "encrypted: it needs a password"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_stops_the_run_or_is_skipped_and_listed(case: str, embed: Embed) -> None:
+    name, content, bad_id, message = BAD_ROWS[case]
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_bytes(content)
+    source = name
+    if name.startswith("folder/"):
+        Image.new("RGB", (40, 30)).save("folder/a.png")
+        source = "folder"
+    stopped = embed("--batch-size", 2, source, "out.parquet")
+    assert stopped.code == 1
+    assert stopped.line.startswith(f"error: row {bad_id}: ")
+    assert message in stopped.line
+    assert not Path("out.parquet").exists()
+    skipped = embed("--on-error", "skip", source, "out.parquet")
+    assert skipped.code == 3
+    assert skipped.line == "1 of 2 rows were skipped; out.parquet.errors.jsonl says why"
+    ids, _ = read(Path("out.parquet"))
+    assert len(ids) == 1
+    assert bad_id not in ids
+    (error,) = map(json.loads, Path("out.parquet.errors.jsonl").read_text().splitlines())
+    assert (error["row"], error["id"]) == (2, bad_id)
+    assert message in error["error"]
+
+
+def test_an_image_that_a_table_names_in_vain_is_a_bad_row(embed: Embed) -> None:
+    write_jsonl(Path("a.jsonl"), [{"image": "gone.png"}])
+    ran = embed("--image-column", "image", "a.jsonl", "out.npy")
+    assert (ran.code, ran.line) == (1, "error: row a.jsonl#1: gone.png: No such file or directory")
+    assert not Path("out.npy.partial").exists()  # nothing was done that could be gone on with
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_text_that_the_server_refuses_or_fails_at_costs_only_its_row(status: int, embed: Embed, server: Any) -> None:
+    play = server.routes["/v1/embeddings"]
+
+    def refuse_the_long(seen: Any) -> Any:
+        if any("number 7" in item["text"] for item in seen.body["input"]):
+            return server.json_answer({"error": {"message": "input[0] is too long"}}, status)
+        return play(seen)
+
+    server.routes["/v1/embeddings"] = refuse_the_long
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    ran = embed("--on-error", "skip", "--id-column", "id", "--batch-size", 10, "rows.jsonl", "out.parquet")
+    assert (ran.code, ran.line) == (3, "2 of 50 rows were skipped; out.parquet.errors.jsonl says why")
+    kept = [row for row in ROWS if row["text"] != "text number 7"]
+    ids, vectors = read(Path("out.parquet"))
+    assert ids == [row["id"] for row in kept]
+    assert (vectors == vectors_of(server, kept)).all()
+    errors = [json.loads(line) for line in Path("out.parquet.errors.jsonl").read_text().splitlines()]
+    assert [error["id"] for error in errors] == ["doc-7", "doc-37"]
+    assert ("is too long" if status == 400 else "500") in errors[0]["error"]
+
+
+def test_a_skipped_row_of_a_pipe_is_a_line_that_says_why(embed: Embed) -> None:
+    ran = embed("--on-error", "skip", "-", "-", stdin=b'{"text": "x"}\n{}\n{"text": "y"}\n')
+    assert ran.code == 3
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [line["id"] for line in lines] == ["1", "2", "3"]
+    assert ["error" in line for line in lines] == [False, True, False]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500, 503])
+def test_a_server_that_answers_nothing_stops_the_run_even_where_rows_are_skipped(
+    status: int, embed: Embed, server: Any
+) -> None:
+    server.routes["/v1/embeddings"] = lambda _: server.json_answer({"error": {"message": "No."}}, status)
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    ran = embed("--on-error", "skip", "--batch-size", 5, "--workers", 1, "rows.jsonl", "out.parquet")
+    assert ran.code == 1
+    assert ran.line.startswith("error: rows rows.jsonl#1 to rows.jsonl#5")
+    assert not Path("out.parquet").exists()
+    assert not Path("out.parquet.partial").exists()
+    assert len(server.bodies("/v1/embeddings")) <= 6
+
+
+def test_a_server_that_goes_away_leaves_what_is_done_to_be_gone_on_with(embed: Embed, server: Any) -> None:
+    play = server.routes["/v1/embeddings"]
+    answers = iter([True] * 3)
+    server.routes["/v1/embeddings"] = lambda seen: play(seen) if next(answers, False) else server.json_answer({}, 503)
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    ran = embed("--batch-size", 5, "--workers", 2, "rows.jsonl", "out.parquet")
+    assert ran.code == 1
+    assert "503" in ran.line
+    assert ran.line.endswith("is kept in out.parquet.partial: give the same command again to go on")
+    n_sent = len(sent(server))
+    server.routes["/v1/embeddings"] = play
+    assert embed("--batch-size", 5, "--workers", 2, "rows.jsonl", "out.parquet").code == 0
+    assert len(sent(server)) - n_sent == 30 - 15
+    _, vectors = read(Path("out.parquet"))
+    assert (vectors == vectors_of(server, ROWS)).all()
+
+
+def test_an_output_that_is_there_is_replaced_only_by_force(embed: Embed, server: Any) -> None:
+    write_jsonl(Path("rows.jsonl"), ROWS[:3])
+    Path("out.npy").write_bytes(b"precious")
+    for option in ([], ["--restart"]):
+        ran = embed(*option, "rows.jsonl", "out.npy")
+        assert (ran.code, ran.line) == (2, "error: out.npy is there already; use --force to replace it")
+    assert Path("out.npy").read_bytes() == b"precious"
+    Path("out.npy.errors.jsonl").write_text("of the output before")
+    assert embed("--force", "rows.jsonl", "out.npy").code == 0
+    assert (np.load("out.npy") == vectors_of(server, ROWS[:3])).all()
+    assert not Path("out.npy.errors.jsonl").exists()
+
+
+def test_the_progress_is_silent_but_for_a_line_at_the_end_where_there_is_no_terminal(embed: Embed, server: Any) -> None:
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    options = ["--base-url", server.url, "--task", "retrieval", "rows.jsonl", "out.parquet"]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    summary, wrote = result.stderr.splitlines()
+    assert summary.startswith("50 rows in ")
+    assert summary.endswith(" rows/s")
+    assert wrote == "wrote out.parquet"
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "content", "output"),
+    [
+        ("pyarrow", "a.parquet", b"PAR1", "out.npy"),
+        ("pyarrow", "a.txt", b"x", "out.parquet"),
+        ("pypdfium2", "a.pdf", b"%PDF", "out.npy"),
+    ],
+)
+def test_a_package_of_the_extra_is_asked_for_where_it_is_needed(
+    package: str, name: str, content: bytes, output: str, embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(name).write_bytes(content)
+    monkeypatch.setitem(sys.modules, package, None)
+    ran = embed(name, output)
+    how = f"jina-v4-embed needs {package} here; install it with: pip install 'jina-v4-client[embed]'"
+    assert (ran.code, ran.line) == (2, f"error: {how}")
+
+
+@pytest.mark.parametrize("package", ["typer", "tqdm"])
+def test_without_the_extra_the_command_says_how_to_install_it(package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; from jina_v4_client.embed import main; main()"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"error: jina-v4-embed needs {package} here; install it with: pip install ")
+
+
+def test_help_loads_neither_http_nor_what_only_some_files_need() -> None:
+    program = (
+        "import sys; from jina_v4_client.embed import main; sys.argv[1:] = ['--help']\n"
+        "try: main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "INPUT" in ran.stdout
+    assert not {"openai", "httpx2", "pyarrow", "pypdfium2"} & set(ran.stderr.split())
+
+
+def test_the_document_lists_the_options_that_there_are() -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "embed.md").read_text()
+    table = document.partition("## Options")[2].partition("On a terminal")[0]
+    first_cells = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
+    described = set(re.findall(r"`(--?[a-z-]+)`", first_cells))
+    there = {name for parameter in get_command(app).params for name in parameter.opts if name.startswith("-")}
+    assert described == there - {"--help"}
