@@ -57,6 +57,10 @@ merge: $(INSTALLED) ## fold BASE into checkpoints/ (TASK= for one task, all thre
 	  $(BIN)/jina-v4-merge fold --base $(if $(filter standin,$(BASE)),$(STANDIN),$(BASE)) --out $(MERGED) $(MISSING); \
 	else echo '$(MERGED) holds the merged checkpoints already'; fi
 
+.PHONY: verify
+verify: $(INSTALLED) ## check the merged checkpoints whole, and give each its canary (BASE=)
+	@$(BIN)/jina-v4-merge verify $(MERGED) --canary
+
 .PHONY: serve-retrieval serve-text-matching serve-code
 serve-retrieval: ## serve the retrieval task on port 8001 (PORT=, BASE=, ARGS='-- any vLLM option')
 serve-text-matching: ## serve the text-matching task on port 8002
@@ -75,6 +79,16 @@ bench-gateway: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 bench-gateway: $(INSTALLED) ## measure what the gateway costs: latency and throughput beside the server's own
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
 	@$(BIN)/python benchmarks/gateway.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
+.PHONY: bench-client
+bench-client: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-client: $(INSTALLED) ## measure what the client costs beside the plain openai package
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/client.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
+.PHONY: bench-merge
+bench-merge: $(INSTALLED) ## measure a full-size merge beside a plain copy and PEFT (45 GB of disk, 11 GB of memory)
+	@$(BIN)/python benchmarks/merge.py --base $(CHECKPOINTS)/standin-full --work $(CHECKPOINTS)/merge-benchmark $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## check style and format
