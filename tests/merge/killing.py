@@ -21,6 +21,9 @@ from pathlib import Path
 
 from jina_v4_merge import staging
 from jina_v4_merge.fold import fold
+from jina_v4_merge.verify import verify
+from jina_v4_serve.checkpoint import read_checkpoint
+from jina_v4_serve.errors import CheckpointError
 
 
 def start(base: str, out: Path, dtype: str, force: bool, prepare: Callable[[], None] = lambda: None) -> int:
@@ -61,10 +64,21 @@ def dtype_if_whole(folder: Path) -> str | None:
     return str(manifest["dtype"]) if names == {*manifest["files"], "manifest.json"} else None
 
 
+def is_accepted(folder: Path) -> bool:
+    """Tell whether `verify` or the launcher takes a folder for a checkpoint, whatever it is called."""
+    with contextlib.suppress(CheckpointError):
+        read_checkpoint(folder, folder.name.removeprefix("jina-embeddings-v4-"))
+        return True
+    return not verify([folder])[0].problems
+
+
 def report(out: Path, status: int, **more: object) -> None:
-    """Print what a run left."""
+    """Print what a run left, and which of it is accepted though it is not whole."""
     finals = [path for path in sorted(out.iterdir()) if not path.name.startswith(".")]
-    print(json.dumps({"status": status, "finals": {path.name: dtype_if_whole(path) for path in finals}} | more))
+    left = [path for path in out.rglob("jina-embeddings-v4-*") if path.is_dir()]
+    wrong = [str(path) for path in left if dtype_if_whole(path) is None and is_accepted(path)]
+    whole = {path.name: dtype_if_whole(path) for path in finals}
+    print(json.dumps({"status": status, "finals": whole, "left": len(left), "wrongly_accepted": wrong} | more))
 
 
 def wait(child: int) -> int:

@@ -21,9 +21,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(SimpleHTTPRequestHandler):
-    """Answers the three questions that a download asks: which commit, which files, and each file."""
+    """Answers the three questions that a download asks: which commit, which files, and each file.
+
+    The first answer for a file in `breaks` ends in its middle, with the connection.
+    """
 
     asked: list[str]
+    breaks: set[str]
+    resumed: dict[str, str]
 
     def log_message(self, *_: object) -> None:
         pass
@@ -42,7 +47,18 @@ class Hub(SimpleHTTPRequestHandler):
             name = path.removeprefix(f"/{NAME}/resolve/{COMMIT}/")
             self.asked.append(name)
             content = (Path(self.directory) / name).read_bytes()
-            self.answer(content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', **{"X-Repo-Commit": COMMIT})
+            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if wanted := self.headers["Range"]:
+                self.resumed[name] = wanted
+                first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+                self.answer(content[first:], 206, **headers)
+            elif self.command == "GET" and name in self.breaks:
+                self.breaks.remove(name)
+                self.answer(content[: len(content) // 2], **headers, **{"Content-Length": str(len(content))})
+                self.close_connection = True
+            else:
+                self.answer(content, **headers)
         else:
             self.answer(b"{}", 404, **{"X-Error-Code": "RevisionNotFound" if NAME in path else "RepoNotFound"})
 
@@ -53,7 +69,7 @@ class Hub(SimpleHTTPRequestHandler):
 
     def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
@@ -67,13 +83,25 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def hub(base: Path, env: dict[str, str]) -> Iterator[list[str]]:
+def breaks() -> set[str]:
+    """Names of files whose first download is to break off."""
+    return set()
+
+
+@pytest.fixture
+def resumed() -> dict[str, str]:
+    """The range of each file that was asked for in part."""
+    return {}
+
+
+@pytest.fixture
+def hub(base: Path, env: dict[str, str], breaks: set[str], resumed: dict[str, str]) -> Iterator[list[str]]:
     """A hub with the golden base and some files more; gives the names of the files asked for."""
     for name in ("onnx/model.onnx", "modeling_jina_embeddings_v4.py", "results.safetensors"):
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_bytes(b"not asked for")
     asked: list[str] = []
-    handler = type("HubOfOneTest", (Hub,), {"asked": asked})
+    handler = type("HubOfOneTest", (Hub,), {"asked": asked, "breaks": breaks, "resumed": resumed})
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(base))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -96,6 +124,31 @@ def test_just_what_is_needed_is_fetched_and_the_commit_recorded(
     sources = json.loads((out / "jina-embeddings-v4-code" / "manifest.json").read_text())["sources"]
     for source in sources.values():
         assert (source["name"], source["revision"]) == (NAME, COMMIT)
+
+
+def test_adapters_of_another_place_on_the_hub_are_fetched_alone(
+    hub: list[str], run: Run, out: Path, env: dict[str, str]
+) -> None:
+    from_hub = ("--adapters", NAME, "--adapters-revision", "v1")
+    done = run("fold", "--base", BASE, *from_hub, "--out", out, "--task", "code", **env)
+    assert done.returncode == 0, done.stderr
+    assert set(hub) == {"adapters/adapter_config.json", "adapters/adapter_model.safetensors"}
+    sources = json.loads((out / "jina-embeddings-v4-code" / "manifest.json").read_text())["sources"]
+    assert (sources["base"]["name"], sources["base"]["revision"]) == (str(BASE), None)
+    assert (sources["adapters"]["name"], sources["adapters"]["revision"]) == (NAME, COMMIT)
+
+
+def test_a_download_that_broke_off_goes_on_where_it_was(
+    base: Path, hub: list[str], breaks: set[str], resumed: dict[str, str], run: Run, out: Path, env: dict[str, str]
+) -> None:
+    n_kept = 10 << 20  # the hub's client writes so many bytes at a time
+    content = (base / "vocab.json").read_bytes().ljust(5 * n_kept // 2)
+    (base / "vocab.json").write_bytes(content)
+    breaks.add("vocab.json")
+    done = run("fold", "--base", NAME, "--out", out, "--task", "code", **env)
+    assert done.returncode == 0, done.stderr
+    assert resumed == {"vocab.json": f"bytes={n_kept}-"}
+    assert (out / "jina-embeddings-v4-code" / "vocab.json").read_bytes() == content
 
 
 @pytest.mark.parametrize(

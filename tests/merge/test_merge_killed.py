@@ -28,7 +28,10 @@ def killed_runs(kind: str, out: Path, *options: str) -> list[dict[str, Any]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [run["wrongly_accepted"] for run in runs] == [[]] * len(runs)
+    assert any(run["left"] > len(run["finals"]) for run in runs), "some remains that could have been accepted"
+    return runs
 
 
 def shares(runs: list[dict[str, Any]]) -> str:

@@ -64,10 +64,10 @@ def test_both_spellings_have_one_published_name(name: str, published: str) -> No
 def test_differences_are_named_a_few_of_each_kind() -> None:
     expected = {f"wanted.{i}": (2,) for i in range(7)} | {"both": (3, 4)}
     with pytest.raises(LayoutError) as caught:
-        layout.check("base", {"both": (4, 3), "odd": (1,)}, expected)
+        layout.check("base", {"both": (4, 3), "odd": (1,)}, expected, {"both": "a", "odd": "b"})
     assert str(caught.value) == (
-        "base: tensors do not match its config. 1 unknown: odd; 7 missing: wanted.0, wanted.1, wanted.2, wanted.3, "
-        "wanted.4 and 2 more; 1 misshapen: both is [4, 3] and must be [3, 4]"
+        "base: tensors do not match its config. 1 unknown: odd (b); 7 missing: wanted.0, wanted.1, wanted.2, wanted.3, "
+        "wanted.4 and 2 more; 1 misshapen: both is [4, 3] and must be [3, 4] (a)"
     )
 
 

@@ -291,6 +291,15 @@ def test_a_small_file_that_folding_would_not_write_is_found(checkpoint: Path) ->
     assert problems_of(checkpoint, BASE) == [f"{checkpoint / 'chat_template.jinja'}: is not what folding {BASE} gives"]
 
 
+@pytest.mark.parametrize("value", [2.0, {"default": 1.0, "by_tensor": {}}], ids=["a number", "by tensor"])
+def test_a_manifest_that_says_another_scaling_is_found(value: object, checkpoint: Path) -> None:
+    edit_json(checkpoint / "manifest.json", scaling=value)
+    assert problems_of(checkpoint) == []
+    assert problems_of(checkpoint, BASE) == [
+        f"{checkpoint / 'manifest.json'}: scaling is {value!r}; folding {BASE} gives 1.0"
+    ]
+
+
 def test_a_base_of_another_size_is_told_apart(checkpoint: Path, tiny: Path) -> None:
     assert "is of another size" in problems_of(checkpoint, tiny)[0]
 

@@ -77,7 +77,8 @@ def read_adapters(folder: Path, tasks: Sequence[str], base: Mapping[str, Shape])
         return configs[task].rank_of(_module(tensors, task, base_name))
 
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    check(str(folder), found, adapter_shapes(base, configs, rank))
+    places = {name: str(tensor.path.relative_to(folder)) for name, tensor in tensors.items()}
+    check(str(folder), found, adapter_shapes(base, configs, rank), places)
     scalings = {
         task: {name: config.scaling_of(_module(tensors, task, name)) for name in filter(is_adapted, base)}
         for task, config in configs.items()

@@ -81,21 +81,27 @@ def adapter_shapes(
     return shapes
 
 
-def check(what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+def check(what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape], files: Mapping[str, str]) -> None:
     """Compare the tensors found with those expected.
+
+    Args:
+        what: Where they were found, for the message.
+        found: By published name.
+        expected: The same.
+        files: In which file each was found, for the message.
 
     Raises:
         LayoutError: with the unknown, missing and misshapen ones named, a few of each.
     """
     misshapen = [
-        f"{name} is {list(found[name])} and must be {list(expected[name])}"
+        f"{name} is {list(found[name])} and must be {list(expected[name])} ({files[name]})"
         for name in sorted(found.keys() & expected.keys())
         if found[name] != expected[name]
     ]
     problems = [
         f"{len(names)} {kind}: {named(names)}"
         for kind, names in (
-            ("unknown", sorted(found.keys() - expected.keys())),
+            ("unknown", [f"{name} ({files[name]})" for name in sorted(found.keys() - expected.keys())]),
             ("missing", sorted(expected.keys() - found.keys())),
             ("misshapen", misshapen),
         )

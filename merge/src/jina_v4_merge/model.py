@@ -70,7 +70,8 @@ def open_model(
     config = sources.read_json(source.folder / sources.CONFIG_NAME)
     shapes = base_shapes(config)
     tensors = base_tensors(source.folder)
-    check(source.name, {name: tensor.shape for name, tensor in tensors.items()}, shapes)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    check(source.name, found, shapes, {name: tensor.path.name for name, tensor in tensors.items()})
     small_files = sources.small_files(source.folder)
     adapter_source = source if adapters is None else sources.find_adapters(adapters, adapters_revision)
     return Model(

@@ -42,7 +42,7 @@ def manifest(
             "model": checkpoint.MODEL,
             "task": task,
             "dtype": dtype,
-            "scaling": _scaling(model.adapters, task),
+            "scaling": scaling(model.adapters, task),
             "dimensions": checkpoint.dimensions(model.config),
             "prompts": text_prefixes(task),
             "image_prompt": IMAGE_PROMPT,
@@ -73,8 +73,8 @@ def require_replaceable(target: Path) -> None:
         )
 
 
-def _scaling(adapters: Adapters, task: str) -> float | dict[str, Any]:
+def scaling(adapters: Adapters, task: str) -> float | dict[str, Any]:
     """Return the one factor of a task's adapter, or where patterns in its config give others, all that differ."""
     default = adapters.configs[task].scaling
-    others = {name: scaling for name, scaling in adapters.scalings[task].items() if scaling != default}
+    others = {name: factor for name, factor in adapters.scalings[task].items() if factor != default}
     return {"default": default, "by_tensor": others} if others else default

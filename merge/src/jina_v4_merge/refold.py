@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from jina_v4_merge.checkpoint import plain_files
+from jina_v4_merge import provenance
+from jina_v4_merge.checkpoint import MANIFEST_NAME, dimensions, plain_files
 from jina_v4_merge.layout import is_adapted
 from jina_v4_merge.lora import fold as fold_rows
 from jina_v4_merge.model import Model
@@ -113,3 +114,10 @@ def _compare_files(model: Model, checkpoint: Verified) -> None:
         path = checkpoint.folder / name
         if path.is_file() and path.read_bytes() != content:  # that one is missing is known
             checkpoint.problems.append(f"{path}: is not what folding {model.base.name} gives")
+    facts = {"scaling": provenance.scaling(model.adapters, manifest["task"]), "dimensions": dimensions(model.config)}
+    for key, expected in facts.items():
+        if manifest.get(key) != expected:
+            checkpoint.problems.append(
+                f"{checkpoint.folder / MANIFEST_NAME}: {key} is {manifest.get(key)!r}; folding {model.base.name} gives "
+                f"{expected!r}"
+            )

@@ -176,7 +176,8 @@ def _check_tensors(checkpoint: Verified) -> None:
         # The stock config has no place for the projector's size; its own bias tells it.
         config = read_json(folder / CONFIG_NAME) | {"multi_vector_projector_dim": projector[PROJECTOR_BIAS].shape[0]}
         tensors |= projector
-        check(str(folder), {name: tensor.shape for name, tensor in tensors.items()}, base_shapes(config))
+        lying = {name: tensor.shape for name, tensor in tensors.items()}
+        check(str(folder), lying, base_shapes(config), {name: tensor.path.name for name, tensor in tensors.items()})
     except MergeError as error:
         checkpoint.problems.append(str(error))
         return
