@@ -25,7 +25,7 @@ class Meter:
         self._bar: Any = None
         if progress is True:
             try:
-                from tqdm.auto import tqdm  # type: ignore[import-untyped]
+                from tqdm.auto import tqdm  # type: ignore[import-untyped] # its types are a package of their own
             except ImportError as error:
                 message = "progress=True needs tqdm: install it, or give a function (done, total) instead of True"
                 raise ArgumentError(message) from error

@@ -46,7 +46,7 @@ async def run_in_tasks(dispatcher: Dispatcher, send: Callable[[Request, float], 
     async def work(attempt: Attempt) -> Outcome:
         try:
             return await send(attempt.job.request, attempt.timeout_s)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is for the call, which waits
             return error
 
     tasks: dict[asyncio.Task[Outcome], Attempt] = {}

@@ -94,7 +94,7 @@ class ReferenceModel:
                 f"a canary is computed with transformers, which cannot be imported here ({error}): "
                 "install jina-v4-merge[canary]"
             ) from error
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call] # transformers'
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 INDEX = "model.safetensors.index.json"
 CANARY = "canary.json"
 # As safetensors files call a dtype, and its bytes a value.
-DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
+STORED_DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
 # A file with such a name is what some loader would take for weights.
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 # Sides are multiples of 28 pixels: one image token stands for 28 x 28 of them.
@@ -94,8 +94,8 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> None:
     Raises:
         CheckpointError: naming the file and the tensor.
     """
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{folder / MANIFEST} says dtype {dtype}; it must be one of {', '.join(DTYPES)}")
+    if dtype not in STORED_DTYPES:
+        raise CheckpointError(f"{folder / MANIFEST} says dtype {dtype}; it must be one of {', '.join(STORED_DTYPES)}")
     for path in sorted(folder.iterdir()):
         if path.name.endswith(WEIGHTS) and path.name not in files and not path.name.startswith("."):
             raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: take it away")
@@ -126,7 +126,7 @@ def _read_header(path: Path, dtype: str) -> dict[str, int]:
     Raises:
         CheckpointError: it is broken, or a tensor is not of the dtype.
     """
-    code, item_bytes = DTYPES[dtype]
+    code, item_bytes = STORED_DTYPES[dtype]
     tensors: dict[str, int] = {}
     try:
         with path.open("rb") as file:

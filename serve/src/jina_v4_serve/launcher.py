@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from jina_v4_serve.api.settings import read_settings
-from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN, Checkpoint, read_checkpoint
+from jina_v4_serve.checkpoint import (
+    IMAGE_PROMPT_TOKENS,
+    PIXELS_PER_TOKEN,
+    STORED_DTYPES,
+    Checkpoint,
+    read_checkpoint,
+)
 from jina_v4_serve.errors import OptionError, PortError
 from jina_v4_serve.plugin import ARCHITECTURE, SERVED_TASK
 
 PORTS = {"retrieval": 8001, "text-matching": 8002, "code": 8003}
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-DTYPES = ("auto", *DTYPE_BYTES)
+DTYPES = ("auto", *STORED_DTYPES)
 DRAIN_S = 30  # what is in flight when a server is told to stop has so long to be answered
 MAX_MODEL_LEN = 32768  # the published model's ceiling, in tokens
 MIN_PIXELS = 3136
@@ -222,8 +227,8 @@ def kv_cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     A prompt's are kept for its one pass only. The scheduler goes on with what it has begun before it begins anything
     new, so at most one prompt is half-way and one more is begun with what a step has left.
     """
-    width = DTYPE_BYTES[checkpoint.dtype if dtype == "auto" else dtype]
-    return 2 * max_model_len(checkpoint) * checkpoint.kv_values * width
+    _, value_bytes = STORED_DTYPES[checkpoint.dtype if dtype == "auto" else dtype]
+    return 2 * max_model_len(checkpoint) * checkpoint.kv_values * value_bytes
 
 
 def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:

@@ -188,7 +188,7 @@ def _write_parquet(journal: Journal, shape: Shape, file: IO[bytes]) -> None:
 def _write_npy(journal: Journal, shape: Shape, file: IO[bytes]) -> None:
     n_rows = journal.count() - journal.count(failed=True)
     header = {"descr": np.dtype(shape.dtype).str, "fortran_order": False, "shape": (n_rows, journal.width)}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call] # numpy's
     for group in _groups(journal, shape):
         file.write(_little_endian(group.vectors))
 

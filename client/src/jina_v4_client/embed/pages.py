@@ -137,7 +137,7 @@ def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:
 def check_pdf_reader() -> None:
     """Refuse PDF files where pypdfium2 is not installed."""
     try:
-        import pypdfium2  # noqa: F401
+        import pypdfium2  # noqa: F401 - is it there?
     except ModuleNotFoundError as error:
         raise UsageError(missing("pypdfium2")) from error
 
