@@ -67,6 +67,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.routes: dict[str, Play] = {}
         self.seen: list[Seen] = []
+        self.revisions: dict[str, str] = {}  # by task; the server tells them once there are any
         self.closing = threading.Event()  # whoever plays a slow server waits for this
         outer = self
 
@@ -134,6 +135,10 @@ class FakeServer:
         cards = [{"id": f"jina-embeddings-v4-{task}", "max_model_len": MAX_MODEL_LEN} for task in tasks]
 
         def embed(seen: Seen) -> Answer:
+            answer = vectors(seen)
+            return self.with_revisions(answer, [answered_by(seen.body["task"])])
+
+        def vectors(seen: Seen) -> Answer:
             body = seen.body
             as_tensors, _, dtype = seen.headers["accept"].partition("; dtype=")
             prefix = "Passage: " if body.get("prompt_name") == "passage" else "Query: "
@@ -152,8 +157,14 @@ class FakeServer:
             return self.tensors_answer(tensors, answered_by(body["task"]))
 
         told = {"x_jina_v4_task": ",".join(tasks), "x_jina_v4_pooling": "engine"}
-        self.routes["/v1/models"] = lambda _: self.json_answer({"object": "list", "data": cards}, **told)
+        listed = {"object": "list", "data": cards}
+        self.routes["/v1/models"] = lambda _: self.with_revisions(self.json_answer(listed, **told), tasks)
         self.routes["/v1/embeddings"] = embed
+
+    def with_revisions(self, answer: Answer, tasks: Sequence[str]) -> Answer:
+        if self.revisions:
+            answer.headers["x-jina-v4-revision"] = ", ".join(self.revisions.get(task, "") for task in tasks)
+        return answer
 
     def play_stock(
         self,

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from PIL import Image
 from pyarrow import Table, parquet
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from typer.main import get_command
 from typer.testing import CliRunner
 
 HIDDEN = 256
@@ -441,6 +439,34 @@ def test_a_server_that_goes_away_leaves_what_is_done_to_be_gone_on_with(embed: E
     assert (vectors == vectors_of(server, ROWS)).all()
 
 
+def test_a_run_does_not_go_on_with_another_revision_of_the_model(embed: Embed, server: Any) -> None:
+    old, new = "94ab5b9a669fa4df-bfloat16-602112", "0123456789abcdef-bfloat16-602112"
+    server.revisions = {"retrieval": old}
+    play = server.routes["/v1/embeddings"]
+
+    def embed_some(seen: Any) -> Any:
+        if len(sent(server)) > 15:
+            server.revisions["retrieval"] = new  # the model is replaced while the run is at work
+        return play(seen)
+
+    server.routes["/v1/embeddings"] = embed_some
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    arguments = ("--batch-size", 5, "--workers", 1, "rows.jsonl", "out.parquet")
+    ran = embed(*arguments)
+    assert ran.code == 1
+    assert f"served revision {old} and answered with {new}" in ran.line
+    n_sent = len(sent(server))
+    ran = embed(*arguments)
+    assert (ran.code, len(sent(server))) == (2, n_sent)
+    assert f"holds vectors of revision {old} of the model, and the server has {new}" in ran.line
+    server.routes["/v1/embeddings"], server.revisions["retrieval"] = play, old
+    assert embed(*arguments).code == 0
+    _, vectors = read(Path("out.parquet"))
+    assert (vectors == vectors_of(server, ROWS)).all()
+    facts = json.loads(parquet.read_schema("out.parquet").metadata[b"jina_v4"])
+    assert facts["revision"] == old
+
+
 def test_an_output_that_is_there_is_replaced_only_by_force(embed: Embed, server: Any) -> None:
     write_jsonl(Path("rows.jsonl"), ROWS[:3])
     Path("out.npy").write_bytes(b"precious")
@@ -501,12 +527,3 @@ def test_help_loads_neither_http_nor_what_only_some_files_need() -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "INPUT" in ran.stdout
     assert not {"openai", "httpx2", "pyarrow", "pypdfium2"} & set(ran.stderr.split())
-
-
-def test_the_document_lists_the_options_that_there_are() -> None:
-    document = (Path(__file__).resolve().parents[2] / "docs" / "embed.md").read_text()
-    table = document.partition("## Options")[2].partition("On a terminal")[0]
-    first_cells = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
-    described = set(re.findall(r"`(--?[a-z-]+)`", first_cells))
-    there = {name for parameter in get_command(app).params for name in parameter.opts if name.startswith("-")}
-    assert described == there - {"--help"}

@@ -472,6 +472,7 @@ def test_every_answer_says_what_the_server_is(wire: Wire) -> None:
     for answer in answers:
         assert answer.headers["x-jina-v4-task"] == TASK
         assert answer.headers["x-jina-v4-pooling"] == "engine"
+        assert re.fullmatch(r"[0-9a-f]{16}-float32-602112", answer.headers["x-jina-v4-revision"])
         assert answer.headers.get_list("x-request-id") == [answer.headers["x-request-id"]]
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
 

@@ -6,11 +6,9 @@ The judge is transformers with the adapters not folded: it shares no code with m
 import contextlib
 import io
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -77,16 +75,3 @@ def test_the_readme_prints_what_it_says(server: Server, program: str) -> None:
     with contextlib.redirect_stdout(printed):
         exec(program.replace("http://127.0.0.1:8001", server.base_url), {})  # noqa: S102 - our own README
     assert printed.getvalue().splitlines() == expected
-
-
-def test_the_examples_of_the_scoring_page_run(
-    server: Server, golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copyfile(golden.images[1], tmp_path / "page.png")
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {}
-    with contextlib.redirect_stdout(io.StringIO()):
-        for program in PROGRAMS.findall((ROOT / "docs" / "scoring.md").read_text()):
-            exec(program.replace("http://127.0.0.1:8001", server.base_url), namespace)  # noqa: S102 - our own page
-    assert sorted(hit.index for hit in namespace["hits"]) == [0, 1]
-    assert namespace["maps"].shape == (len(namespace["query"]), *namespace["grid"])

@@ -10,7 +10,7 @@ from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.guard import OPEN, ROUTES, Guard
 from jina_v4_serve.api.settings import read_settings
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.plugin import SERVED_TASK
+from jina_v4_serve.plugin import SERVED_REVISION, SERVED_TASK
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -47,6 +47,14 @@ def test_a_route_answers_with_its_task_and_an_id(path: str, methods: set[str]) -
     assert (headers[b"x-jina-v4-task"], headers[b"x-jina-v4-pooling"]) == (b"text-matching", b"engine")
     assert headers[b"x-request-id"] == body["body"]
     assert [name.lower() for name, _ in start["headers"]].count(b"x-request-id") == 1
+
+
+def test_an_answer_names_the_revision_that_the_launcher_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert b"x-jina-v4-revision" not in dict(request("/health", "GET")[0]["headers"])
+    monkeypatch.setenv(SERVED_REVISION, "94ab5b9a669fa4df-bfloat16-602112")
+    for path in ("/health", "/nothing"):
+        headers = dict(request(path, "GET")[0]["headers"])
+        assert headers[b"x-jina-v4-revision"] == b"94ab5b9a669fa4df-bfloat16-602112"
 
 
 @pytest.mark.parametrize(

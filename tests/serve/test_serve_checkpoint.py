@@ -108,6 +108,18 @@ def test_what_fold_writes_is_accepted(dtype: str, task: str, folded: Callable[[s
     assert read_checkpoint(folded(dtype) / f"jina-embeddings-v4-{task}", task).dtype == dtype
 
 
+def test_the_digest_is_of_the_files_and_not_of_who_folded_them_and_when(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    before = read_checkpoint(checkpoint, TASK).digest
+    manifest["tool"] = {"name": "another"}
+    manifest["files"] = dict(reversed(manifest["files"].items()))
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert read_checkpoint(checkpoint, TASK).digest == before
+    manifest["files"][SHARD]["sha256"] = "0" * 64
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert read_checkpoint(checkpoint, TASK).digest != before
+
+
 def test_no_value_of_a_weight_is_read(checkpoint: Path) -> None:
     shard = checkpoint / SHARD
     header = int.from_bytes(shard.read_bytes()[:8], "little")

@@ -143,7 +143,8 @@ class Upstream:
             return web.Response(status=self.ready if request.path == "/ready" else 200)
         self.seen.append((request.path, request.headers.copy(), await request.read()))
         if request.path in self.pages:
-            return web.Response(text=self.pages[request.path], headers={"x-jina-v4-pooling": "engine"})
+            told = {"x-jina-v4-pooling": "engine", "x-jina-v4-revision": f"of-{self.task}"}
+            return web.Response(text=self.pages[request.path], headers=told)
         if self.answer is not None:
             return await self.answer(request)
         return web.json_response({"from": self.task}, headers={"x-jina-v4-task": self.task})
@@ -580,6 +581,7 @@ def test_models_and_tasks_are_those_of_all_live_servers() -> None:
                 cards = [card["id"] for card in (await answer.json())["data"]]
                 assert answer.headers["X-Jina-V4-Task"] == "retrieval, code"
                 assert answer.headers["X-Jina-V4-Pooling"] == "engine"
+                assert answer.headers["X-Jina-V4-Revision"] == "of-retrieval, of-code"
             assert cards == [f"{MODEL}-retrieval", MODEL, f"{MODEL}-code"]
             async with gateway(one, two) as client, client.get("/v1/models") as answer:
                 assert [card["id"] for card in (await answer.json())["data"]] == [f"{MODEL}-retrieval", MODEL]

@@ -12,7 +12,7 @@ import pytest
 from conftest import TASKS
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.launcher import PORTS, check_options, environment, kv_cache_bytes
+from jina_v4_serve.launcher import PORTS, check_options, environment, kv_cache_bytes, revision
 from servers import BIN, free_port
 
 
@@ -114,6 +114,7 @@ def test_an_unknown_task_is_refused(checkpoint: Path) -> None:
         pytest.param(["--enable-prefix-caching"], id="prefix caching"),
         pytest.param(["--hf_overrides", "{}"], id="underscores"),
         pytest.param(["--runner=generate"], id="runner"),
+        pytest.param(["--dtype=float16"], id="dtype"),
         pytest.param(["--trust-remote-code"], id="remote code"),
         pytest.param(["--middleware=some.other.One"], id="middleware"),
     ],
@@ -138,13 +139,19 @@ def test_vllm_reports_nothing_and_keeps_the_plugins_of_the_user(monkeypatch: pyt
     assert (variables["VLLM_NO_USAGE_STATS"], variables["DO_NOT_TRACK"]) == ("1", "1")
 
 
-@pytest.mark.parametrize(("dtype", "n_bytes"), [("auto", 4), ("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dtype", "n_bytes"), [("float32", 4), ("bfloat16", 2)])
 def test_keys_and_values_of_the_two_longest_prompts_have_room(
     dtype: str, n_bytes: int, folded: Callable[[str], Path]
 ) -> None:
     checkpoint = read_checkpoint(folded("float32") / "jina-embeddings-v4-code", "code")
     n_layers, n_heads, head_dim = 3, 1, 128
     assert kv_cache_bytes(checkpoint, dtype) == 2 * 32768 * n_layers * n_heads * 2 * head_dim * n_bytes
+
+
+def test_a_revision_is_of_the_files_and_of_what_they_are_served_with(folded: Callable[[str], Path]) -> None:
+    checkpoint = read_checkpoint(folded("float32") / "jina-embeddings-v4-code", "code")
+    assert revision(checkpoint, "float32", None) == f"{checkpoint.digest[:16]}-float32-602112"
+    assert revision(checkpoint, "bfloat16", 1_000_000) == f"{checkpoint.digest[:16]}-bfloat16-1000000"
 
 
 def test_each_task_has_a_port_and_the_plugin_is_registered_once() -> None:

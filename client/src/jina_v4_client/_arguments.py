@@ -26,6 +26,7 @@ from jina_v4_client._model import (
 from jina_v4_client._wire import WIRE_DTYPES, WIRE_FORMATS, WireDtype, WireFormat
 from jina_v4_client.errors import ArgumentError
 
+_REVISION = re.compile(r"[0-9a-f]{16}-[a-z0-9]+-[0-9]+")
 _STRUCTURE_TOKEN = re.compile("|".join(map(re.escape, STRUCTURE_TOKENS)))
 
 
@@ -37,6 +38,13 @@ def check_prompt_name(prompt_name: object) -> PromptName:
     if prompt_name is None:
         return "query"
     raise ArgumentError(f"Invalid prompt_name: {prompt_name}. Must be one of {list(PROMPT_NAMES)}.")
+
+
+def check_revision(revision: object) -> str | None:
+    """Refuse what is no revision that a server could tell."""
+    if revision is None or (isinstance(revision, str) and _REVISION.fullmatch(revision)):
+        return revision
+    raise ArgumentError(f"revision={revision!r} is not allowed; give what `revision()` of a client returned, or None")
 
 
 def check_truncate_dim(truncate_dim: object) -> int | None:

@@ -1,5 +1,6 @@
 """What both clients share: settings, the checks of a call, and its outcome. No sockets but those that fetch images."""
 
+import functools
 import math
 import os
 import time
@@ -14,8 +15,10 @@ from jina_v4_client import _arguments as arguments
 from jina_v4_client._batches import Batch, Images, Texts
 from jina_v4_client._dispatch import Dispatcher, Limits
 from jina_v4_client._embedding import Embedding
+from jina_v4_client._fetches import Fetch, Fetches
 from jina_v4_client._images import SINGLE_IMAGE, PreparedImage, describe, is_image_file, is_url, prepare, read_source
-from jina_v4_client._model import MAX_LENGTH, PROMPT_NAMES, Task, text_prefix
+from jina_v4_client._inquiry import Inquiry
+from jina_v4_client._model import MAX_LENGTH, PROMPT_NAMES, TASKS, Task, text_prefix
 from jina_v4_client._pooling import Vector
 from jina_v4_client._progress import Meter
 from jina_v4_client._projector import read_projector
@@ -92,7 +95,8 @@ class Core:
         projector: str | os.PathLike[str] | None,
         wire_format: str,
         wire_dtype: str,
-        fetch_image: Callable[[str, float], bytes],
+        revision: str | None,
+        fetch_image: Fetch,
     ) -> None:
         self.url = arguments.check_base_url(base_url)
         self._task = None if task is None else arguments.check_known_task(task)
@@ -108,6 +112,13 @@ class Core:
         )
         self._fetch_image = fetch_image
         self._known = Known(self.url, self._model, stock_task, form)
+        if (only := arguments.check_revision(revision)) is not None:
+            self._known.revisions.update(dict.fromkeys(TASKS, only))
+
+    def inquiry(self, task: object) -> tuple[Inquiry, Dispatcher]:
+        """Check a question for the revision that serves a task."""
+        inquiry = Inquiry(self._known, self._choose_task(task))
+        return inquiry, Dispatcher(inquiry, self._limits, time.monotonic())
 
     def texts(self, texts: object, options: Options) -> Call:
         """Check a call of encode_text."""
@@ -122,7 +133,7 @@ class Core:
         whole = Texts(list(checked.values()), list(checked), prompt_name, limit, bool(options.return_multivector), dim)
         return self._call(begun_at, task, [whole], errors, options, single=single)
 
-    def images(self, images: object, options: Options) -> Call:
+    def images(self, images: object, options: Options, fetches: Fetches | None = None) -> Call:
         """Check a call of encode_image; read, fetch and check its images."""
         begun_at = time.monotonic()
         dim = arguments.check_truncate_dim(options.truncate_dim)
@@ -131,11 +142,12 @@ class Core:
         arguments.check_count("batch_size", options.batch_size, at_least=1)
         items, single = arguments.as_list("images", images, SINGLE_IMAGE)
         skip = arguments.check_on_error(options.on_error)
-        prepared, errors = _sorted_out(items, lambda place, item: self._prepare("images", place, item, begun_at), skip)
+        check = functools.partial(_prepared, "images")
+        prepared, errors = self._sorted_out_fetched(items, check, skip, begun_at, fetches)
         whole = Images(list(prepared.values()), list(prepared), limit, bool(options.return_multivector), dim)
         return self._call(begun_at, task, [whole], errors, options, single=single)
 
-    def sentences(self, sentences: object, options: Options, prompt: object) -> Call:
+    def sentences(self, sentences: object, options: Options, prompt: object, fetches: Fetches | None = None) -> Call:
         """Check a call of encode; read, fetch and check its images."""
         begun_at = time.monotonic()
         task = self._choose_task(options.task)
@@ -146,12 +158,12 @@ class Core:
         items, single = arguments.as_list("sentences", sentences, SINGLE_IMAGE)
         skip = arguments.check_on_error(options.on_error)
 
-        def check(place: int, item: object) -> str | PreparedImage:
-            if isinstance(item, str) and not is_url(item) and not is_image_file(item):
+        def check(place: int, item: object, fetched: bytes | ImageError | None) -> str | PreparedImage:
+            if fetched is None and isinstance(item, str) and not is_image_file(item):
                 return arguments.check_text(f"sentences[{place}]", item)
-            return self._prepare("sentences", place, item, begun_at)
+            return _prepared("sentences", place, item, fetched)
 
-        checked, errors = _sorted_out(items, check, skip)
+        checked, errors = self._sorted_out_fetched(items, check, skip, begun_at, fetches)
         texts = {place: item for place, item in checked.items() if isinstance(item, str)}
         images = {place: item for place, item in checked.items() if not isinstance(item, str)}
         if texts and prompt_name is None:
@@ -210,15 +222,38 @@ class Core:
         arguments.check_model(self._model, chosen)
         return chosen
 
-    def _prepare(self, name: str, place: int, source: object, begun_at: float) -> PreparedImage:
-        try:
-            if not is_url(source):
-                return prepare(read_source(source))
-            total_s = self._limits.total_timeout_s
-            left_s = math.inf if total_s is None else begun_at + total_s - time.monotonic()
-            return prepare(self._fetch_image(source, left_s))
-        except ImageError as error:
-            raise ImageError(f"{name}[{place}] ({describe(source)}): {error}") from error
+    def _sorted_out_fetched(
+        self,
+        items: Sequence[object],
+        check: Callable[[int, object, bytes | ImageError | None], T],
+        skip: bool,
+        begun_at: float,
+        fetches: Fetches | None,
+    ) -> tuple[dict[int, T], dict[int, JinaV4Error]]:
+        """Check every item where some may be URLs of images; `check` gets what was fetched, or None of other items."""
+        passed: dict[int, T] = {}
+        errors: dict[int, JinaV4Error] = {}
+        urls: dict[int, str] = {}
+
+        def take(place: int, fetched: bytes | ImageError | None = None) -> bool:
+            try:
+                passed[place] = check(place, items[place], fetched)
+            except ArgumentError as error:
+                errors[place] = error
+                return skip
+            return True
+
+        for place, item in enumerate(items):
+            if is_url(item):
+                urls[place] = item
+            elif not take(place):
+                break  # what stands before it may fail as well, and is then the first
+        total_s, n_at_a_time = self._limits.total_timeout_s, self._limits.max_concurrency
+        deadline = math.inf if total_s is None else begun_at + total_s
+        (fetches or Fetches()).run(urls, self._fetch_image, take, max_concurrency=n_at_a_time, deadline=deadline)
+        if errors and not skip:
+            raise errors[min(errors)]
+        return dict(sorted(passed.items())), errors
 
 
 def _sorted_out(
@@ -235,6 +270,16 @@ def _sorted_out(
                 raise
             errors[place] = error
     return passed, errors
+
+
+def _prepared(name: str, place: int, source: object, fetched: bytes | ImageError | None) -> PreparedImage:
+    """Prepare an image that was fetched, or None if it is to be read."""
+    try:
+        if isinstance(fetched, ImageError):
+            raise fetched
+        return prepare(read_source(source) if fetched is None else fetched)
+    except ImageError as error:
+        raise ImageError(f"{name}[{place}] ({describe(source)}): {error}") from error
 
 
 def _prompt_of(prompt_name: object, prompt: object) -> object:

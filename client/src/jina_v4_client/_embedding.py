@@ -26,6 +26,7 @@ from jina_v4_client._projector import Projector
 from jina_v4_client._server import (
     Known,
     Server,
+    check_revision,
     check_unchanged,
     frame_requests,
     models_request,
@@ -200,6 +201,7 @@ class Embedding:
 
     def _meet(self, server: Server) -> None:
         """Check whether a server can do what is asked, and ask it what is not known."""
+        check_revision(server, self._known.revisions.get(self._task))
         self._met = server  # the server is not asked for vectors before all of this is settled
         if server.pools:
             self._begin(server)

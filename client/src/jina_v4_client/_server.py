@@ -16,6 +16,7 @@ from jina_v4_client.errors import BadReplyError, WrongServerError
 
 TASK_HEADER = "x-jina-v4-task"
 POOLING_HEADER = "x-jina-v4-pooling"
+REVISION_HEADER = "x-jina-v4-revision"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Server:
         max_model_len: the longest sequence in tokens.
         task: the task whose adapters are in the weights.
         pools: whether vectors come pooled (a server of ours) or as hidden states (a stock vLLM).
+        revision: of the weights and settings that decide about the vectors; None if the server does not tell.
         frame: of a stock server's image prompt, once it is known.
     """
 
@@ -35,6 +37,7 @@ class Server:
     max_model_len: int
     task: Task
     pools: bool
+    revision: str | None = None
     frame: ImageFrame | None = None
 
 
@@ -46,6 +49,7 @@ class Known:
         model: that the caller asks for; None for the server's first, behind a gateway for the task's own.
         server_task: the task of a stock server whose model name does not end with one.
         wire_format: that the caller asks for.
+        revisions: that the caller goes on with, by task; vectors of others are refused.
         servers: by task; None before the first call, and after anything went wrong: servers are restarted and replaced.
         spoken: the best format that these servers were seen to speak.
     """
@@ -54,6 +58,7 @@ class Known:
     model: str | None
     server_task: Task | None
     wire_format: WireFormat
+    revisions: dict[Task, str] = field(default_factory=dict)
     servers: dict[Task, Server] | None = None
     spoken: WireFormat = field(init=False)
 
@@ -102,12 +107,16 @@ def read_models(reply: Reply, url: str, model: str | None, server_task: Task | N
         name, max_model_len = _read_card(card, cards, url)
         task = _task_of_stock(card, url, server_task)
         return {task: Server(url, name, max_model_len, task, pools=False)}
+    revisions = _told_revisions(reply, told)
     chosen = dict.fromkeys(told, card)
     if len(told) > 1 and model is None:
         chosen = {task: cards[names.index(f"{MODEL}-{task}")] for task in told if f"{MODEL}-{task}" in names}
     if not chosen:
         raise BadReplyError(f"{url} names the tasks {', '.join(told)} and lists no model {MODEL}-TASK for any of them")
-    return {task: Server(url, *_read_card(card, cards, url), task, pools=True) for task, card in chosen.items()}
+    return {
+        task: Server(url, *_read_card(card, cards, url), task, pools=True, revision=revisions.get(task))
+        for task, card in chosen.items()
+    }
 
 
 def server_for(servers: Mapping[Task, Server], task: Task) -> Server:
@@ -131,6 +140,21 @@ def check_unchanged(server: Server, reply: Reply) -> None:
         raise WrongServerError(
             f"{server.url} was asked as {was} and answered as {now}: nothing is returned; call again to start anew"
         )
+    revision = _told_revisions(reply, told).get(server.task)
+    if revision != server.revision:
+        raise WrongServerError(
+            f"{server.url} served revision {server.revision} and answered with {revision}: its model was replaced, and"
+            " vectors of the two do not go together; nothing is returned"
+        )
+
+
+def check_revision(server: Server, revision: str | None) -> None:
+    """Refuse a server of another revision than the caller goes on with; None goes on with any."""
+    if revision not in (None, server.revision):
+        raise WrongServerError(
+            f"{server.url} serves revision {server.revision} for {server.task!r}, and {revision} is to be gone on with:"
+            " vectors of the two do not go together; nothing was embedded"
+        )
 
 
 def _read_card(card: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], url: str) -> tuple[str, int]:
@@ -143,18 +167,26 @@ def _read_card(card: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], url:
 
 
 def _told_tasks(reply: Reply, url: str) -> tuple[Task, ...]:
-    """Give the tasks that a server of ours or a gateway names in its headers, none for a stock server."""
+    """Give the tasks that a server of ours or a gateway names in its headers, in its order; none of a stock server."""
     line, pooling = reply.headers.get(TASK_HEADER), reply.headers.get(POOLING_HEADER)
     if line is None and pooling is None:
         return ()
     names = [name.strip() for name in (line or "").split(",")]
-    told = tuple(task for task in TASKS if task in names)
-    if len(told) == len(names) and pooling == "engine":
+    known = {str(task): task for task in TASKS}
+    told = tuple(known[name] for name in names if name in known)
+    if len(set(told)) == len(names) and pooling == "engine":
         return told
     raise BadReplyError(
         f"{url} answers with {TASK_HEADER}: {line} and {POOLING_HEADER}: {pooling}, which this client does not know; "
         "install the client of the server's version"
     )
+
+
+def _told_revisions(reply: Reply, told: Sequence[Task]) -> dict[Task, str]:
+    """Give the revisions that a server of ours or a gateway names beside its tasks; none of an older one."""
+    line = reply.headers.get(REVISION_HEADER)
+    revisions = [] if line is None else [name.strip() for name in line.split(",")]
+    return dict(zip(told, revisions, strict=True)) if len(revisions) == len(told) else {}
 
 
 def _task_of_stock(card: Mapping[str, Any], url: str, server_task: Task | None) -> Task:

@@ -2,12 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 from jina_v4_client._arguments import choose_api_key
 from jina_v4_client._core import Call, Core, Options, Outcome
+from jina_v4_client._dispatch import Dispatcher
+from jina_v4_client._fetches import Fetches
 from jina_v4_client._images import ImageSource
 from jina_v4_client._model import MAX_LENGTH, Task
 from jina_v4_client._pooling import Vector
@@ -28,7 +30,7 @@ class AsyncEmbeddingsClient:
 
     Everything is as with :class:`jina_v4_client.EmbeddingsClient`: arguments, vectors, errors. `http_client` is an
     ``httpx2.AsyncClient``. Whoever cancels a call closes the connections of its requests, and the server drops their
-    work. Images are read, fetched and checked in a thread. Use the client in an ``async with`` block, or await
+    work. Images are read, fetched and checked in threads. Use the client in an ``async with`` block, or await
     :meth:`close`.
 
     Raises:
@@ -51,6 +53,7 @@ class AsyncEmbeddingsClient:
         projector: str | os.PathLike[str] | None = None,
         wire_format: WireFormat = "safetensors",
         wire_dtype: WireDtype = "float32",
+        revision: str | None = None,
     ) -> None:
         from jina_v4_client._transport import AsyncTransport, fetch_image
 
@@ -66,6 +69,7 @@ class AsyncEmbeddingsClient:
             projector=projector,
             wire_format=wire_format,
             wire_dtype=wire_dtype,
+            revision=revision,
             fetch_image=fetch_image,
         )
         self._transport = AsyncTransport(self._core.url, api_key=choose_api_key(api_key), http_client=http_client)
@@ -267,7 +271,7 @@ class AsyncEmbeddingsClient:
             on_error,
             max_pixels=max_pixels,
         )
-        return await self._run(await asyncio.to_thread(self._core.images, images, options))
+        return await self._run(await _checked(self._core.images, images, options))
 
     @overload
     async def encode(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
@@ -376,7 +380,28 @@ class AsyncEmbeddingsClient:
             prompt_name=prompt_name,
             max_pixels=max_pixels,
         )
-        return await self._run(await asyncio.to_thread(self._core.sentences, sentences, options, prompt))
+        return await self._run(await _checked(self._core.sentences, sentences, options, prompt))
+
+    async def revision(self, task: Task | None = None) -> str | None:
+        """Ask which revision of the model serves a task, and go on with that one only.
+
+        Store it beside the vectors. From then on this client refuses vectors of another revision for this task; so
+        does a new one that is made with it.
+
+        Args:
+            task: "retrieval", "text-matching" or "code"; the client's if None.
+
+        Returns:
+            16 digits of a hash of the checkpoint's files, the dtype computed in and the largest image area in pixels:
+            ``"94ab5b9a669fa4df-bfloat16-602112"``. None from a stock vLLM, which does not tell.
+
+        Raises:
+            ArgumentError: an argument is not allowed.
+            ServerError: the server does not answer. WrongServerError if it serves another revision than before.
+        """
+        inquiry, dispatcher = self._core.inquiry(task)
+        await self._see_through(dispatcher)
+        return inquiry.revision
 
     def to(self, *_args: object, **_kwargs: object) -> Self:
         """Do nothing: the model is where its server has it. Here for code that moves a model to a device."""
@@ -398,9 +423,20 @@ class AsyncEmbeddingsClient:
 
     async def _run(self, call: Call) -> Outcome:
         try:
-            if self._transport.closed:
-                raise ArgumentError("this client is closed; make a new one")
-            await run_in_tasks(call.dispatcher, self._transport.send)
+            await self._see_through(call.dispatcher)
             return call.outcome()
         finally:
             call.close()
+
+    async def _see_through(self, dispatcher: Dispatcher) -> None:
+        if self._transport.closed:
+            raise ArgumentError("this client is closed; make a new one")
+        await run_in_tasks(dispatcher, self._transport.send)
+
+
+async def _checked(check: Callable[..., Call], *arguments: object) -> Call:
+    fetches = Fetches()
+    try:
+        return await asyncio.to_thread(check, *arguments, fetches)
+    finally:
+        fetches.cancel()  # a thread does not notice that its call was cancelled

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 from jina_v4_client._arguments import choose_api_key
 from jina_v4_client._core import Call, Core, Options, Outcome
+from jina_v4_client._dispatch import Dispatcher
 from jina_v4_client._images import ImageSource
 from jina_v4_client._model import MAX_LENGTH, Task
 from jina_v4_client._pooling import Vector
@@ -42,7 +43,7 @@ class EmbeddingsClient:
             pauses grow and vary by chance. A Retry-After is followed, by all requests of the call, if it ends within
             the call's time limit or, where there is none, within two minutes; a longer one ends the call. Other
             refusals are never repeated.
-        max_concurrency: how many requests of a call are on their way at a time.
+        max_concurrency: how many requests of a call are on their way at a time; before that, how many image URLs.
         http_client: an ``httpx2.Client`` to send with, for proxies or certificates; the caller closes it.
         server_task: the task that a stock vLLM serves, where its model's name does not end with it.
         projector: the path of the served checkpoint's multi_vector_projector.safetensors, with which the multi-vectors
@@ -52,6 +53,8 @@ class EmbeddingsClient:
             vLLM always sends bytes.
         wire_dtype: "float16" halves the bytes of safetensors and rounds every number to about 3 digits; what a call
             returns is float32 of unit length either way. A stock vLLM always sends float32.
+        revision: what :meth:`revision` returned when the vectors were made that these are for; a server of another one
+            is refused. Checkpoints of different tasks have different revisions.
 
     Raises:
         ArgumentError: one of these is not allowed.
@@ -73,6 +76,7 @@ class EmbeddingsClient:
         projector: str | os.PathLike[str] | None = None,
         wire_format: WireFormat = "safetensors",
         wire_dtype: WireDtype = "float32",
+        revision: str | None = None,
     ) -> None:
         from jina_v4_client._transport import Transport, fetch_image
 
@@ -88,6 +92,7 @@ class EmbeddingsClient:
             projector=projector,
             wire_format=wire_format,
             wire_dtype=wire_dtype,
+            revision=revision,
             fetch_image=fetch_image,
         )
         self._transport = Transport(self._core.url, api_key=choose_api_key(api_key), http_client=http_client)
@@ -484,6 +489,27 @@ class EmbeddingsClient:
         )
         return self._run(self._core.sentences(sentences, options, prompt))
 
+    def revision(self, task: Task | None = None) -> str | None:
+        """Ask which revision of the model serves a task, and go on with that one only.
+
+        Store it beside the vectors. From then on this client refuses vectors of another revision for this task; so
+        does a new one that is made with it.
+
+        Args:
+            task: "retrieval", "text-matching" or "code"; the client's if None.
+
+        Returns:
+            16 digits of a hash of the checkpoint's files, the dtype computed in and the largest image area in pixels:
+            ``"94ab5b9a669fa4df-bfloat16-602112"``. None from a stock vLLM, which does not tell.
+
+        Raises:
+            ArgumentError: an argument is not allowed.
+            ServerError: the server does not answer. WrongServerError if it serves another revision than before.
+        """
+        inquiry, dispatcher = self._core.inquiry(task)
+        self._see_through(dispatcher)
+        return inquiry.revision
+
     def to(self, *_args: object, **_kwargs: object) -> Self:
         """Do nothing: the model is where its server has it. Here for code that moves a model to a device."""
         return self
@@ -504,9 +530,12 @@ class EmbeddingsClient:
 
     def _run(self, call: Call) -> Outcome:
         try:
-            if self._transport.closed:
-                raise ArgumentError("this client is closed; make a new one")
-            run_in_threads(call.dispatcher, self._transport.send)
+            self._see_through(call.dispatcher)
             return call.outcome()
         finally:
             call.close()
+
+    def _see_through(self, dispatcher: Dispatcher) -> None:
+        if self._transport.closed:
+            raise ArgumentError("this client is closed; make a new one")
+        run_in_threads(dispatcher, self._transport.send)

@@ -32,13 +32,16 @@ class Checkpoint:
     """A whole merged checkpoint on disk.
 
     Attributes:
+        digest: of the files that the manifest lists: the same for equal files, whoever folded them and when.
         kv_values: keys and values that attention keeps of one token, in all layers.
     """
 
     folder: Path
     task: str
     dtype: str
+    digest: str
     max_positions: int
+    max_pixels: int
     kv_values: int
     random_weights: bool
 
@@ -82,7 +85,9 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
         folder=folder,
         task=task,
         dtype=dtype,
+        digest=_digest(files),
         max_positions=int(text_config["max_position_embeddings"]),
+        max_pixels=_max_pixels(folder),
         kv_values=_kv_values(text_config),
         random_weights="standin" in manifest.get("sources", {}).get("base", {}),
     )
@@ -162,6 +167,20 @@ def _check_canary(folder: Path) -> None:
             f"{folder / CANARY} was made for another checkpoint or an older fold; make it anew with"
             f" `jina-v4-merge verify {folder} --canary`, or take it away"
         )
+
+
+def _digest(files: dict[str, Any]) -> str:
+    sums = sorted((str(name), str(entry.get("sha256"))) for name, entry in files.items())
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _max_pixels(folder: Path) -> int:
+    limits = _read_json(folder / "preprocessor_config.json")
+    try:
+        # Newer processors write the same limit as the longest edge of a size.
+        return int(limits.get("max_pixels") or limits["size"]["longest_edge"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'preprocessor_config.json'} names no max_pixels. Fold it again") from error
 
 
 def _kv_values(config: dict[str, Any]) -> int:

@@ -23,7 +23,7 @@ from jina_v4_serve.checkpoint import (
     read_checkpoint,
 )
 from jina_v4_serve.errors import OptionError, PortError
-from jina_v4_serve.plugin import ARCHITECTURE, SERVED_TASK
+from jina_v4_serve.plugin import ARCHITECTURE, SERVED_REVISION, SERVED_TASK
 
 PORTS = {"retrieval": 8001, "text-matching": 8002, "code": 8003}
 DTYPES = ("auto", *STORED_DTYPES)
@@ -37,6 +37,7 @@ FIXED = {
     "model_tag": "the checkpoint is named with --checkpoint",
     "host": "it is set before the --",
     "port": "it is set before the --",
+    "dtype": "it is set before the --",
     "uds": "the server is watched over HTTP",
     "runner": "the server pools",
     "convert": "the model class has its own pooler",
@@ -177,11 +178,26 @@ def environment(task: str) -> dict[str, str]:
     }
 
 
+def revision(checkpoint: Checkpoint, dtype: str, max_pixels: int | None) -> str:
+    """Return what decides about the vectors: the checkpoint's files, the dtype computed in, the largest image area.
+
+    Args:
+        checkpoint: that is served.
+        dtype: that is computed in.
+        max_pixels: as the operator set it; None for the checkpoint's own.
+    """
+    return f"{checkpoint.digest[:16]}-{dtype}-{max_pixels or checkpoint.max_pixels}"
+
+
+def served_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
+    """Return the dtype that is computed in."""
+    return checkpoint.dtype if settings.dtype == "auto" else settings.dtype
+
+
 def banner(settings: Settings, checkpoint: Checkpoint) -> str:
     """Return the lines that say what is about to be served, and where."""
-    dtype = checkpoint.dtype if settings.dtype == "auto" else settings.dtype
     lines = [
-        f"jina-embeddings-v4, task {settings.task}, {dtype}, from {checkpoint.folder}",
+        f"jina-embeddings-v4, task {settings.task}, {served_dtype(settings, checkpoint)}, from {checkpoint.folder}",
         f"starting vLLM; it will answer on http://{settings.host}:{settings.port}/v1 within a minute or two",
     ]
     if checkpoint.random_weights:
@@ -196,7 +212,7 @@ def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> 
         f"--served-model-name=jina-embeddings-v4-{settings.task}",
         f"--host={settings.host}",
         f"--port={settings.port}",
-        f"--dtype={checkpoint.dtype if settings.dtype == 'auto' else settings.dtype}",
+        f"--dtype={served_dtype(settings, checkpoint)}",
         "--runner=pooling",
         "--hf-overrides=" + json.dumps({"architectures": [ARCHITECTURE]}),
         "--no-enable-prefix-caching",
@@ -214,7 +230,7 @@ def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> 
     if on_cpu:
         arguments.append("--enforce-eager")  # compiling takes 50 s of the start on two cores
         # vLLM would take nine tenths of the memory. VLLM_CPU_KVCACHE_SPACE, where it is set, goes before this.
-        arguments.append(f"--kv-cache-memory-bytes={kv_cache_bytes(checkpoint, settings.dtype)}")
+        arguments.append(f"--kv-cache-memory-bytes={kv_cache_bytes(checkpoint, served_dtype(settings, checkpoint))}")
     if settings.max_pixels is not None:
         limits = {"min_pixels": MIN_PIXELS, "max_pixels": settings.max_pixels}
         arguments.append("--mm-processor-kwargs=" + json.dumps(limits))
@@ -227,7 +243,7 @@ def kv_cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     A prompt's are kept for its one pass only. The scheduler goes on with what it has begun before it begins anything
     new, so at most one prompt is half-way and one more is begun with what a step has left.
     """
-    _, value_bytes = STORED_DTYPES[checkpoint.dtype if dtype == "auto" else dtype]
+    _, value_bytes = STORED_DTYPES[dtype]
     return 2 * max_model_len(checkpoint) * checkpoint.kv_values * value_bytes
 
 
@@ -240,6 +256,7 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
 
     Raises:
         OptionError: when an option of the user's changes what must not change.
+        CheckpointError: the checkpoint is not whole any more.
     """
     # Ctrl-C in the middle of these imports would come out as an error of whichever module it hits.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -256,6 +273,10 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     kept = [argument for argument in arguments if argument.split("=")[0] not in replaced]
     merged = parser.parse_args([*kept, *options])
     check_options(vars(ours), vars(merged))
+    # Read again at every start: since the first the folder may have been replaced by a new fold.
+    checkpoint = read_checkpoint(Path(merged.model_tag), os.environ[SERVED_TASK])
+    max_pixels = (merged.mm_processor_kwargs or {}).get("max_pixels")
+    os.environ[SERVED_REVISION] = revision(checkpoint, merged.dtype, max_pixels)
     validate_parsed_serve_args(merged)
     ServeSubcommand.cmd(merged)
 

@@ -1,7 +1,9 @@
 """The entry point of vLLM's `vllm.general_plugins`: makes our model class known in every vLLM process."""
 
 ARCHITECTURE = "JinaEmbeddingsV4ForEmbedding"
-SERVED_TASK = "JINA_V4_SERVED_TASK"  # the variable in which the launcher tells every process the task
+# The variables in which the launcher tells every process what is served.
+SERVED_TASK = "JINA_V4_SERVED_TASK"
+SERVED_REVISION = "JINA_V4_SERVED_REVISION"
 
 
 def register() -> None:

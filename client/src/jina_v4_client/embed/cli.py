@@ -171,9 +171,9 @@ def embed(
         with client:
             encode = _encoder(client, options)
             if output == STDIN:
-                outcome = run.to_lines(encode)
+                outcome = run.to_lines(encode, client.revision)
             else:
-                outcome = run.to_file(encode, Path(output), force=force, restart=restart)
+                outcome = run.to_file(encode, client.revision, Path(output), force=force, restart=restart)
         _tell_skipped(outcome, output)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,21 @@ class Job:
     Attributes:
         options: by the name of the flag.
         inputs: a fingerprint for each.
+        revision: of the model whose vectors are in the work folder; None before the first, and where it is not told.
     """
 
     options: Mapping[str, object]
     inputs: Sequence[Mapping[str, object]]
+    revision: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write the job into a work folder, whole or not at all."""
-        document = {"format": _FORMAT, "options": dict(self.options), "inputs": [dict(entry) for entry in self.inputs]}
+        document = {
+            "format": _FORMAT,
+            "revision": self.revision,
+            "options": dict(self.options),
+            "inputs": [dict(entry) for entry in self.inputs],
+        }
         write_whole(folder / _FILE, json.dumps(document, indent=1).encode())
 
 
@@ -45,7 +52,24 @@ def read_job(folder: Path) -> Job | None:
         raise UsageError(f"{folder / _FILE} cannot be read ({error}); start anew with --restart") from error
     if document.get("format") != _FORMAT:
         raise UsageError(f"{folder} was made by another version of this command; start anew with --restart")
-    return Job(document["options"], document["inputs"])
+    return Job(document["options"], document["inputs"], document.get("revision"))
+
+
+def settle_revision(folder: Path, revision: str | None, *, any_vectors: bool) -> None:
+    """Note whose vectors are in a work folder, or check that those to come are of the same revision.
+
+    Raises:
+        UsageError: they are not.
+    """
+    job = read_job(folder)
+    if job is None or job.revision == revision:
+        return
+    if any_vectors:
+        raise UsageError(
+            f"{folder} holds vectors of revision {job.revision} of the model, and the server has {revision}:"
+            " they do not go together. Serve that one again, or start anew with --restart"
+        )
+    replace(job, revision=revision).write(folder)
 
 
 def differences(then: Job, now: Job) -> list[str]:

@@ -3,20 +3,23 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.inputs import Inputs
-from jina_v4_client.embed.job import Job, differences, read_job, sync_folder
+from jina_v4_client.embed.job import Job, differences, read_job, settle_revision, sync_folder
 from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, is_in_use
 from jina_v4_client.embed.output import Lines, Shape, beside, check_output, write_output
 from jina_v4_client.embed.progress import Progress
 from jina_v4_client.embed.work import Encode, Settings, Work
+from jina_v4_client.errors import JinaV4Error
 
 # Of a work folder, beside the database's; a folder with anything else in it is not removed.
 _OWN_FILES = {"job.json", "job.json.tmp", VECTORS, "ids", "errors", "output"}
+# Asks the server for its revision of the model, and has vectors of any other refused from then on.
+HoldRevision = Callable[[], str | None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Run:
     as_base64: bool = False
     quiet: bool = False
 
-    def to_file(self, encode: Encode, path: Path, *, force: bool, restart: bool) -> Outcome:
+    def to_file(
+        self, encode: Encode, hold_revision: HoldRevision, path: Path, *, force: bool, restart: bool
+    ) -> Outcome:
         """Embed into a file, with a work folder beside it from which a run that was ended goes on.
 
         Raises:
@@ -66,6 +71,8 @@ class Run:
             if not begun:
                 self._say(f"resuming: {done:,} rows are done")
             try:
+                if not journal.is_finishing:
+                    settle_revision(folder, _ask(hold_revision), any_vectors=journal.n_vectors > 0)
                 with Progress(total, done, quiet=self.quiet) as progress:
                     work = Work(
                         encode,
@@ -82,15 +89,17 @@ class Run:
                 if nothing_done:
                     _discard(folder)
                 raise
+            then = read_job(folder)
+            facts = {**self.shape.facts, **({"revision": then.revision} if then and then.revision else {})}
             try:
-                files = write_output(journal, path, folder, self.shape)
+                files = write_output(journal, path, folder, replace(self.shape, facts=facts))
             except OSError as error:
                 raise StoppedError(f"{path} cannot be written: {error.strerror or error}") from error
         _discard(folder)
         self._say("wrote " + ", ".join(map(str, reversed(files))))
         return outcome
 
-    def to_lines(self, encode: Encode) -> Outcome:
+    def to_lines(self, encode: Encode, hold_revision: HoldRevision) -> Outcome:
         """Embed into lines of JSON on the standard output; there is nothing to resume.
 
         Raises:
@@ -98,6 +107,7 @@ class Run:
             StoppedError: it cannot go on.
         """
         total = self.inputs.count()
+        _ask(hold_revision)
         # The same work folder, without waiting for the disk: equal content is found however far apart it is.
         with (
             tempfile.TemporaryDirectory(prefix="jina-v4-embed-") as folder,
@@ -137,6 +147,13 @@ class Run:
     def _say(self, line: str) -> None:
         if not self.quiet:
             sys.stderr.write(f"{line}\n")
+
+
+def _ask(hold_revision: HoldRevision) -> str | None:
+    try:
+        return hold_revision()
+    except JinaV4Error as error:
+        raise StoppedError(str(error)) from error
 
 
 def _checked(n_rows: int, journal: Journal, *, output_needs_a_vector: bool = True) -> Outcome:

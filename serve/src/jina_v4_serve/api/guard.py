@@ -1,8 +1,8 @@
 """What stands before every route: the request id, the key, the list of routes; and what follows every answer.
 
-A client can tell from the headers that the vectors were pooled in the engine, and for which task; a stock vLLM on the
-same address has neither header. vLLM's other routes do not exist here: some would answer with vectors that are not
-this model's (`/v2/embed` puts a system message into the prompt).
+A client can tell from the headers that the vectors were pooled in the engine, for which task, and by which revision of
+the model; a stock vLLM on the same address has none of these headers. vLLM's other routes do not exist here: some would
+answer with vectors that are not this model's (`/v2/embed` puts a system message into the prompt).
 """
 
 import hmac
@@ -44,6 +44,8 @@ class Guard:
         settings = read_settings()
         self.expected = None if settings.api_key is None else f"Bearer {settings.api_key}".encode()
         self.headers = [(b"x-jina-v4-task", settings.task.encode()), (b"x-jina-v4-pooling", b"engine")]
+        if settings.revision is not None:
+            self.headers.append((b"x-jina-v4-revision", settings.revision.encode()))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""

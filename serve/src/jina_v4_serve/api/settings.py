@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jina_v4_serve.api.images import ImageLimits
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.plugin import SERVED_TASK
+from jina_v4_serve.plugin import SERVED_REVISION, SERVED_TASK
 
 KEY = "JINA_V4_API_KEY"
 KEY_FILE = "JINA_V4_API_KEY_FILE"
@@ -18,6 +18,7 @@ class ApiSettings:
 
     Attributes:
         task: the task that is served.
+        revision: of what is served; None where the launcher did not start this.
         api_key: what callers must send as `Authorization: Bearer`; None lets everybody in.
         max_body_bytes: of a request.
         body_timeout_s: within which a body must have arrived.
@@ -27,6 +28,7 @@ class ApiSettings:
     """
 
     task: str
+    revision: str | None
     api_key: str | None
     max_body_bytes: int
     body_timeout_s: float
@@ -47,6 +49,7 @@ def read_settings(task: str | None = None) -> ApiSettings:
     tokens = _count("JINA_V4_MAX_TOKENS_IN_FLIGHT", 0)
     return ApiSettings(
         task=task or os.environ[SERVED_TASK],
+        revision=os.environ.get(SERVED_REVISION) or None,
         api_key=read_key(),
         max_body_bytes=_count("JINA_V4_MAX_BODY_BYTES", 64 * 2**20),
         body_timeout_s=_count("JINA_V4_BODY_TIMEOUT_S", 30),

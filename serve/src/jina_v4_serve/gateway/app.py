@@ -190,6 +190,9 @@ class Gateway:
         ways = {page.headers.get("X-Jina-V4-Pooling", "") for page in pages.values()}
         if len(ways) == 1:
             headers["X-Jina-V4-Pooling"] = ways.pop()
+        revisions = [page.headers.get("X-Jina-V4-Revision", "") for page in pages.values()]
+        if all(revisions):
+            headers["X-Jina-V4-Revision"] = ", ".join(revisions)  # in the order of the tasks
         return web.json_response({"object": "list", "data": list(cards.values())}, headers=headers)
 
     async def _metrics(self, request: web.Request, _: str) -> web.Response:
