@@ -74,6 +74,19 @@ serve: $(INSTALLED) ## serve all three tasks behind a gateway on port 8000 (PORT
 	@$(MAKE) --no-print-directory merge
 	@exec $(BIN)/jina-v4-serve all --checkpoints $(MERGED) $(if $(PORT),--port $(PORT)) $(ARGS)
 
+.PHONY: search
+search: export QUERY ?= bar chart of the sea level
+search: $(INSTALLED) ## index PDF files and search their pages (PDF=, QUERY=, BASE_URL=)
+	@$(if $(PDF),,$(BIN)/python examples/document_search sample)
+	@$(BIN)/python examples/document_search index $(if $(BASE_URL),--base-url $(BASE_URL)) $(or $(PDF),document-search/sample)
+	@$(BIN)/python examples/document_search search $(if $(BASE_URL),--base-url $(BASE_URL)) -- "$$QUERY"
+
+.PHONY: eval
+eval: BASE_URL ?= http://127.0.0.1:8000
+eval: $(INSTALLED) ## run MTEB tasks against a running server (TASKS='NanoBEIR STS12', BASE_URL=, ARGS=--multivector)
+	@$(if $(filter-out file,$(origin TASKS)),,echo 'name tasks or benchmarks of mteb, with a server running: make eval TASKS="NanoBEIR STS12" BASE_URL=http://127.0.0.1:8000'; exit 2)
+	@$(BIN)/python -m jina_v4_client.integrations.mteb $(TASKS) --base-url $(BASE_URL) $(ARGS)
+
 .PHONY: bench-gateway
 bench-gateway: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 bench-gateway: $(INSTALLED) ## measure what the gateway costs: latency and throughput beside the server's own

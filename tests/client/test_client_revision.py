@@ -61,9 +61,7 @@ def test_one_call_never_returns_vectors_of_two_revisions(server: Any, make_clien
     server.routes["/v1/embeddings"] = embed
     with pytest.raises(WrongServerError, match="its model was replaced"):
         client.encode_text(["a", "b", "c"], batch_size=1)
-    assert (
-        len(client.encode_text(["a", "b", "c"], batch_size=1)) == 3
-    )  # free: nobody asked
+    assert len(client.encode_text(["a", "b", "c"], batch_size=1)) == 3  # free: nobody asked
 
 
 def test_left_out_are_those_of_the_other_revision(server: Any, make_client: Made) -> None:

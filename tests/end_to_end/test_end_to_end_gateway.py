@@ -15,10 +15,13 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx2
+import mteb
+import mteb_tasks
 import numpy as np
 import pytest
 from conftest import TASKS, Golden
 from jina_v4_client import EmbeddingsClient, NoPromptNameWarning
+from jina_v4_client.integrations.mteb import JinaV4Encoder
 from model_card import (
     check_sentence_transformers,
     check_transformers,
@@ -155,6 +158,17 @@ def test_the_model_cards_examples_run(fleet: Server, golden: Golden) -> None:
     check_sentence_transformers(found, published)
     difference = np.abs(published["image_embeddings"][0] - golden.rows["retrieval/image/0/dense"]).max()
     assert difference <= BOUND
+
+
+def test_mteb_reaches_the_adapter_of_a_tasks_type(fleet: Server) -> None:
+    pairs = [(f"left {i}", f"right {i}") for i in range(12)]
+    grades = [float(i * 5 % 12) for i in range(12)]
+    with JinaV4Encoder(fleet.base_url) as encoder, EmbeddingsClient(fleet.base_url) as client:
+        result = mteb.evaluate(encoder, mteb_tasks.sts(pairs, grades), cache=None, show_progress_bar=False)
+        left, right = (
+            client.encode_text([pair[side] for pair in pairs], "text-matching", return_numpy=True) for side in (0, 1)
+        )
+    assert result.task_results[0].get_score() == pytest.approx(mteb_tasks.spearman(left, right, grades), abs=1e-5)
 
 
 def test_one_address_tells_of_all_servers(fleet: Server) -> None:
