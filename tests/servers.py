@@ -79,10 +79,11 @@ def started(command: Sequence[str | os.PathLike[str]], port: int, log: Path, **e
 
 
 @contextlib.contextmanager
-def engine_server(task: str, checkpoint: Path, log: Path, *options: str) -> Iterator[Server]:
+def engine_server(task: str, checkpoint: Path, log: Path, *options: str, dtype: str = "auto") -> Iterator[Server]:
     """Run `jina-v4-serve`."""
     port = free_port()
-    command = [BIN / "jina-v4-serve", task, "--checkpoint", checkpoint, "--port", str(port), "--", *options]
+    own = ("--checkpoint", checkpoint, "--port", str(port), "--dtype", dtype)
+    command = [BIN / "jina-v4-serve", task, *own, "--", *options]
     with started(command, port, log) as server:
         yield server
 

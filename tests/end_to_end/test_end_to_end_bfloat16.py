@@ -20,7 +20,7 @@ def test_every_row_keeps_its_direction(
     figure: Figure,
 ) -> None:
     checkpoint = folded("bfloat16") / f"jina-embeddings-v4-{task}"
-    with engine_server(task, checkpoint, tmp_path / "log") as server:
+    with engine_server(task, checkpoint, tmp_path / "log", dtype="bfloat16") as server:
         server.wait_ready()
         with EmbeddingsClient(base_url=server.base_url) as client:
             found = {}

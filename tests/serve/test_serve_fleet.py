@@ -16,7 +16,7 @@ import pytest
 from conftest import TASKS
 from jina_v4_serve import fleet
 from jina_v4_serve.errors import OptionError, PortError
-from jina_v4_serve.fleet import FleetSettings, choose_port, cpu_threads, memory_options, memory_share, serve_fleet
+from jina_v4_serve.fleet import FleetSettings, choose_port, memory_options, memory_share, serve_fleet
 from servers import BIN, free_port
 
 FAKE = Path(__file__).parents[1] / "fake_server.py"
@@ -180,21 +180,6 @@ def test_the_share_follows_what_nvidia_smi_tells(
     program.write_text("#!/bin/sh\necho '[N/A], [N/A]'\n")
     with pytest.raises(OptionError, match="say it with -- --gpu-memory-utilization=SHARE"):
         memory_options(3)
-
-
-def test_servers_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fleet, "find_vllm", lambda: True)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
-    assert cpu_threads(3) == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "10"}
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    assert cpu_threads(3)["OMP_NUM_THREADS"] == "1"
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert cpu_threads(3) == {}
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(fleet, "find_vllm", lambda: False)
-    assert cpu_threads(3) == {}
 
 
 def test_a_server_has_its_own_port_or_else_a_free_one() -> None:

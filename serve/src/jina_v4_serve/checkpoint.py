@@ -33,6 +33,7 @@ class Checkpoint:
 
     Attributes:
         digest: of the files that the manifest lists: the same for equal files, whoever folded them and when.
+        weight_bytes: of all shards, in the dtype that is stored.
         kv_values: keys and values that attention keeps of one token, in all layers.
     """
 
@@ -42,6 +43,7 @@ class Checkpoint:
     digest: str
     max_positions: int
     max_pixels: int
+    weight_bytes: int
     kv_values: int
     random_weights: bool
 
@@ -77,7 +79,7 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
             raise CheckpointError(f"{folder} is not whole: {name} is missing. Fold it again")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}. Fold it again")
-    _check_weights(folder, dtype, sizes)
+    weight_bytes = _check_weights(folder, dtype, sizes)
     _check_canary(folder)
     config = _read_json(folder / "config.json")
     text_config = config.get("text_config", config)
@@ -88,13 +90,17 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
         digest=_digest(files),
         max_positions=int(text_config["max_position_embeddings"]),
         max_pixels=_max_pixels(folder),
+        weight_bytes=weight_bytes,
         kv_values=_kv_values(text_config),
         random_weights="standin" in manifest.get("sources", {}).get("base", {}),
     )
 
 
-def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> None:
+def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
     """Compare the headers of the weight files with the index, and refuse weight files that the manifest does not list.
+
+    Returns:
+        The bytes of all shards.
 
     Raises:
         CheckpointError: naming the file and the tensor.
@@ -123,6 +129,7 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> None:
         raise CheckpointError(f"{folder / INDEX} and {file} disagree about {name}. Fold it again")
     if n_bytes != total_size:
         raise CheckpointError(f"{folder / INDEX} says {total_size} bytes, the shards hold {n_bytes}. Fold it again")
+    return total_size
 
 
 def _read_header(path: Path, dtype: str) -> dict[str, int]:

@@ -40,7 +40,10 @@ app = typer.Typer(
 )
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.")]
+Dtype = Annotated[
+    str,
+    typer.Option(help="auto (the checkpoint's, or float32 where a CPU is slow in that), bfloat16, float16, float32."),
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(help="Largest image area; larger images are scaled down.", show_default="the checkpoint's"),

@@ -61,6 +61,7 @@ async def serve_fleet(settings: FleetSettings) -> int:
             dtype=settings.dtype,
             max_pixels=settings.max_pixels,
             vllm_options=options,
+            n_servers=len(PORTS),
         )
         launch = prepare(server)
         say(launch.banner)
@@ -71,7 +72,7 @@ async def serve_fleet(settings: FleetSettings) -> int:
 
 def supervisor_of(task: str, url: str, launch: Launch, starting: asyncio.Lock) -> Supervisor:
     """Make the supervisor of one server; its log lines say of which task they are."""
-    environment = {"VLLM_LOGGING_PREFIX": f"[{task}] ", **cpu_threads(len(PORTS)), **launch.environment}
+    environment = {"VLLM_LOGGING_PREFIX": f"[{task}] ", **launch.environment}
     return Supervisor(task, worker_command(launch.arguments, launch.options), url, environment, starting=starting)
 
 
@@ -130,16 +131,6 @@ def choose_port(wanted: int, taken: set[int]) -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def cpu_threads(n_servers: int) -> dict[str, str]:
-    """Return the variables by which several servers share a CPU; what is set already stays.
-
-    Left alone, each would bind its threads to the same cores as the others.
-    """
-    n_cores = len(os.sched_getaffinity(0))
-    wanted = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, n_cores // n_servers))}
-    return {} if wanted.keys() & os.environ.keys() or not find_vllm() else wanted
 
 
 def memory_options(n_servers: int) -> tuple[str, ...]:

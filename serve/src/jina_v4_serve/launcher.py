@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jina_v4_serve import cpu
 from jina_v4_serve.api.settings import read_settings
 from jina_v4_serve.checkpoint import (
     IMAGE_PROMPT_TOKENS,
@@ -58,7 +59,8 @@ FIXED = {
 class Settings:
     """What one server is started with; the flags of `jina-v4-serve` are its fields.
 
-    `dtype` "auto" is the checkpoint's own. `max_pixels` None is the checkpoint's own limit.
+    `dtype` "auto" is the checkpoint's own, on a processor that is slow in it float32. `max_pixels` None is the
+    checkpoint's own limit. `n_servers` share this machine.
     """
 
     task: str
@@ -68,6 +70,7 @@ class Settings:
     dtype: str = "auto"
     max_pixels: int | None = None
     vllm_options: tuple[str, ...] = ()
+    n_servers: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ def prepare(settings: Settings) -> Launch:
     return Launch(
         arguments=tuple(vllm_arguments(settings, checkpoint, on_cpu)),
         options=settings.vllm_options,
-        environment=environment(settings.task),
-        banner=banner(settings, checkpoint),
+        environment={**environment(settings.task), **(cpu.threads(settings.n_servers) if on_cpu else {})},
+        banner=banner(settings, checkpoint, on_cpu),
     )
 
 
@@ -189,36 +192,42 @@ def revision(checkpoint: Checkpoint, dtype: str, max_pixels: int | None) -> str:
     return f"{checkpoint.digest[:16]}-{dtype}-{max_pixels or checkpoint.max_pixels}"
 
 
-def served_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
+def served_dtype(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> str:
     """Return the dtype that is computed in."""
-    return checkpoint.dtype if settings.dtype == "auto" else settings.dtype
+    if settings.dtype != "auto":
+        return settings.dtype
+    return cpu.faster_dtype(checkpoint, settings.n_servers) if on_cpu else checkpoint.dtype
 
 
-def banner(settings: Settings, checkpoint: Checkpoint) -> str:
+def banner(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> str:
     """Return the lines that say what is about to be served, and where."""
+    dtype = served_dtype(settings, checkpoint, on_cpu)
     lines = [
-        f"jina-embeddings-v4, task {settings.task}, {served_dtype(settings, checkpoint)}, from {checkpoint.folder}",
+        f"jina-embeddings-v4, task {settings.task}, {dtype}, from {checkpoint.folder}",
         f"starting vLLM; it will answer on http://{settings.host}:{settings.port}/v1 within a minute or two",
     ]
+    if settings.dtype == "auto" and dtype != checkpoint.dtype:
+        lines.insert(1, f"this processor is faster in {dtype} than in the checkpoint's {checkpoint.dtype} (--dtype)")
     if checkpoint.random_weights:
         lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")
     return "\n".join(lines)
 
 
 def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> list[str]:
-    """Return the arguments of vLLM's `serve` that are right for this model."""
+    """Return the arguments of vLLM's `serve` that are right for this model and this machine."""
+    dtype = served_dtype(settings, checkpoint, on_cpu)
     arguments = [
         str(checkpoint.folder),
         f"--served-model-name=jina-embeddings-v4-{settings.task}",
         f"--host={settings.host}",
         f"--port={settings.port}",
-        f"--dtype={served_dtype(settings, checkpoint)}",
+        f"--dtype={dtype}",
         "--runner=pooling",
         "--hf-overrides=" + json.dumps({"architectures": [ARCHITECTURE]}),
         "--no-enable-prefix-caching",
         "--enable-chunked-prefill",
         f"--max-model-len={max_model_len(checkpoint)}",
-        f"--max-num-batched-tokens={4096 if on_cpu else 16384}",
+        f"--max-num-batched-tokens={cpu.MAX_TOKENS_A_STEP if on_cpu else 16384}",
         '--limit-mm-per-prompt={"image": 1, "video": 0}',
         "--middleware=jina_v4_serve.api.guard.Guard",
         "--allowed-origins=[]",  # no web page may use the server from a browser
@@ -230,7 +239,8 @@ def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> 
     if on_cpu:
         arguments.append("--enforce-eager")  # compiling takes 50 s of the start on two cores
         # vLLM would take nine tenths of the memory. VLLM_CPU_KVCACHE_SPACE, where it is set, goes before this.
-        arguments.append(f"--kv-cache-memory-bytes={kv_cache_bytes(checkpoint, served_dtype(settings, checkpoint))}")
+        arguments.append(f"--kv-cache-memory-bytes={kv_cache_bytes(checkpoint, dtype)}")
+        arguments += cpu.executor_option(settings.n_servers, settings.vllm_options)
     if settings.max_pixels is not None:
         limits = {"min_pixels": MIN_PIXELS, "max_pixels": settings.max_pixels}
         arguments.append("--mm-processor-kwargs=" + json.dumps(limits))

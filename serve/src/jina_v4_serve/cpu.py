@@ -1,0 +1,82 @@
+"""What vLLM's CPU build is told by default, so that it uses the whole of a small machine: threads, executor, dtype.
+
+Left alone, vLLM binds its arithmetic to all cores but one and keeps that one for a process that waits for the other by
+spinning: on two cores half of the machine computes. Here the engine computes in its own process, on all cores, and
+nobody spins. benchmarks/LOG.md has what each of these is worth.
+"""
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from jina_v4_serve.checkpoint import STORED_DTYPES, Checkpoint
+
+# On larger machines one core in reserve costs little, and vLLM's binding minds the memory of each socket.
+MAX_CORES = 8
+MAX_TOKENS_A_STEP = 2048
+EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+_THREADS = ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS")
+_USABLE = 0.7  # of the memory, for the weights of all servers; the rest is for activations and other programs
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def n_cores() -> int:
+    """Return the cores that this process may use, those of its container where that is less."""
+    allowed = len(os.sched_getaffinity(0))
+    quota, _, period = _read(_CPU_MAX).partition(" ")
+    return min(allowed, max(1, int(quota) // int(period))) if quota.isdecimal() else allowed
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine, that of the container where that is less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read(_MEMORY_MAX).strip()
+    return min(whole, int(limit)) if limit.isdecimal() else whole
+
+
+def threads(n_servers: int) -> dict[str, str]:
+    """Return the variables by which servers share the cores; none where the operator has set one, or vLLM knows better.
+
+    Args:
+        n_servers: on this machine.
+    """
+    if any(name in os.environ for name in _THREADS) or (n_servers == 1 and n_cores() > MAX_CORES):
+        return {}
+    return dict(zip(_THREADS, ("nobind", str(max(1, n_cores() // n_servers))), strict=True))
+
+
+def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:
+    """Return the option that has the engine compute in its own process, where the threads are ours to set.
+
+    Args:
+        n_servers: on this machine.
+        options: of vLLM, the operator's; with several workers, vLLM's own executor is left.
+    """
+    parallel = any("parallel" in option or option.split("=")[0] in ("-tp", "-dp", "-pp") for option in options)
+    return () if parallel or not threads(n_servers) else (f"--distributed-executor-backend={EXECUTOR}",)
+
+
+def faster_dtype(checkpoint: Checkpoint, n_servers: int) -> str:
+    """Return the dtype to compute in: float32 where the processor has no fast bfloat16 and the memory has room for it.
+
+    It depends on the machine alone, never on what else is running: a server that starts anew computes in the same.
+
+    Args:
+        checkpoint: to be served.
+        n_servers: on this machine.
+    """
+    _, stored_bytes = STORED_DTYPES[checkpoint.dtype]
+    as_float32 = checkpoint.weight_bytes * STORED_DTYPES["float32"][1] // stored_bytes
+    roomy = n_servers * as_float32 <= _USABLE * memory_bytes()
+    slow = platform.machine() == "x86_64" and "amx_bf16" not in _read(_CPU_INFO).split()
+    return "float32" if slow and roomy else checkpoint.dtype
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,90 @@
+"""What the launcher tells vLLM's CPU build, by the machine: threads, executor, dtype."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from jina_v4_serve import cpu
+from jina_v4_serve.checkpoint import Checkpoint
+
+CHECKPOINT = Checkpoint(
+    folder=Path(),
+    task="code",
+    dtype="bfloat16",
+    digest="0" * 64,
+    max_positions=32768,
+    max_pixels=602112,
+    weight_bytes=7 * 2**30,
+    kv_values=1,
+    random_weights=True,
+)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two cores, 24 GiB, no container, a processor without AMX."""
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 6 * 2**20}.__getitem__)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name in ("_CPU_MAX", "_MEMORY_MAX", "_CPU_INFO"):
+        monkeypatch.setattr(cpu, name, tmp_path / name)
+    (tmp_path / "_CPU_INFO").write_text("flags\t\t: avx512f avx512_bf16 lm\n")
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_cores"),
+    [(None, 2), ("max 100000", 2), ("100000 100000", 1), ("50000 100000", 1), ("900000 100000", 2)],
+)
+def test_the_cores_of_a_container_count(limit: str | None, n_cores: int, tmp_path: Path) -> None:
+    if limit is not None:
+        (tmp_path / "_CPU_MAX").write_text(f"{limit}\n")
+    assert cpu.n_cores() == n_cores
+
+
+@pytest.mark.parametrize(("limit", "n_gib"), [(None, 24), ("max", 24), (str(4 * 2**30), 4), (str(99 * 2**30), 24)])
+def test_the_memory_of_a_container_counts(limit: str | None, n_gib: int, tmp_path: Path) -> None:
+    if limit is not None:
+        (tmp_path / "_MEMORY_MAX").write_text(f"{limit}\n")
+    assert cpu.memory_bytes() == n_gib * 2**30
+
+
+def test_one_server_takes_all_cores_and_several_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu.threads(1) == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2"}
+    assert cpu.threads(3)["OMP_NUM_THREADS"] == "1"
+    assert cpu.executor_option(1, ()) == (f"--distributed-executor-backend={cpu.EXECUTOR}",)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    assert cpu.threads(3)["OMP_NUM_THREADS"] == "10"
+    assert cpu.threads(1) == {}, "on a large machine vLLM binds its threads itself"
+    assert cpu.executor_option(1, ()) == ()
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"])
+def test_what_the_operator_has_set_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    assert (cpu.threads(1), cpu.threads(3), cpu.executor_option(1, ())) == ({}, {}, ())
+
+
+@pytest.mark.parametrize("option", ["--tensor-parallel-size=2", "--data_parallel_size", "-tp=2", "-dp"])
+def test_several_workers_have_vllms_own_executor(option: str) -> None:
+    assert cpu.executor_option(1, ("--max-num-seqs", "8", option)) == ()
+
+
+def test_float32_is_taken_where_bfloat16_is_slow_and_memory_has_room(tmp_path: Path) -> None:
+    assert cpu.faster_dtype(CHECKPOINT, 1) == "float32"
+    assert cpu.faster_dtype(CHECKPOINT, 3) == "bfloat16", "three of 14 GiB do not fit"
+    assert cpu.faster_dtype(replace(CHECKPOINT, dtype="float32"), 3) == "float32"
+    (tmp_path / "_MEMORY_MAX").write_text(str(16 * 2**30))
+    assert cpu.faster_dtype(CHECKPOINT, 1) == "bfloat16"
+
+
+def test_bfloat16_stays_where_it_is_fast_or_not_known_to_be_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_CPU_INFO").write_text("flags\t\t: avx512f amx_bf16 amx_tile lm\n")
+    assert cpu.faster_dtype(CHECKPOINT, 1) == "bfloat16"
+    (tmp_path / "_CPU_INFO").unlink()
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert cpu.faster_dtype(CHECKPOINT, 1) == "bfloat16"
