@@ -1,0 +1,179 @@
+"""The Compose files: by the specification's parser, by our own programs', and against one another."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compose_spec import PyCompose
+from conftest import TASKS
+from jina_v4_serve.gateway.run import GatewaySettings, parse_servers
+from jina_v4_serve.supervisor import Policy
+
+Manifest = dict[str, Any]
+FILES = {
+    "gpu": ("compose.yaml",),
+    "cpu": ("compose.yaml", "compose.cpu.yaml"),
+    "folder": ("compose.yaml", "compose.folder.yaml"),
+}
+
+
+@pytest.fixture(params=FILES)
+def project(request: pytest.FixtureRequest, compose: Callable[..., Manifest]) -> Manifest:
+    return compose(*FILES[request.param], BASE="/models/v4")
+
+
+def seconds(text: str) -> float:
+    return sum(float(number) * {"s": 1, "m": 60}[unit] for number, unit in re.findall(r"(\d+)(s|m)", text))
+
+
+def with_gateway() -> tuple[str, ...]:
+    return (*TASKS, "gateway")
+
+
+def test_the_specification_s_parser_takes_it(project: Manifest) -> None:
+    PyCompose.from_json(json.dumps(project)).validate()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"stop_grace": "9s"}, "stop_grace"),
+        ({"depends_on": {"retrieval": {"condition": "service_well"}}}, "service_well"),
+        ({"stop_grace_period": "nine"}, "nine"),
+    ],
+    ids=["an unknown key", "an unknown condition", "no duration"],
+)
+def test_that_parser_does_see_mistakes(compose: Callable[..., Manifest], change: Manifest, complaint: str) -> None:
+    project = compose("compose.yaml")
+    project["services"]["code"] |= change
+    with pytest.raises(ValueError, match=complaint):
+        PyCompose.from_json(json.dumps(project))
+
+
+def test_every_volume_secret_and_service_that_is_named_exists_and_the_reverse(project: Manifest) -> None:
+    services = project["services"].values()
+    named = [volume for service in services for volume in service.get("volumes", ()) if isinstance(volume, str)]
+    assert {volume.split(":")[0] for volume in named} == set(project["volumes"])
+    assert {secret for service in services for secret in service.get("secrets", ())} == set(project["secrets"])
+    assert {name for service in services for name in service.get("depends_on", ())} < set(project["services"])
+
+
+def test_each_server_serves_its_task_from_the_volume_that_the_merge_writes(project: Manifest, read_command) -> None:
+    for task in TASKS:
+        service = project["services"][task]
+        command = read_command(service["command"])
+        assert command.command == task
+        assert command.options["host"] == "0.0.0.0"  # noqa: S104 - inside the container
+        assert str(command.options["checkpoint"]) == f"/models/jina-embeddings-v4-{task}"
+        assert "models:/models:ro" in service["volumes"]
+        assert service["environment"]["JINA_V4_API_KEY_FILE"] == "/run/secrets/api-key"
+        assert f"cache-{task}:/cache" in service["volumes"], "compiled code is nobody else's"
+    assert "models:/models" in project["services"]["merge"]["volumes"]
+
+
+def test_the_gateway_finds_them(project: Manifest, read_command) -> None:
+    gateway = project["services"]["gateway"]
+    command = read_command(gateway["command"])
+    ports = {task: read_command(project["services"][task]["command"]).options["port"] for task in TASKS}
+    assert parse_servers(command.options["server"]) == {task: f"http://{task}:{ports[task]}" for task in TASKS}
+    (published,) = gateway["ports"]
+    assert published == f"127.0.0.1:8000:{command.options['port']}"
+    assert not any("ports" in project["services"][task] for task in TASKS)
+
+
+def test_health_checks_ask_the_ports_that_are_listened_on(project: Manifest, read_command) -> None:
+    for name in with_gateway():
+        service = project["services"][name]
+        port = read_command(service["command"]).options["port"]
+        path = "health" if name == "gateway" else "ready"
+        assert f"http://127.0.0.1:{port}/{path}'" in service["healthcheck"]["test"][-1]
+        compile(service["healthcheck"]["test"][-1], "healthcheck", "exec")
+
+
+def test_each_starts_when_the_one_before_it_is_ready(project: Manifest) -> None:
+    order = ["merge", *TASKS, "gateway"]
+    conditions = ["service_completed_successfully", *["service_healthy"] * 3]
+    for before, name, condition in zip(order, order[1:], conditions, strict=False):
+        assert project["services"][name]["depends_on"] == {before: {"condition": condition}}
+
+
+def test_what_is_told_to_stop_may_finish_what_it_has(project: Manifest) -> None:
+    for task in TASKS:
+        assert seconds(project["services"][task]["stop_grace_period"]) > Policy().stop_s
+    assert seconds(project["services"]["gateway"]["stop_grace_period"]) > GatewaySettings({}).drain_s + 5
+
+
+def test_nothing_runs_as_root_or_writes_outside_its_volumes(project: Manifest) -> None:
+    for service in project["services"].values():
+        assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        mounted = {volume.split(":")[1] for volume in service.get("volumes", ()) if isinstance(volume, str)}
+        assert {"/tmp", "/cache"} <= mounted | {mount.split(":")[0] for mount in service["tmpfs"]}  # noqa: S108
+
+
+def test_three_servers_share_one_gpu(compose: Callable[..., Manifest], read_command) -> None:
+    services = compose("compose.yaml")["services"]
+    shares = 0.0
+    for task in TASKS:
+        (option,) = read_command(services[task]["command"]).for_vllm
+        name, _, value = option.partition("=")
+        assert name == "--gpu-memory-utilization", "as `all` gives to each"
+        shares += float(value)
+        (device,) = services[task]["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert shares <= 0.9001
+
+
+def test_without_a_gpu_none_is_asked_for(compose: Callable[..., Manifest], read_command) -> None:
+    services = compose(*FILES["cpu"])["services"]
+    assert {service["image"] for service in services.values()} == {"jina-v4:cpu"}
+    assert {service["build"]["target"] for service in services.values()} == {"cpu"}
+    assert not any("deploy" in service for service in services.values())
+    for task in TASKS:
+        assert read_command(services[task]["command"]).for_vllm == ()
+        assert services[task]["environment"].keys() > {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"}
+
+
+def test_the_targets_are_the_containerfile_s(project: Manifest, stages, root: Path) -> None:
+    for service in project["services"].values():
+        assert service["build"]["target"] in stages
+        assert service["image"] == f"jina-v4:{service['build']['target']}"
+        context = (root / "deploy/containers" / service["build"]["context"]).resolve()
+        assert (context / service["build"]["dockerfile"]).is_file()
+
+
+def test_the_merge_takes_a_base_and_makes_what_is_missing(project: Manifest, root: Path, tmp_path: Path) -> None:
+    """The script that the image holds, with programs in the place of ours that say what they were asked."""
+    script = root / "deploy/containers/merge-missing"
+    assert project["services"]["merge"]["entrypoint"] == [script.name]
+    (base,) = project["services"]["merge"]["command"]
+    programs, models = tmp_path / "bin", tmp_path / "models"
+    programs.mkdir()
+    models.mkdir()
+    (programs / "jina-v4-merge").write_text('#!/bin/sh\necho "$@"\n')
+    (programs / "jina-v4-merge").chmod(0o755)
+
+    def run() -> list[str]:
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", "MODELS": str(models)}
+        done = subprocess.run([script, base], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    tasks = " ".join(f"--task {task}" for task in TASKS)
+    canaries = [f"verify {models}/jina-embeddings-v4-{task} --canary" for task in TASKS]
+    assert run() == [f"fold --base {base} --out {models} {tasks}", *canaries]
+    (models / "jina-embeddings-v4-retrieval").mkdir()
+    (models / "jina-embeddings-v4-retrieval/canary.json").touch()
+    assert run() == [
+        f"fold --base {base} --out {models} --task text-matching --task code",
+        *[canary for canary in canaries if "retrieval" not in canary],
+    ]
+    for task in TASKS:
+        (models / f"jina-embeddings-v4-{task}").mkdir(exist_ok=True)
+        (models / f"jina-embeddings-v4-{task}/canary.json").touch()
+    assert run() == []
