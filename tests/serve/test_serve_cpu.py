@@ -51,9 +51,10 @@ def test_the_memory_of_a_container_counts(limit: str | None, n_gib: int, tmp_pat
     assert cpu.memory_bytes() == n_gib * 2**30
 
 
-def test_one_server_takes_all_cores_and_several_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.threads(1) == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2"}
-    assert cpu.threads(3)["OMP_NUM_THREADS"] == "1"
+    assert cpu.threads(3)["OMP_NUM_THREADS"] == "2"
+    assert cpu.threads(3)["OMP_WAIT_POLICY"] == "passive", "a thread that waits must not keep a core from the others"
     assert cpu.executor_option(1, ()) == (f"--distributed-executor-backend={cpu.EXECUTOR}",)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
     assert cpu.threads(3)["OMP_NUM_THREADS"] == "10"

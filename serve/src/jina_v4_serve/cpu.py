@@ -43,9 +43,13 @@ def threads(n_servers: int) -> dict[str, str]:
     Args:
         n_servers: on this machine.
     """
-    if any(name in os.environ for name in _THREADS) or (n_servers == 1 and n_cores() > MAX_CORES):
+    if any(name in os.environ for name in _THREADS):
         return {}
-    return dict(zip(_THREADS, ("nobind", str(max(1, n_cores() // n_servers))), strict=True))
+    if n_cores() > MAX_CORES:
+        return {} if n_servers == 1 else dict(zip(_THREADS, ("nobind", str(n_cores() // n_servers)), strict=True))
+    # Each server has all cores: often one of several is asked. Threads that wait must leave them to the others then.
+    patience = {} if n_servers == 1 else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+    return {**dict(zip(_THREADS, ("nobind", str(n_cores())), strict=True)), **patience}
 
 
 def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:
