@@ -87,11 +87,42 @@ eval: $(INSTALLED) ## run MTEB tasks against a running server (TASKS='NanoBEIR S
 	@$(if $(filter-out file,$(origin TASKS)),,echo 'name tasks or benchmarks of mteb, with a server running: make eval TASKS="NanoBEIR STS12" BASE_URL=http://127.0.0.1:8000'; exit 2)
 	@$(BIN)/python -m jina_v4_client.integrations.mteb $(TASKS) --base-url $(BASE_URL) $(ARGS)
 
+# Where the benchmarks put their JSON and pictures; what is kept lies in benchmarks/results.
+RESULTS ?= results
+
 .PHONY: bench
 bench: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
-bench: $(INSTALLED) ## measure throughput beside stock vLLM, vLLM in-process, transformers, sentence-transformers
+bench: $(INSTALLED) ## measure throughput beside stock vLLM, vLLM in-process, transformers, sentence-transformers: 12 minutes
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
-	@$(BIN)/python benchmarks/throughput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+	@$(BIN)/python benchmarks/throughput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --results $(RESULTS) $(ARGS)
+	@$(BIN)/python benchmarks/_plots.py $(RESULTS)/throughput.json >&2
+
+.PHONY: bench-gpu
+bench-gpu: BASE := $(if $(filter file,$(origin BASE)),checkpoints/standin-full,$(BASE))
+bench-gpu: $(INSTALLED) ## the same on a GPU: every size, output and concurrency, 30 minutes; BASE= for real weights
+	@test -e '$(BASE)' -o '$(BASE)' != checkpoints/standin-full || $(BIN)/jina-v4-merge standin '$(BASE)' --size full
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/throughput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --full --long --minutes 25 \
+	  --vllm-options=--gpu-memory-utilization=0.22 --results $(RESULTS) $(ARGS)
+	@$(BIN)/python benchmarks/_plots.py $(RESULTS)/throughput.json >&2
+
+.PHONY: bench-gate
+bench-gate: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-gate: $(INSTALLED) ## fail when a ratio to vLLM in-process or transformers fell by over 15 % (ARGS=--update)
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/gate.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
+.PHONY: bench-goodput
+bench-goodput: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-goodput: $(INSTALLED) ## find the highest arrival rate at which p99 stays within a bound
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/goodput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
+.PHONY: bench-vllm
+bench-vllm: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-vllm: $(INSTALLED) ## let vLLM's own load generator measure the server, our client beside it
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/vllm_bench.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
 
 .PHONY: bench-gateway
 bench-gateway: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))

@@ -3,7 +3,7 @@
 `served` is our server with our client. `stock` is vLLM's own server with all-token pooling, the client pooling, which
 is today's official way. `in_process` is vLLM's `LLM` with our model class and our launcher's engine arguments.
 `transformers-1` and `-8` are plain transformers, batches of so many; `sentence-transformers` takes texts only. What is
-no server runs in a process of its own (`_child.py`). A side that waits takes no time of a core.
+no server runs in a process of its own (`_child.py`). A side that has just worked may spin for a second.
 """
 
 import base64
