@@ -29,7 +29,7 @@ install: $(INSTALLED) ## make .venv: vLLM for this machine, the three projects, 
 
 $(INSTALLED): requirements/$(KIND).txt merge/pyproject.toml serve/pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: name another, as in make PYTHON=python3.12")'
-	@echo "installing into $(VENV), vLLM for $(KIND): about a minute and 6 GB"
+	@echo "installing into $(VENV), vLLM for $(KIND): about a minute and 7 GB"
 	@rm -f $(VENV)/.installed-*
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
