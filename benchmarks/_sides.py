@@ -191,7 +191,7 @@ class Child:
         items = [item if isinstance(item, str) else base64.b64encode(item).decode() for item in inputs.items]
         self._ask(call="load", kind=inputs.kind, items=items)
 
-    def work(self, output: str, items_a_request: int, concurrency: int) -> Work:  # noqa: ARG002 - a server's
+    def work(self, output: str, items_a_request: int, concurrency: int) -> Work:  # noqa: ARG002 - only servers have requests
         """Embed them, all with one call: it makes its batches by itself."""
         before = cost_of(self._process.pid)
         answer, _ = self._ask(call="work", output=output)

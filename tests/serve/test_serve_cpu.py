@@ -1,24 +1,10 @@
 """What the launcher tells vLLM's CPU build, by the machine: threads, executor, dtype."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jina_v4_serve import cpu
-from jina_v4_serve.checkpoint import Checkpoint
-
-CHECKPOINT = Checkpoint(
-    folder=Path(),
-    task="code",
-    dtype="bfloat16",
-    digest="0" * 64,
-    max_positions=32768,
-    max_pixels=602112,
-    weight_bytes=7 * 2**30,
-    kv_values=1,
-    random_weights=True,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -73,19 +59,19 @@ def test_several_workers_have_vllms_own_executor(option: str) -> None:
     assert cpu.executor_option(1, ("--max-num-seqs", "8", option)) == ()
 
 
-def test_float32_is_taken_where_bfloat16_is_slow_and_memory_has_room(tmp_path: Path) -> None:
-    assert cpu.faster_dtype(CHECKPOINT, 1) == "float32"
-    assert cpu.faster_dtype(CHECKPOINT, 3) == "bfloat16", "three of 14 GiB do not fit"
-    assert cpu.faster_dtype(replace(CHECKPOINT, dtype="float32"), 3) == "float32"
+def test_float32_is_faster_where_bfloat16_is_slow_and_memory_has_room(tmp_path: Path) -> None:
+    real_weights, real_keys_and_values = 14 * 2**30, 48 * 10**8
+    assert not cpu.float32_is_faster(real_weights + real_keys_and_values), "24 GiB are not enough for the real model"
+    assert cpu.float32_is_faster(16 * 2**30)
     (tmp_path / "_MEMORY_MAX").write_text(str(16 * 2**30))
-    assert cpu.faster_dtype(CHECKPOINT, 1) == "bfloat16"
+    assert not cpu.float32_is_faster(16 * 2**30)
 
 
 def test_bfloat16_stays_where_it_is_fast_or_not_known_to_be_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "_CPU_INFO").write_text("flags\t\t: avx512f amx_bf16 amx_tile lm\n")
-    assert cpu.faster_dtype(CHECKPOINT, 1) == "bfloat16"
+    assert not cpu.float32_is_faster(1)
     (tmp_path / "_CPU_INFO").unlink()
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert cpu.faster_dtype(CHECKPOINT, 1) == "bfloat16"
+    assert not cpu.float32_is_faster(1)

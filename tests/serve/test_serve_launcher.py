@@ -12,7 +12,15 @@ import pytest
 from conftest import TASKS
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.launcher import PORTS, check_options, environment, kv_cache_bytes, revision
+from jina_v4_serve.launcher import (
+    PORTS,
+    check_options,
+    environment,
+    kv_cache_bytes,
+    precision,
+    revision,
+    server_bytes,
+)
 from servers import BIN, free_port
 
 
@@ -152,6 +160,27 @@ def test_a_revision_is_of_the_files_and_of_what_they_are_served_with(folded: Cal
     checkpoint = read_checkpoint(folded("float32") / "jina-embeddings-v4-code", "code")
     assert revision(checkpoint, "float32", None) == f"{checkpoint.digest[:16]}-float32-602112"
     assert revision(checkpoint, "bfloat16", 1_000_000) == f"{checkpoint.digest[:16]}-bfloat16-1000000"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kv_cache_dtype", "expected"),
+    [
+        (None, "auto", "bfloat16"),
+        (None, "bfloat16", "bfloat16"),
+        ("fp8", "auto", "bfloat16+fp8"),
+        (None, "fp8_e4m3", "bfloat16+fp8_e4m3"),
+        ("fp8", "fp8", "bfloat16+fp8+fp8"),
+    ],
+)
+def test_a_revision_tells_what_is_quantized(quantization: str | None, kv_cache_dtype: str, expected: str) -> None:
+    merged = {"dtype": "bfloat16", "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+    assert precision(merged) == expected
+
+
+def test_a_server_takes_its_weights_and_its_keys_and_values(folded: Callable[[str], Path]) -> None:
+    checkpoint = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
+    assert server_bytes(checkpoint, "bfloat16") == checkpoint.weight_bytes + kv_cache_bytes(checkpoint, "bfloat16")
+    assert server_bytes(checkpoint, "float32") == 2 * server_bytes(checkpoint, "bfloat16")
 
 
 def test_each_task_has_a_port_and_the_plugin_is_registered_once() -> None:

@@ -26,7 +26,7 @@ from jina_v4_client._model import (
 from jina_v4_client._wire import WIRE_DTYPES, WIRE_FORMATS, WireDtype, WireFormat
 from jina_v4_client.errors import ArgumentError
 
-_REVISION = re.compile(r"[0-9a-f]{16}-[a-z0-9]+-[0-9]+")
+_REVISION = re.compile(r"[0-9a-f]{16}-[a-z0-9_+]+-[0-9]+")
 _STRUCTURE_TOKEN = re.compile("|".join(map(re.escape, STRUCTURE_TOKENS)))
 
 

@@ -383,22 +383,7 @@ class AsyncEmbeddingsClient:
         return await self._run(await _checked(self._core.sentences, sentences, options, prompt))
 
     async def revision(self, task: Task | None = None) -> str | None:
-        """Ask which revision of the model serves a task, and go on with that one only.
-
-        Store it beside the vectors. From then on this client refuses vectors of another revision for this task; so
-        does a new one that is made with it.
-
-        Args:
-            task: "retrieval", "text-matching" or "code"; the client's if None.
-
-        Returns:
-            16 digits of a hash of the checkpoint's files, the dtype computed in and the largest image area in pixels:
-            ``"94ab5b9a669fa4df-bfloat16-602112"``. None from a stock vLLM, which does not tell.
-
-        Raises:
-            ArgumentError: an argument is not allowed.
-            ServerError: the server does not answer. WrongServerError if it serves another revision than before.
-        """
+        """Ask which revision of the model serves a task; see :meth:`jina_v4_client.EmbeddingsClient.revision`."""
         inquiry, dispatcher = self._core.inquiry(task)
         await self._see_through(dispatcher)
         return inquiry.revision

@@ -499,8 +499,8 @@ class EmbeddingsClient:
             task: "retrieval", "text-matching" or "code"; the client's if None.
 
         Returns:
-            16 digits of a hash of the checkpoint's files, the dtype computed in and the largest image area in pixels:
-            ``"94ab5b9a669fa4df-bfloat16-602112"``. None from a stock vLLM, which does not tell.
+            16 digits of a hash of the checkpoint's files, the precision computed in and the largest image area in
+            pixels: ``"94ab5b9a669fa4df-bfloat16-602112"``. None from a stock vLLM, which does not tell.
 
         Raises:
             ArgumentError: an argument is not allowed.

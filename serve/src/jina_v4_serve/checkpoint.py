@@ -89,7 +89,7 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
         dtype=dtype,
         digest=_digest(files),
         max_positions=int(text_config["max_position_embeddings"]),
-        max_pixels=_max_pixels(folder),
+        max_pixels=read_max_pixels(folder),
         weight_bytes=weight_bytes,
         kv_values=_kv_values(text_config),
         random_weights="standin" in manifest.get("sources", {}).get("base", {}),
@@ -181,7 +181,12 @@ def _digest(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def _max_pixels(folder: Path) -> int:
+def read_max_pixels(folder: Path) -> int:
+    """Read the largest image area of a checkpoint.
+
+    Raises:
+        CheckpointError: none is named.
+    """
     limits = _read_json(folder / "preprocessor_config.json")
     try:
         # Newer processors write the same limit as the longest edge of a size.

@@ -10,14 +10,11 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from jina_v4_serve.checkpoint import STORED_DTYPES, Checkpoint
-
 # On larger machines one core in reserve costs little, and vLLM's binding minds the memory of each socket.
 MAX_CORES = 8
 MAX_TOKENS_A_STEP = 2048
 EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-_THREADS = ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS")
-_USABLE = 0.7  # of the memory, for the weights of all servers; the rest is for activations and other programs
+_USABLE = 0.7  # of the memory, for weights, keys and values of all servers; the rest is for all else
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -43,13 +40,13 @@ def threads(n_servers: int) -> dict[str, str]:
     Args:
         n_servers: on this machine.
     """
-    if any(name in os.environ for name in _THREADS):
+    if "VLLM_CPU_OMP_THREADS_BIND" in os.environ or "OMP_NUM_THREADS" in os.environ:
         return {}
     if n_cores() > MAX_CORES:
-        return {} if n_servers == 1 else dict(zip(_THREADS, ("nobind", str(n_cores() // n_servers)), strict=True))
+        return {} if n_servers == 1 else _unbound(n_cores() // n_servers)
     # Each server has all cores: often one of several is asked. Threads that wait must leave them to the others then.
     patience = {} if n_servers == 1 else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
-    return {**dict(zip(_THREADS, ("nobind", str(n_cores())), strict=True)), **patience}
+    return {**_unbound(n_cores()), **patience}
 
 
 def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:
@@ -63,20 +60,20 @@ def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:
     return () if parallel or not threads(n_servers) else (f"--distributed-executor-backend={EXECUTOR}",)
 
 
-def faster_dtype(checkpoint: Checkpoint, n_servers: int) -> str:
-    """Return the dtype to compute in: float32 where the processor has no fast bfloat16 and the memory has room for it.
+def float32_is_faster(n_bytes: int) -> bool:
+    """Tell whether to compute in float32: the processor has no fast bfloat16, and the memory has room for it.
 
     It depends on the machine alone, never on what else is running: a server that starts anew computes in the same.
 
     Args:
-        checkpoint: to be served.
-        n_servers: on this machine.
+        n_bytes: of weights, keys and values of all servers on this machine, in float32.
     """
-    _, stored_bytes = STORED_DTYPES[checkpoint.dtype]
-    as_float32 = checkpoint.weight_bytes * STORED_DTYPES["float32"][1] // stored_bytes
-    roomy = n_servers * as_float32 <= _USABLE * memory_bytes()
-    slow = platform.machine() == "x86_64" and "amx_bf16" not in _read(_CPU_INFO).split()
-    return "float32" if slow and roomy else checkpoint.dtype
+    slow_in_bfloat16 = platform.machine() == "x86_64" and "amx_bf16" not in _read(_CPU_INFO).split()
+    return slow_in_bfloat16 and n_bytes <= _USABLE * memory_bytes()
+
+
+def _unbound(n_threads: int) -> dict[str, str]:
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(n_threads)}
 
 
 def _read(path: Path) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -181,22 +181,41 @@ def environment(task: str) -> dict[str, str]:
     }
 
 
-def revision(checkpoint: Checkpoint, dtype: str, max_pixels: int | None) -> str:
-    """Return what decides about the vectors: the checkpoint's files, the dtype computed in, the largest image area.
+def revision(checkpoint: Checkpoint, precision: str, max_pixels: int | None) -> str:
+    """Return what decides about the vectors: the checkpoint's files, the precision, the largest image area.
 
     Args:
         checkpoint: that is served.
-        dtype: that is computed in.
+        precision: that is computed in, see `precision`.
         max_pixels: as the operator set it; None for the checkpoint's own.
     """
-    return f"{checkpoint.digest[:16]}-{dtype}-{max_pixels or checkpoint.max_pixels}"
+    return f"{checkpoint.digest[:16]}-{precision}-{max_pixels or checkpoint.max_pixels}"
+
+
+def precision(merged: Mapping[str, Any]) -> str:
+    """Return what vLLM computes in: the dtype, and how weights or keys and values are quantized, as in bfloat16+fp8.
+
+    Args:
+        merged: vLLM's settings from our arguments and the user's options.
+    """
+    quantized = [merged.get("quantization"), merged.get("kv_cache_dtype")]
+    parts = [merged["dtype"], *(part for part in quantized if part not in (None, "auto", merged["dtype"]))]
+    return "+".join(parts)
 
 
 def served_dtype(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> str:
     """Return the dtype that is computed in."""
     if settings.dtype != "auto":
         return settings.dtype
-    return cpu.faster_dtype(checkpoint, settings.n_servers) if on_cpu else checkpoint.dtype
+    n_bytes = settings.n_servers * server_bytes(checkpoint, "float32")
+    return "float32" if on_cpu and cpu.float32_is_faster(n_bytes) else checkpoint.dtype
+
+
+def server_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Return the memory that one server's weights, keys and values take on a CPU."""
+    _, stored_bytes = STORED_DTYPES[checkpoint.dtype]
+    _, value_bytes = STORED_DTYPES[dtype]
+    return checkpoint.weight_bytes * value_bytes // stored_bytes + kv_cache_bytes(checkpoint, dtype)
 
 
 def banner(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> str:
@@ -286,7 +305,7 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     # Read again at every start: since the first the folder may have been replaced by a new fold.
     checkpoint = read_checkpoint(Path(merged.model_tag), os.environ[SERVED_TASK])
     max_pixels = (merged.mm_processor_kwargs or {}).get("max_pixels")
-    os.environ[SERVED_REVISION] = revision(checkpoint, merged.dtype, max_pixels)
+    os.environ[SERVED_REVISION] = revision(checkpoint, precision(vars(merged)), max_pixels)
     validate_parsed_serve_args(merged)
     ServeSubcommand.cmd(merged)
 

@@ -113,8 +113,8 @@ class Journal:
 
     def count(self, *, failed: bool = False) -> int:
         """Count the rows that are done, or those of them that failed."""
-        where = "WHERE error IS NOT NULL" if failed else ""
-        (n_rows,) = self._database.execute(f"SELECT count(*) FROM rows {where}").fetchone()  # noqa: S608 - ours
+        counted = "error" if failed else "*"  # a column's count is of what is not null
+        (n_rows,) = self._database.execute(f"SELECT count({counted}) FROM rows").fetchone()  # noqa: S608 - a constant
         return int(n_rows)
 
     def done(self, first: int, end: int) -> dict[int, bytes | None]:

@@ -27,7 +27,7 @@ from jina_v4_serve.api.schema import EmbeddingsRequest, parse
 from jina_v4_serve.api.settings import ApiSettings, read_settings
 from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.api.work import Engine, NonFiniteError
-from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN
+from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN, read_max_pixels
 
 logger = logging.getLogger("jina_v4_serve")
 REFUSED = Counter("jina_v4_refused_requests", "Requests that were not answered with vectors", ["code"])
@@ -252,11 +252,6 @@ async def read_body(request: Request, settings: ApiSettings) -> bytes:
         message = f"the body did not arrive within {settings.body_timeout_s:g} s"
         raise ApiError(408, message, code="BODY_TOO_SLOW") from error
     return bytes(body)
-
-
-def read_max_pixels(checkpoint: Path) -> int:
-    """Read the image limit of a checkpoint."""
-    return int(json.loads((checkpoint / "preprocessor_config.json").read_text())["max_pixels"])
 
 
 async def _answer(service: Service, request: Request, body: bytes, request_id: str) -> Response:
