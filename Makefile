@@ -15,6 +15,9 @@ INSTALLED := $(VENV)/.installed-$(KIND)
 CLIENTS := .venv-clients
 CLIENTS_INSTALLED := $(CLIENTS)/.installed
 
+# Debian's Prometheus, which the tests let scrape real servers; fetched, not installed.
+PROMETHEUS := .prometheus
+
 TASKS := retrieval text-matching code
 # Where the weights come from: a hub id, a folder, or "standin" (random weights that need no hub).
 BASE ?= jinaai/jina-embeddings-v4
@@ -23,6 +26,8 @@ CHECKPOINTS ?= checkpoints
 MERGED = $(CHECKPOINTS)/$(subst /,--,$(BASE))
 MISSING = $(strip $(foreach task,$(or $(TASK),$(TASKS)),$(if $(wildcard $(MERGED)/jina-embeddings-v4-$(task)),,--task $(task))))
 STANDIN = $(CHECKPOINTS)/standin-base
+# The base once, and an adapter a task: what `serve` takes where three merged checkpoints do not fit the memory.
+EXPORTED = $(MERGED)-one-base
 
 .PHONY: install
 install: $(INSTALLED) ## make .venv: vLLM for this machine, the three projects, the test tools
@@ -43,6 +48,10 @@ $(CLIENTS_INSTALLED): requirements/clients.txt | $(INSTALLED)
 	@test -x $(CLIENTS)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(CLIENTS)
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(CLIENTS)/bin/python requirements/clients.txt
 	@touch $@
+
+$(PROMETHEUS):
+	@echo 'fetching Prometheus into $(PROMETHEUS)'
+	@tests/fetch-prometheus $(PROMETHEUS) || echo 'there is no Prometheus here: the tests with one are skipped'
 
 .PHONY: demo
 demo: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
@@ -69,10 +78,28 @@ serve-retrieval serve-text-matching serve-code: serve-%: $(INSTALLED)
 	@$(MAKE) --no-print-directory merge TASK=$*
 	@exec $(BIN)/jina-v4-serve $* --checkpoint $(MERGED)/jina-embeddings-v4-$* $(if $(PORT),--port $(PORT)) $(ARGS)
 
+.PHONY: export
+export: $(INSTALLED) ## write the base and the three adapters of BASE, for one server of all tasks
+	@if [ '$(BASE)' = standin ] && [ ! -e $(STANDIN) ]; then $(BIN)/jina-v4-merge standin $(STANDIN); fi
+	@if [ ! -e $(EXPORTED) ]; then \
+	  $(BIN)/jina-v4-merge export-adapters --base $(if $(filter standin,$(BASE)),$(STANDIN),$(BASE)) --out $(EXPORTED) --with-base; \
+	else echo '$(EXPORTED) holds the base and its adapters already'; fi
+
 .PHONY: serve
-serve: $(INSTALLED) ## serve all three tasks behind a gateway on port 8000 (PORT=, BASE=, ARGS='-- any vLLM option')
-	@$(MAKE) --no-print-directory merge
-	@exec $(BIN)/jina-v4-serve all --checkpoints $(MERGED) $(if $(PORT),--port $(PORT)) $(ARGS)
+serve: $(INSTALLED) ## serve all three tasks behind a gateway on port 8000 (PORT=, BASE=, ONE_BASE=1, ARGS='-- any vLLM option')
+	@one_base='$(ONE_BASE)'; if [ -z "$$one_base" ]; then \
+	  $(MAKE) --no-print-directory merge; \
+	  code=0; $(BIN)/jina-v4-serve fits --checkpoints $(MERGED) || code=$$?; \
+	  if [ $$code = 1 ]; then one_base=1; echo 'so one base is served with the three adapters beside it'; \
+	  elif [ $$code != 0 ]; then exit $$code; fi; fi; \
+	if [ -n "$$one_base" ]; then \
+	  $(MAKE) --no-print-directory export; \
+	  exec $(BIN)/jina-v4-serve all --one-base --checkpoints $(EXPORTED) $(if $(PORT),--port $(PORT)) $(ARGS); \
+	else exec $(BIN)/jina-v4-serve all --checkpoints $(MERGED) $(if $(PORT),--port $(PORT)) $(ARGS); fi
+
+.PHONY: doctor
+doctor: $(INSTALLED) ## say what is wrong with this machine, checkpoints or settings (BASE=, ARGS=)
+	@$(BIN)/jina-v4-serve doctor $(if $(wildcard $(MERGED)),--checkpoints $(MERGED)) $(ARGS)
 
 .PHONY: search
 search: export QUERY ?= bar chart of the sea level
@@ -92,7 +119,7 @@ RESULTS ?= results
 
 .PHONY: bench
 bench: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
-bench: $(INSTALLED) ## measure throughput beside stock vLLM, vLLM in-process, transformers, sentence-transformers: 12 minutes
+bench: $(INSTALLED) ## measure throughput beside stock vLLM, vLLM in-process, transformers, sentence-transformers, llama.cpp if installed: 12 minutes
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
 	@$(BIN)/python benchmarks/throughput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --results $(RESULTS) $(ARGS)
 	@$(BIN)/python benchmarks/_plots.py $(RESULTS)/throughput.json >&2
@@ -123,6 +150,19 @@ bench-vllm: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 bench-vllm: $(INSTALLED) ## let vLLM's own load generator measure the server, our client beside it
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
 	@$(BIN)/python benchmarks/vllm_bench.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
+.PHONY: soak
+soak: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+soak: $(INSTALLED) ## send mixed load for half an hour and watch memory, files and vectors (ARGS='--minutes 600')
+	@$(MAKE) --no-print-directory merge BASE='$(BASE)'
+	@$(BIN)/python benchmarks/soak.py --checkpoints $(MERGED) --results $(RESULTS) $(ARGS)
+
+.PHONY: bench-one-base
+bench-one-base: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-one-base: $(INSTALLED) ## measure one base with three adapters beside three servers: throughput and memory
+	@$(MAKE) --no-print-directory merge BASE='$(BASE)'
+	@$(MAKE) --no-print-directory export BASE='$(BASE)'
+	@$(BIN)/python benchmarks/one_base.py --folded $(MERGED) --exported $(EXPORTED) $(ARGS)
 
 .PHONY: bench-gateway
 bench-gateway: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
@@ -155,8 +195,12 @@ typecheck: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
 .PHONY: test
-test: $(INSTALLED) $(CLIENTS_INSTALLED) ## prove every claim, with real vLLM servers on the CPU (TESTS= for some)
+test: $(INSTALLED) $(CLIENTS_INSTALLED) | $(PROMETHEUS) ## prove every claim, with real vLLM servers on the CPU (TESTS= for some)
 	$(BIN)/pytest $(TESTS)
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## prove what CI has no time for: replicas and workers of Ray that are killed, 15 minutes
+	$(BIN)/pytest -m slow $(TESTS)
 
 .PHONY: requirements
 requirements: $(INSTALLED) ## pin requirements/*.txt anew from requirements/*.in

@@ -44,6 +44,10 @@ def make_embedder(side: str, options: argparse.Namespace) -> Embedder:
         from _transformers import SentenceTransformers
 
         return SentenceTransformers(options.checkpoint)
+    if side == "llama.cpp":
+        from _llama_cpp import LlamaCpp
+
+        return LlamaCpp(options.checkpoint)
     from _transformers import Transformers
 
     return Transformers(options.checkpoint, batch_size=int(side.rpartition("-")[2]))

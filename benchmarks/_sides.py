@@ -2,8 +2,9 @@
 
 `served` is our server with our client. `stock` is vLLM's own server with all-token pooling, the client pooling, which
 is today's official way. `in_process` is vLLM's `LLM` with our model class and our launcher's engine arguments.
-`transformers-1` and `-8` are plain transformers, batches of so many; `sentence-transformers` takes texts only. What is
-no server runs in a process of its own (`_child.py`). A side that has just worked may spin for a second.
+`transformers-1` and `-8` are plain transformers, batches of so many; `sentence-transformers` takes texts only, and so
+does `llama.cpp`, which is there if its Python package is. What is no server runs in a process of its own (`_child.py`).
+A side that has just worked may spin for a second.
 """
 
 import base64
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,26 @@ from jina_v4_serve.launcher import Settings, find_vllm, prepare
 from numpy.typing import NDArray
 
 SERVERS = ("served", "stock")
-TEXT_ONLY = ("sentence-transformers",)
-SIDES = (*SERVERS, "in_process", "transformers-1", "transformers-8", "sentence-transformers")
+TEXT_ONLY = ("sentence-transformers", "llama.cpp")
+SIDES = (*SERVERS, "in_process", "transformers-1", "transformers-8", *TEXT_ONLY)
 TEXT_ONLY_REASON = {
     "sentence-transformers": "images: its mean pooling averages every token of the prompt, the published model's the "
     "vision span alone: other vectors; multi-vectors: its modules have no projector",
+    "llama.cpp": "images: the vision tower would be a second file with a program of its own; multi-vectors: the "
+    "projector is no part of a GGUF file",
 }
-LEFT_OUT = {
-    "llama.cpp": "its Python package has no wheel on the index and takes five to ten minutes of two cores to build; "
-    "the side is not written yet"
+OPTIONAL = {
+    "llama.cpp": ("llama_cpp", "pip install llama-cpp-python, which is built from source: ten minutes on two cores"),
 }
+
+
+def missing_sides() -> dict[str, str]:
+    """Tell which sides need a package that is not installed, and how to install it."""
+    return {
+        name: f"everything: {module} is not installed: {how}"
+        for name, (module, how) in OPTIONAL.items()
+        if find_spec(module) is None
+    }
 
 
 @dataclass(frozen=True)
@@ -254,6 +266,8 @@ def started(names: Sequence[str], checkpoint: Path, vllm_options: Sequence[str] 
                 continue
             command = [sys.executable, str(Path(__file__).parent / "_child.py"), name, "--checkpoint", str(checkpoint)]
             environment = {}
+            if name == "llama.cpp":
+                environment = {"TMPDIR": str(logs)}  # its model goes there, and with it whenever it is ended
             if name == "in_process":
                 launch = prepare(Settings(TASK, checkpoint, port=port, vllm_options=tuple(vllm_options)))
                 command += ["--arguments", json.dumps([*launch.arguments, *launch.options])]

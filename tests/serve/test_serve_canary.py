@@ -12,9 +12,11 @@ import pytest
 from jina_v4_serve.api import canary
 from jina_v4_serve.api.request import Asked, Limits
 from jina_v4_serve.api.vectors import Floats, Vectors
+from prometheus_client import REGISTRY
 
-LIMITS = Limits("retrieval", frozenset(), 512, 602112, (128, 256), 2048)
+LIMITS = Limits(("retrieval",), frozenset(), 512, 602112, (128, 256), 2048)
 TEXTS = {"query": ["one", "two"], "passage": ["one"]}
+LABELS = {"task": "retrieval"}
 
 
 def rows(prefix: str, text: str) -> tuple[Floats, Floats]:
@@ -77,7 +79,8 @@ def turned(values: Floats, distance: float) -> Floats:
 @pytest.mark.parametrize("dtype", canary.BOUNDS)
 def test_the_same_vectors_are_right(dtype: str, checkpoint: Path) -> None:
     assert failure(checkpoint, dtype) is None
-    assert canary.DISTANCE._value.get() < 1e-6
+    assert REGISTRY.get_sample_value("jina_v4_canary_distance", LABELS) < 1e-6
+    assert REGISTRY.get_sample_value("jina_v4_canary_ok", LABELS) == 1
 
 
 @pytest.mark.parametrize("dtype", canary.BOUNDS)
@@ -110,7 +113,7 @@ def test_vectors_that_are_not_finite_are_not_right(checkpoint: Path) -> None:
 
 
 def test_texts_over_the_servers_limit_are_left_out(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
-    short = Limits("retrieval", frozenset(), 6, 602112, (128, 256), 2048)
+    short = Limits(("retrieval",), frozenset(), 6, 602112, (128, 256), 2048)
     assert failure(checkpoint, change=lambda dense, multivector: (-dense, multivector), limits=short) is None
     assert "vectors are not checked" in caplog.text
 

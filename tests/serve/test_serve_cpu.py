@@ -54,6 +54,12 @@ def test_what_the_operator_has_set_stays(name: str, monkeypatch: pytest.MonkeyPa
     assert (cpu.threads(1), cpu.threads(3), cpu.executor_option(1, ())) == ({}, {}, ())
 
 
+def test_the_engine_keeps_freed_memory_unless_the_operator_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    assert cpu.allocator() == {"MALLOC_MMAP_MAX_": "65536", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
 @pytest.mark.parametrize("option", ["--tensor-parallel-size=2", "--data_parallel_size", "-tp=2", "-dp"])
 def test_several_workers_have_vllms_own_executor(option: str) -> None:
     assert cpu.executor_option(1, ("--max-num-seqs", "8", option)) == ()

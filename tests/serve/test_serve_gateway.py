@@ -15,10 +15,11 @@ import pytest
 from aiohttp import web
 from conftest import TASKS
 from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.tasks import task_of_model
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.gateway import GatewaySettings, parse_servers
 from jina_v4_serve.gateway.metrics import GatewayMetrics, merge
-from jina_v4_serve.gateway.routing import find_task, task_of_model
+from jina_v4_serve.gateway.routing import find_task
 from jina_v4_serve.gateway.run import running
 from servers import BIN, free_port
 
@@ -143,7 +144,7 @@ class Upstream:
             return web.Response(status=self.ready if request.path == "/ready" else 200)
         self.seen.append((request.path, request.headers.copy(), await request.read()))
         if request.path in self.pages:
-            told = {"x-jina-v4-pooling": "engine", "x-jina-v4-revision": f"of-{self.task}"}
+            told = {"x-jina-v4-task": self.task, "x-jina-v4-pooling": "engine", "x-jina-v4-revision": f"of-{self.task}"}
             return web.Response(text=self.pages[request.path], headers=told)
         if self.answer is not None:
             return await self.answer(request)

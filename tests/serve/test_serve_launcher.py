@@ -142,7 +142,7 @@ def test_other_options_of_vllm_win_over_ours() -> None:
 
 def test_vllm_reports_nothing_and_keeps_the_plugins_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "theirs")
-    variables = environment("code")
+    variables = environment(["code"])
     assert variables["VLLM_PLUGINS"] == "theirs,jina_v4"
     assert (variables["VLLM_NO_USAGE_STATS"], variables["DO_NOT_TRACK"]) == ("1", "1")
 

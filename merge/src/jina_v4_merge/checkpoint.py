@@ -17,6 +17,9 @@ MANIFEST_NAME = "manifest.json"
 PROJECTOR_NAME = "multi_vector_projector.safetensors"
 PROMPTS_NAME = "config_sentence_transformers.json"
 STANDIN_KEY = "standin"
+# What an exported folder is part of: one base, and an adapter a task. The base's folder, task and part have one name.
+BASE = "base"
+ADAPTER = "adapter"
 
 # Keys of the published config.json that stock code has no use for.
 _PUBLISHED_ONLY = (

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from jina_v4_merge.errors import MergeError
+from jina_v4_merge.errors import ConfigError, MergeError
 from jina_v4_merge.prompts import TASKS, Task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -80,8 +80,10 @@ def fold(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint's folder, or the one that holds the three.")],
-    base: Annotated[str | None, typer.Option(help="Fold it once more and compare bit by bit.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint's folder, or the one that holds the three, or an export.")
+    ],
+    base: Annotated[str | None, typer.Option(help="Fold it once more and compare bit by bit; not for exports.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
     adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
     adapters_revision: Annotated[str | None, typer.Option(help="Of adapters on the hub.")] = None,
@@ -92,6 +94,7 @@ def verify(
     """Check checkpoints: every file, tensor and value, and with --base against a second folding."""
     with _errors_for_people():
         with _quiet_ctrl_c():
+            from jina_v4_merge.checkpoint import BASE
             from jina_v4_merge.model import open_model
             from jina_v4_merge.reference import make_canary
             from jina_v4_merge.refold import compare
@@ -103,6 +106,10 @@ def verify(
         model = None
         lines = {checkpoint.folder: checkpoint.summary() for checkpoint in checkpoints}
         if base is not None:
+            if exported := [checkpoint.folder for checkpoint in checkpoints if checkpoint.part is not None]:
+                raise ConfigError(
+                    f"{exported[0]} is part of an export, which --base compares with nothing: leave it out"
+                )
             model = open_model(base, revision, adapters, adapters_revision)
             for each in compare(model, [checkpoint for checkpoint in checkpoints if checkpoint.tensors]):
                 equal = f"{each.n_folded} folded and {each.n_copied} copied tensors"
@@ -113,7 +120,7 @@ def verify(
             if checkpoint.problems:
                 continue
             typer.echo(lines[checkpoint.folder])
-            if canary:
+            if canary and checkpoint.part != BASE:
                 typer.echo(f"{checkpoint.folder}: {make_canary(checkpoint, model)}")
         typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
         if any(checkpoint.problems for checkpoint in checkpoints):

@@ -2,7 +2,7 @@
 
 A folder a task: `adapter_config.json` and `adapter_model.safetensors` under the names that PEFT and vLLM know, and the
 task's projector, folded, in a file of its own. The projector is no part of the stock model, so that no loader of
-adapters could put its adapter anywhere.
+adapters could put its adapter anywhere. Each folder has a manifest, as checkpoints have.
 """
 
 import math
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from jina_v4_merge import checkpoint
+from jina_v4_merge import checkpoint, provenance
 from jina_v4_merge.adapters import CONFIG_NAME, WEIGHTS_NAME
-from jina_v4_merge.digests import write_file
+from jina_v4_merge.digests import FileDigest, hashing, write_file
 from jina_v4_merge.errors import ConfigError, named
-from jina_v4_merge.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, adapter_name, is_adapted, module_name
+from jina_v4_merge.exported import file_name, is_exported
+from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, PROJECTOR_WEIGHT, adapter_name, module_name
 from jina_v4_merge.lora import fold as fold_rows
 from jina_v4_merge.model import Model, open_model
 from jina_v4_merge.progress import progress
@@ -29,8 +30,6 @@ from jina_v4_merge.shards import MAX_SHARD_BYTES, Shard, ShardSeries, plan
 from jina_v4_merge.staging import publish, require_absent, staging
 from jina_v4_merge.threads import one_thread
 from jina_v4_merge.weights import INDEX_NAME
-
-BASE_FOLDER = "base"
 
 # The language model's layers by their names in transformers; the vision tower has layers of the same last names.
 _TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -71,7 +70,7 @@ def export_adapters(
     Raises:
         MergeError: one of its classes, and nothing is written.
     """
-    names = [*tasks, *([BASE_FOLDER] if with_base else [])]
+    names = [*tasks, *([checkpoint.BASE] if with_base else [])]
     require_absent([out / name for name in names])
     model = open_model(base, revision, adapters, adapters_revision)
     if absent := [task for task in tasks if task not in model.adapters.tasks]:
@@ -79,13 +78,19 @@ def export_adapters(
             f"{model.adapter_source.name} has no adapter of task {named(absent)}; "
             f"it has {', '.join(model.adapters.tasks)}"
         )
+    sources = model.files if with_base else model.files[len(model.base_files) :]  # 8 GB to read for nothing
     with staging(out) as stage, one_thread():
         for name in names:
             (stage / name).mkdir()
-        for task in tasks:
-            _write_adapter(model, task, stage / task)
-        if with_base:
-            _write_base(model, stage / BASE_FOLDER)
+        with hashing(sources) as source_digests:
+            files = {task: _write_adapter(model, task, stage / task) for task in tasks}
+            if with_base:
+                files[checkpoint.BASE] = _write_base(model, stage / checkpoint.BASE)
+            digests = source_digests()
+        for name in names:
+            dtype = _dtype_name(_base_dtype(model) if name == checkpoint.BASE else _adapter_dtype(model, name))
+            manifest = provenance.export_manifest(model, name, dtype, files[name], digests)
+            write_file(stage / name / checkpoint.MANIFEST_NAME, manifest)
         publish([stage / name for name in names], out)
     return [Exported(out / name, sum(file.stat().st_size for file in (out / name).iterdir())) for name in names]
 
@@ -99,7 +104,7 @@ def peft_config(model: Model, task: str) -> dict[str, Any]:
     config = model.adapters.configs[task]
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for name in filter(_is_exported, model.tensors):
+    for name in filter(is_exported, model.tensors):
         rank = model.adapters.tensors[adapter_name(task, name, "A")].shape[0]
         alpha = model.adapters.scaling(task, name) * (math.sqrt(rank) if config.use_rslora else rank)
         if rank != config.rank:
@@ -124,35 +129,36 @@ def peft_config(model: Model, task: str) -> dict[str, Any]:
     }
 
 
-def _is_exported(name: str) -> bool:
-    return is_adapted(name) and name != PROJECTOR_WEIGHT
-
-
-def _write_adapter(model: Model, task: str, folder: Path) -> None:
+def _write_adapter(model: Model, task: str, folder: Path) -> dict[str, FileDigest]:
+    """Write all of an adapter's folder but the manifest; return the digest of every file."""
+    dtype = _adapter_dtype(model, task)
     tensors = {
-        f"base_model.model.{module_name(name)}.lora_{side}.weight": model.adapters.tensors[
-            adapter_name(task, name, side)
-        ].read()
-        for name in filter(_is_exported, model.tensors)
+        file_name(name, side): model.adapters.tensors[adapter_name(task, name, side)].read().to(dtype)
+        for name in filter(is_exported, model.tensors)
         for side in "AB"
     }
     weight, bias = (model.tensors[name].read().float() for name in (PROJECTOR_WEIGHT, PROJECTOR_BIAS))
     folded = fold_rows(weight, *model.lora(task, PROJECTOR_WEIGHT), torch.float32)  # (projector dim, hidden)
-    _write_safetensors(folder / WEIGHTS_NAME, tensors)
-    _write_safetensors(folder / checkpoint.PROJECTOR_NAME, {PROJECTOR_WEIGHT: folded, PROJECTOR_BIAS: bias})
-    write_file(folder / CONFIG_NAME, checkpoint.json_bytes(peft_config(model, task)))
-
-
-def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    write_file(path, save(dict(tensors), {"format": "pt"}))
-
-
-def _write_base(model: Model, folder: Path) -> None:
-    """Write a base as a stock checkpoint: its own weights, and what plain transformers and vLLM read beside them."""
-    shapes = {
-        name: tensor.shape for name, tensor in model.tensors.items() if name not in (PROJECTOR_WEIGHT, PROJECTOR_BIAS)
+    projector = {PROJECTOR_WEIGHT: folded, PROJECTOR_BIAS: bias}
+    return {
+        WEIGHTS_NAME: _write_safetensors(folder / WEIGHTS_NAME, tensors),
+        checkpoint.PROJECTOR_NAME: _write_safetensors(folder / checkpoint.PROJECTOR_NAME, projector),
+        CONFIG_NAME: write_file(folder / CONFIG_NAME, checkpoint.json_bytes(peft_config(model, task))),
     }
-    dtype = reduce(torch.promote_types, (model.tensors[name].dtype for name in shapes))
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileDigest:
+    return write_file(path, save(dict(tensors), {"format": "pt"}))
+
+
+def _write_base(model: Model, folder: Path) -> dict[str, FileDigest]:
+    """Write a base as a stock checkpoint: its own weights, and what plain transformers and vLLM read beside them.
+
+    Returns:
+        The digest of every file.
+    """
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items() if name not in PROJECTOR}
+    dtype = _base_dtype(model)
     parts = plan(shapes, dtype, MAX_SHARD_BYTES)
     shards: list[Shard] = [(f"model-{i:05}-of-{len(parts):05}.safetensors", part) for i, part in enumerate(parts, 1)]
     n_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
@@ -161,9 +167,35 @@ def _write_base(model: Model, folder: Path) -> None:
             for _, block in model.tensors[name].row_blocks():
                 series.append(name, block.to(dtype))
                 written(block.nbytes)
-    write_file(folder / INDEX_NAME, checkpoint.index({name: file for file, part in shards for name in part}, n_bytes))
+    files = dict(series.digests)
+    weight_map = {name: file for file, part in shards for name in part}
+    files[INDEX_NAME] = write_file(folder / INDEX_NAME, checkpoint.index(weight_map, n_bytes))
     # Prompts are a task's; the rest is the same for every task.
-    plain = checkpoint.plain_files(model.small_files, model.config, TASKS[0], str(dtype).removeprefix("torch."))
+    plain = checkpoint.plain_files(model.small_files, model.config, TASKS[0], _dtype_name(dtype))
     for name, content in plain.items():
         if name != checkpoint.PROMPTS_NAME:
-            write_file(folder / name, content)
+            files[name] = write_file(folder / name, content)
+    return files
+
+
+def _base_dtype(model: Model) -> torch.dtype:
+    """Return the dtype that holds all of the base's values as they are."""
+    return reduce(
+        torch.promote_types, (tensor.dtype for name, tensor in model.tensors.items() if name not in PROJECTOR)
+    )
+
+
+def _adapter_dtype(model: Model, task: str) -> torch.dtype:
+    """Return the dtype that holds all values of a task's adapter as they are."""
+    return reduce(
+        torch.promote_types,
+        (
+            model.adapters.tensors[adapter_name(task, name, side)].dtype
+            for name in filter(is_exported, model.tensors)
+            for side in "AB"
+        ),
+    )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

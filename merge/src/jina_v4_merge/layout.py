@@ -16,6 +16,7 @@ Shape = tuple[int, ...]
 
 PROJECTOR_WEIGHT = "multi_vector_projector.weight"
 PROJECTOR_BIAS = "multi_vector_projector.bias"
+PROJECTOR = (PROJECTOR_WEIGHT, PROJECTOR_BIAS)
 
 _ADAPTED = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight")
 

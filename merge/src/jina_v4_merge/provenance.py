@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it is, what it was made from, and every other file in it."""
+"""The manifest of a checkpoint or of an exported folder: what it is, what it was made from, every other file in it."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -28,29 +28,60 @@ def manifest(
         files: Every other file in it, by name.
         source_digests: Every file that was read, by path.
     """
+    return checkpoint.json_bytes(_head(task, dtype) | _of_task(model, task) | _tail(model, task, files, source_digests))
 
+
+def export_manifest(
+    model: Model, name: str, dtype: str, files: Mapping[str, FileDigest], source_digests: Mapping[Path, FileDigest]
+) -> bytes:
+    """Return the manifest of an exported folder; its `part` tells it from a checkpoint's.
+
+    Args:
+        model: What it was made from.
+        name: Of the folder: the task of an adapter, or `base`.
+        dtype: Of the base's or the adapter's weights.
+        files: Every other file in it, by name.
+        source_digests: Every file that was read, by path. Of adapters without a base, the base's files are not among
+            them, and not named.
+    """
+    if name == checkpoint.BASE:
+        part = {"part": checkpoint.BASE, "dimensions": checkpoint.dimensions(model.config)}
+    else:
+        part = {"part": checkpoint.ADAPTER, **_of_task(model, name)}
+    return checkpoint.json_bytes(_head(name, dtype) | part | _tail(model, name, files, source_digests))
+
+
+def _head(task: str, dtype: str) -> dict[str, Any]:
+    return {"format": 1, "model": checkpoint.MODEL, "task": task, "dtype": dtype}
+
+
+def _of_task(model: Model, task: str) -> dict[str, Any]:
+    return {
+        "scaling": scaling(model.adapters, task),
+        "dimensions": checkpoint.dimensions(model.config),
+        "prompts": text_prefixes(task),
+        "image_prompt": IMAGE_PROMPT,
+    }
+
+
+def _tail(
+    model: Model, task: str, files: Mapping[str, FileDigest], source_digests: Mapping[Path, FileDigest]
+) -> dict[str, Any]:
     def source(of: Source, names: Sequence[str]) -> dict[str, Any]:
-        digests = {name: source_digests[of.folder / name].as_json() for name in sorted(names)}
+        paths = {name: of.folder / name for name in sorted(names)}
+        digests = {name: source_digests[path].as_json() for name, path in paths.items() if path in source_digests}
         return {"name": of.name, "revision": of.revision, "files": digests}
 
-    base = source(model.base, model.base_files)
+    sources = {"base": source(model.base, model.base_files)}
     if checkpoint.STANDIN_KEY in model.config:
-        base[checkpoint.STANDIN_KEY] = model.config[checkpoint.STANDIN_KEY]
-    return checkpoint.json_bytes(
-        {
-            "format": 1,
-            "model": checkpoint.MODEL,
-            "task": task,
-            "dtype": dtype,
-            "scaling": scaling(model.adapters, task),
-            "dimensions": checkpoint.dimensions(model.config),
-            "prompts": text_prefixes(task),
-            "image_prompt": IMAGE_PROMPT,
-            "sources": {"base": base, "adapters": source(model.adapter_source, model.adapters.files[task])},
-            "tool": {"name": _TOOL, "version": version(_TOOL)},
-            "files": {name: files[name].as_json() for name in sorted(files)},
-        }
-    )
+        sources["base"][checkpoint.STANDIN_KEY] = model.config[checkpoint.STANDIN_KEY]
+    if task != checkpoint.BASE:
+        sources["adapters"] = source(model.adapter_source, model.adapters.files[task])
+    return {
+        "sources": sources,
+        "tool": {"name": _TOOL, "version": version(_TOOL)},
+        "files": {name: files[name].as_json() for name in sorted(files)},
+    }
 
 
 def require_replaceable(target: Path) -> None:

@@ -16,13 +16,15 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from tokenizers import Tokenizer
 
 from jina_v4_merge.canary import Entry, largest_distance, texts, write_canary
-from jina_v4_merge.checkpoint import PROJECTOR_NAME
+from jina_v4_merge.checkpoint import ADAPTER, BASE, MANIFEST_NAME, PROJECTOR_NAME
 from jina_v4_merge.errors import ConfigError, WeightError
+from jina_v4_merge.exported import base_beside, is_exported, read_adapter
 from jina_v4_merge.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, is_adapted, module_name
 from jina_v4_merge.model import Model
 from jina_v4_merge.shards import DTYPES
+from jina_v4_merge.sources import read_json
 from jina_v4_merge.verify import Verified
-from jina_v4_merge.weights import StoredTensor, stored_tensors
+from jina_v4_merge.weights import StoredTensor, base_tensors, stored_tensors
 
 _ROOM_BYTES = 1 << 30  # beside the weights: torch itself, activations
 _MEMORY = Path("/proc/meminfo")
@@ -41,10 +43,10 @@ def affordable_dtype(tensors: Mapping[str, StoredTensor], dtype: str) -> str:
 
 
 def make_canary(checkpoint: Verified, model: Model | None = None) -> str:
-    """Compute the canary of a checkpoint that was found good, and put it there.
+    """Compute the canary of a checkpoint, or of an exported adapter, that was found good, and put it there.
 
     Args:
-        checkpoint: A good one.
+        checkpoint: A good one; not an exported base, which has no task.
         model: The base and its adapters. With them the vectors are computed a second time, with the adapters beside
             the base's weights and not folded into them, and must agree: a canary of a wrong fold would guard it.
 
@@ -53,12 +55,16 @@ def make_canary(checkpoint: Verified, model: Model | None = None) -> str:
 
     Raises:
         ConfigError: transformers is not installed.
+        SourceError: there is no base beside an exported adapter.
         WeightError: folded and unfolded disagree.
         OutputError: the canary cannot be written.
     """
     manifest = checkpoint.manifest
-    dtype = affordable_dtype(checkpoint.tensors, manifest["dtype"])
-    reference = ReferenceModel(checkpoint.folder, dtype)
+    if checkpoint.part == ADAPTER:
+        reference, dtype = _adapted(checkpoint.folder)
+    else:
+        dtype = affordable_dtype(checkpoint.tensors, manifest["dtype"])
+        reference = ReferenceModel(checkpoint.folder, dtype)
     wanted = texts(manifest["prompts"])
     entries = reference.embed(wanted, manifest["prompts"])
     done = f"canary of {len(entries)} texts, computed in {dtype}"
@@ -77,11 +83,28 @@ def make_canary(checkpoint: Verified, model: Model | None = None) -> str:
     return done
 
 
-class ReferenceModel:
-    """A folded checkpoint in plain transformers."""
+def _adapted(folder: Path) -> tuple["ReferenceModel", str]:
+    """Load the base beside an exported adapter, and the adapter unfolded; return them and the dtype computed in."""
+    base = folder.parent / BASE
+    manifest = read_json(base / MANIFEST_NAME)
+    dtype = affordable_dtype(base_tensors(base), manifest["dtype"])
+    reference = ReferenceModel(base, dtype, folder / PROJECTOR_NAME)
+    adapter = read_adapter(folder)
+    for name in filter(is_exported, base_beside(folder)):
+        reference.adapt(name, *adapter.pair(name))
+    return reference, dtype
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+
+class ReferenceModel:
+    """A folded checkpoint, or a base, in plain transformers."""
+
+    def __init__(self, folder: Path, dtype: str, projector_file: Path | None = None) -> None:
         """Load it.
+
+        Args:
+            folder: Of the checkpoint.
+            dtype: To compute in.
+            projector_file: Of the projector, where it is not the checkpoint's own.
 
         Raises:
             ConfigError: transformers is not installed.
@@ -103,7 +126,7 @@ class ReferenceModel:
         self._model = model.eval()
         self._modules = dict(self._model.named_modules())
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        projector = stored_tensors(folder / PROJECTOR_NAME)
+        projector = stored_tensors(projector_file or folder / PROJECTOR_NAME)
         weight = projector[PROJECTOR_WEIGHT].read().float()  # (projector dim, hidden)
         self._projector = torch.nn.Linear(weight.shape[1], weight.shape[0])
         self._projector.weight.data, self._projector.bias.data = weight, projector[PROJECTOR_BIAS].read().float()
@@ -119,10 +142,18 @@ class ReferenceModel:
             b: (n_out, rank).
             scaling: The factor on `B A`.
         """
-        layer = self._projector if base_name == PROJECTOR_WEIGHT else self._modules[module_name(base_name)]
+        layer = self._layer(base_name)
+        layer.weight.data = weight.to(layer.weight.dtype)
+        self.adapt(base_name, a, b, scaling)
+
+    def adapt(self, base_name: str, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
+        """Have a layer add `scaling * B A x` to its output; as `unfold`, where the weight is the base's already."""
+        layer = self._layer(base_name)
         dtype = layer.weight.dtype
-        layer.weight.data = weight.to(dtype)
         layer.register_forward_hook(partial(_add, a.to(dtype), scaling * b.to(dtype)))
+
+    def _layer(self, base_name: str) -> Any:
+        return self._projector if base_name == PROJECTOR_WEIGHT else self._modules[module_name(base_name)]
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[tuple[str, str]], prompts: Mapping[str, str]) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Checking checkpoints that lie on a disk: every file against the manifest, every tensor against the config.
+"""Checking checkpoints and exports on a disk: every file against the manifest, every tensor against the config.
 
 A checkpoint that lost a byte embeds plausibly and wrongly. So every file is read and hashed, once even where several
 checkpoints hard-link it, and every value is looked at on the way. `refold` compares the weights with a base's as well.
@@ -10,11 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jina_v4_merge import adapters
 from jina_v4_merge.canary import CANARY_NAME, check_canary
-from jina_v4_merge.checkpoint import ARCHITECTURE, MANIFEST_NAME, MODEL, PROJECTOR_NAME, PROMPTS_NAME
+from jina_v4_merge.checkpoint import (
+    ADAPTER,
+    ARCHITECTURE,
+    BASE,
+    MANIFEST_NAME,
+    MODEL,
+    PROJECTOR_NAME,
+    PROMPTS_NAME,
+)
 from jina_v4_merge.digests import FileDigest
 from jina_v4_merge.errors import LayoutError, MergeError, SourceError, named
-from jina_v4_merge.layout import PROJECTOR_BIAS, base_shapes, check
+from jina_v4_merge.exported import check_adapter, read_adapter
+from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, base_shapes, check
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import IMAGE_PROMPT, TASKS, text_prefixes
 from jina_v4_merge.scan import Scan, scan
@@ -23,27 +33,32 @@ from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME, read_json
 from jina_v4_merge.threads import one_thread, workers
 from jina_v4_merge.weights import INDEX_NAME, StoredTensor, base_tensors, stored_tensors
 
-_ALWAYS_THERE = (
+_BASE_FILES = (
     CONFIG_NAME,
     PREPROCESSOR_NAME,
     INDEX_NAME,
-    PROJECTOR_NAME,
-    PROMPTS_NAME,
     "chat_template.jinja",
     "tokenizer.json",
     "tokenizer_config.json",
 )
+# By the part that a manifest names; a checkpoint's names none.
+_ALWAYS_THERE = {
+    None: (*_BASE_FILES, PROJECTOR_NAME, PROMPTS_NAME),
+    BASE: _BASE_FILES,
+    ADAPTER: (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME, PROJECTOR_NAME),
+}
 
 
 @dataclass
 class Verified:
-    """A checkpoint and what was found out about it.
+    """A checkpoint, or a folder of an export, and what was found out about it.
 
     Attributes:
         folder: Where it lies.
         manifest: Empty where it cannot be read.
         files: What the manifest says of each file.
-        tensors: By published name, the projector's among them; empty where their headers cannot be read.
+        tensors: By published name, the projector's among them; empty where their headers cannot be read. An adapter's
+            under the names in its file.
         problems: All that is wrong with it, each a sentence that names the file or tensor.
     """
 
@@ -52,6 +67,11 @@ class Verified:
     files: Mapping[str, FileDigest] = field(default_factory=dict)
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def part(self) -> str | None:
+        """Of an export, which part this is, `base` or `adapter`; None for a checkpoint."""
+        return self.manifest.get("part")
 
     @property
     def n_bytes(self) -> int:
@@ -65,7 +85,7 @@ class Verified:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Return a folder itself if it is a checkpoint's, else the folders of checkpoints in it.
+    """Return a folder itself if it is a checkpoint's, else the folders of checkpoints, or of an export, in it.
 
     Raises:
         SourceError: there are none.
@@ -76,7 +96,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
         raise SourceError(f"{folder}: cannot be read: {error.strerror}") from error
     if folder / MANIFEST_NAME in inside:
         return [folder]
-    inner = [path for path in inside if path.name.startswith(f"{MODEL}-") and path.is_dir()]
+    of_export = {folder / name for name in (BASE, *TASKS)}
+    inner = [path for path in inside if (path.name.startswith(f"{MODEL}-") or path in of_export) and path.is_dir()]
     if not inner:
         raise SourceError(f"{folder}: neither {MANIFEST_NAME} nor a folder {MODEL}-TASK is there")
     return inner
@@ -93,8 +114,12 @@ def verify(folders: Sequence[Path], expect_canary: bool = True) -> list[Verified
     for checkpoint in checkpoints:
         if checkpoint.manifest:
             _check_list(checkpoint)
-            _check_manifest(checkpoint)
-            _check_tensors(checkpoint)
+            _check_prompts(checkpoint)
+            if checkpoint.part == ADAPTER:
+                _check_adapter(checkpoint)
+            else:
+                _check_config(checkpoint)
+                _check_tensors(checkpoint)
             if expect_canary:
                 _check_canary(checkpoint)
     _check_contents(checkpoints)
@@ -105,8 +130,11 @@ def _open(folder: Path) -> Verified:
     path = folder / MANIFEST_NAME
     try:
         manifest = read_json(path)
-        if manifest["format"] != 1 or manifest["model"] != MODEL or manifest["task"] not in TASKS:
-            raise ValueError(f"format {manifest['format']} of {manifest['model']}, task {manifest['task']}")
+        part, task = manifest.get("part"), manifest["task"]
+        if manifest["format"] != 1 or manifest["model"] != MODEL or task not in (*TASKS, BASE):
+            raise ValueError(f"format {manifest['format']} of {manifest['model']}, task {task}")
+        if part not in _ALWAYS_THERE or (part == BASE) != (task == BASE):
+            raise ValueError(f"part {part}, task {task}")
         if manifest["dtype"] not in DTYPES:
             raise ValueError(f"dtype {manifest['dtype']}")
         files = {
@@ -131,7 +159,9 @@ def _check_list(checkpoint: Verified) -> None:
         if not (folder / name).is_file()
     ]
     checkpoint.problems += [
-        f"{folder / name}: the manifest does not list it" for name in _ALWAYS_THERE if name not in files
+        f"{folder / name}: the manifest does not list it"
+        for name in _ALWAYS_THERE[checkpoint.part]
+        if name not in files
     ]
     checkpoint.problems += [
         f"{folder / name}: does not belong to the checkpoint: the manifest does not list it"
@@ -139,8 +169,20 @@ def _check_list(checkpoint: Verified) -> None:
     ]
 
 
-def _check_manifest(checkpoint: Verified) -> None:
-    """Check what the manifest and the config say of the checkpoint against each other."""
+def _check_prompts(checkpoint: Verified) -> None:
+    """Check what the manifest says of the prompts; a base has none, which are a task's."""
+    manifest = checkpoint.manifest
+    if checkpoint.part == BASE:
+        return
+    for key, expected in (("prompts", text_prefixes(manifest["task"])), ("image_prompt", IMAGE_PROMPT)):
+        if manifest.get(key) != expected:
+            checkpoint.problems.append(
+                f"{checkpoint.folder / MANIFEST_NAME}: {key} is {manifest.get(key)!r} and must be {expected!r}"
+            )
+
+
+def _check_config(checkpoint: Verified) -> None:
+    """Check what the manifest and the config say of the weights against each other."""
     manifest, folder = checkpoint.manifest, checkpoint.folder
     try:
         config = read_json(folder / CONFIG_NAME)
@@ -154,11 +196,6 @@ def _check_manifest(checkpoint: Verified) -> None:
     ):
         if value != expected:
             checkpoint.problems.append(f"{folder / CONFIG_NAME}: {key} is {value!r} and must be {expected!r}")
-    for key, expected in (("prompts", text_prefixes(manifest["task"])), ("image_prompt", IMAGE_PROMPT)):
-        if manifest.get(key) != expected:
-            checkpoint.problems.append(
-                f"{folder / MANIFEST_NAME}: {key} is {manifest.get(key)!r} and must be {expected!r}"
-            )
 
 
 def _check_tensors(checkpoint: Verified) -> None:
@@ -166,18 +203,23 @@ def _check_tensors(checkpoint: Verified) -> None:
     folder = checkpoint.folder
     try:
         tensors = base_tensors(folder)
-        projector = stored_tensors(folder / PROJECTOR_NAME)
+        projector = {} if checkpoint.part == BASE else stored_tensors(folder / PROJECTOR_NAME)
         if twice := sorted(tensors.keys() & projector.keys()):
             raise LayoutError(f"{folder}: {twice[0]} is in {tensors[twice[0]].path.name} and in {PROJECTOR_NAME}")
         if renamed := [name for name, tensor in tensors.items() if tensor.name != name]:
             raise LayoutError(f"{tensors[renamed[0]].path}: {tensors[renamed[0]].name} must be called {renamed[0]}")
-        if PROJECTOR_BIAS not in projector:
-            raise LayoutError(f"{folder / PROJECTOR_NAME}: {PROJECTOR_BIAS} is missing")
-        # The stock config has no place for the projector's size; its own bias tells it.
-        config = read_json(folder / CONFIG_NAME) | {"multi_vector_projector_dim": projector[PROJECTOR_BIAS].shape[0]}
         tensors |= projector
         lying = {name: tensor.shape for name, tensor in tensors.items()}
-        check(str(folder), lying, base_shapes(config), {name: tensor.path.name for name, tensor in tensors.items()})
+        if checkpoint.part == BASE:
+            expected = base_shapes(read_json(folder / CONFIG_NAME) | {"multi_vector_projector_dim": 1})
+            expected = {name: shape for name, shape in expected.items() if name not in PROJECTOR}
+        elif PROJECTOR_BIAS in projector:
+            # The stock config has no place for the projector's size; its own bias tells it.
+            size = projector[PROJECTOR_BIAS].shape[0]
+            expected = base_shapes(read_json(folder / CONFIG_NAME) | {"multi_vector_projector_dim": size})
+        else:
+            raise LayoutError(f"{folder / PROJECTOR_NAME}: {PROJECTOR_BIAS} is missing")
+        check(str(folder), lying, expected, {name: tensor.path.name for name, tensor in tensors.items()})
     except MergeError as error:
         checkpoint.problems.append(str(error))
         return
@@ -188,6 +230,16 @@ def _check_tensors(checkpoint: Verified) -> None:
     metadata = {"total_size": sum(tensor.n_bytes for name, tensor in tensors.items() if name not in projector)}
     if (found := read_json(folder / INDEX_NAME).get("metadata")) != metadata:
         checkpoint.problems.append(f"{folder / INDEX_NAME}: metadata is {found!r} and must be {metadata!r}")
+
+
+def _check_adapter(checkpoint: Verified) -> None:
+    try:
+        adapter = read_adapter(checkpoint.folder)
+        checkpoint.problems += check_adapter(checkpoint.folder, checkpoint.manifest, adapter)
+    except MergeError as error:
+        checkpoint.problems.append(str(error))
+        return
+    checkpoint.tensors = {**adapter.lora, **adapter.projector}
 
 
 def _check_canary(checkpoint: Verified) -> None:

@@ -7,7 +7,7 @@ hashed (7.5 GB would take longer than the start): that is what `jina-v4-merge ve
 import hashlib
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from jina_v4_serve.errors import CheckpointError
 MANIFEST = "manifest.json"
 INDEX = "model.safetensors.index.json"
 CANARY = "canary.json"
+PROJECTOR = "multi_vector_projector.safetensors"
+# The task that an exported base's manifest names; its adapters lie beside it (`one_base`).
+BASE = "base"
 # As safetensors files call a dtype, and its bytes a value.
 STORED_DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
 # A file with such a name is what some loader would take for weights.
@@ -34,6 +37,7 @@ class Checkpoint:
     Attributes:
         digest: of the files that the manifest lists: the same for equal files, whoever folded them and when.
         weight_bytes: of all shards, in the dtype that is stored.
+        n_layers: of the language model.
         kv_values: keys and values that attention keeps of one token, in all layers.
     """
 
@@ -44,6 +48,7 @@ class Checkpoint:
     max_positions: int
     max_pixels: int
     weight_bytes: int
+    n_layers: int
     kv_values: int
     random_weights: bool
 
@@ -58,6 +63,36 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
     Raises:
         CheckpointError: when it is missing, incomplete, of another task, or not a merged checkpoint at all.
     """
+    manifest = read_manifest(folder, task)
+    dtype, files = manifest["dtype"], manifest["files"]
+    weight_bytes = _check_weights(folder, dtype, files)
+    check_canary(folder)
+    config = read_json(folder / "config.json")
+    text_config = config.get("text_config", config)
+    return Checkpoint(
+        folder=folder,
+        task=task,
+        dtype=dtype,
+        digest=digest_of(files),
+        max_positions=int(text_config["max_position_embeddings"]),
+        max_pixels=read_max_pixels(folder),
+        weight_bytes=weight_bytes,
+        n_layers=int(text_config["num_hidden_layers"]),
+        kv_values=_kv_values(text_config),
+        random_weights="standin" in manifest.get("sources", {}).get("base", {}),
+    )
+
+
+def read_manifest(folder: Path, task: str) -> dict[str, Any]:
+    """Read the manifest of a checkpoint or of an exported folder, and compare names and sizes of all files with it.
+
+    Args:
+        folder: that the manifest lies in.
+        task: the task it must be of.
+
+    Raises:
+        CheckpointError: when it is missing, incomplete, of another task, or nothing of `jina-v4-merge` at all.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}. `jina-v4-merge fold --base BASE --out DIR` makes checkpoints")
     if not (folder / MANIFEST).is_file():
@@ -65,9 +100,9 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
             f"{folder} has no {MANIFEST}: it is not a checkpoint of `jina-v4-merge fold`"
             " (the folder to name is the one of a single task, such as DIR/jina-embeddings-v4-retrieval)"
         )
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     try:
-        served, dtype, files = manifest["task"], manifest["dtype"], manifest["files"]
+        served, _, files = manifest["task"], manifest["dtype"], manifest["files"]
         sizes = {str(name): int(entry["size"]) for name, entry in files.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is not a manifest of `jina-v4-merge fold`: {error!r}") from error
@@ -79,21 +114,7 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
             raise CheckpointError(f"{folder} is not whole: {name} is missing. Fold it again")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}. Fold it again")
-    weight_bytes = _check_weights(folder, dtype, sizes)
-    _check_canary(folder)
-    config = _read_json(folder / "config.json")
-    text_config = config.get("text_config", config)
-    return Checkpoint(
-        folder=folder,
-        task=task,
-        dtype=dtype,
-        digest=_digest(files),
-        max_positions=int(text_config["max_position_embeddings"]),
-        max_pixels=read_max_pixels(folder),
-        weight_bytes=weight_bytes,
-        kv_values=_kv_values(text_config),
-        random_weights="standin" in manifest.get("sources", {}).get("base", {}),
-    )
+    return manifest
 
 
 def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
@@ -110,7 +131,7 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
     for path in sorted(folder.iterdir()):
         if path.name.endswith(WEIGHTS) and path.name not in files and not path.name.startswith("."):
             raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: take it away")
-    index = _read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
     try:
         indexed = {(str(name), str(file)) for name, file in index["weight_map"].items()}
         total_size = int(index["metadata"]["total_size"])
@@ -120,10 +141,10 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
     lying: set[tuple[str, str]] = set()
     n_bytes = 0
     for file in sorted(name for name in files if name.endswith(".safetensors")):
-        tensors = _read_header(folder / file, dtype)
+        shapes = read_shapes(folder / file, dtype)
         if file in shards:
-            lying |= {(name, file) for name in tensors}
-            n_bytes += sum(tensors.values())
+            lying |= {(name, file) for name in shapes}
+            n_bytes += tensor_bytes(shapes, dtype)
     if odd := sorted(indexed ^ lying):
         name, file = odd[0]
         raise CheckpointError(f"{folder / INDEX} and {file} disagree about {name}. Fold it again")
@@ -132,14 +153,19 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
     return total_size
 
 
-def _read_header(path: Path, dtype: str) -> dict[str, int]:
-    """Read the header of a safetensors file; return the bytes of each tensor.
+def tensor_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
+    """Return the bytes of tensors of one dtype, by their shapes."""
+    return sum(map(math.prod, shapes.values())) * STORED_DTYPES[dtype][1]
+
+
+def read_shapes(path: Path, dtype: str) -> dict[str, tuple[int, ...]]:
+    """Read the header of a safetensors file; return the shape of each tensor.
 
     Raises:
         CheckpointError: it is broken, or a tensor is not of the dtype.
     """
     code, item_bytes = STORED_DTYPES[dtype]
-    tensors: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         with path.open("rb") as file:
             n_header = int.from_bytes(file.read(8), "little")
@@ -152,15 +178,15 @@ def _read_header(path: Path, dtype: str) -> dict[str, int]:
                 raise CheckpointError(f"{path}: {name} is {entry['dtype']}, the manifest says {dtype}. Fold it again")
             if stop - start != math.prod(entry["shape"]) * item_bytes:
                 raise ValueError(f"{name} has {stop - start} bytes")
-            tensors[name] = stop - start
-        if sum(tensors.values()) != size:
-            raise ValueError(f"{sum(tensors.values())} bytes of tensors")
+            shapes[name] = tuple(entry["shape"])
+        if tensor_bytes(shapes, dtype) != size:
+            raise ValueError(f"{tensor_bytes(shapes, dtype)} bytes of tensors")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is broken: {error!r}. Fold it again") from error
-    return tensors
+    return shapes
 
 
-def _check_canary(folder: Path) -> None:
+def check_canary(folder: Path) -> None:
     """Refuse a canary that was made for another checkpoint, or for an older fold.
 
     Raises:
@@ -169,14 +195,15 @@ def _check_canary(folder: Path) -> None:
     if not (folder / CANARY).exists():
         return
     manifest_sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    if _read_json(folder / CANARY).get("manifest_sha256") != manifest_sha256:
+    if read_json(folder / CANARY).get("manifest_sha256") != manifest_sha256:
         raise CheckpointError(
             f"{folder / CANARY} was made for another checkpoint or an older fold; make it anew with"
             f" `jina-v4-merge verify {folder} --canary`, or take it away"
         )
 
 
-def _digest(files: dict[str, Any]) -> str:
+def digest_of(files: Mapping[str, Any]) -> str:
+    """Return one digest for the files that a manifest lists."""
     sums = sorted((str(name), str(entry.get("sha256"))) for name, entry in files.items())
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
@@ -187,7 +214,7 @@ def read_max_pixels(folder: Path) -> int:
     Raises:
         CheckpointError: none is named.
     """
-    limits = _read_json(folder / "preprocessor_config.json")
+    limits = read_json(folder / "preprocessor_config.json")
     try:
         # Newer processors write the same limit as the longest edge of a size.
         return int(limits.get("max_pixels") or limits["size"]["longest_edge"])
@@ -200,7 +227,12 @@ def _kv_values(config: dict[str, Any]) -> int:
     return 2 * int(config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

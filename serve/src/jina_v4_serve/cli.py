@@ -1,6 +1,7 @@
 """The command `jina-v4-serve`: a command for each task, `all` of them behind a gateway, and the `gateway` alone."""
 
 import asyncio
+import shutil
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
@@ -69,6 +70,10 @@ def _add_task(task: Task) -> None:
         port: Annotated[int, typer.Option(help="Port to listen on.")] = PORTS[task.value],
         dtype: Dtype = "auto",
         max_pixels: MaxPixels = None,
+        supervised: Annotated[
+            bool,
+            typer.Option("--supervised", help="Another program watches: end with the standard input, restart nothing."),
+        ] = False,
         vllm_options: VllmOptions = None,
     ) -> None:
         settings = Settings(
@@ -84,9 +89,11 @@ def _add_task(task: Task) -> None:
         def run() -> Coroutine[Any, Any, int]:
             launch = prepare(settings)
             typer.echo(launch.banner)
-            from jina_v4_serve.supervisor import supervise
+            from jina_v4_serve.supervisor import Policy, stop_with_stdin, supervise
 
-            return supervise(settings, launch)
+            if supervised:
+                stop_with_stdin()
+            return supervise(settings, launch, Policy(max_restarts=0) if supervised else None)
 
         _run(run)
 
@@ -97,7 +104,12 @@ for _task in Task:
 
 @app.command("all")
 def serve_all(
-    checkpoints: Annotated[Path, typer.Option(help="Folder that holds the three merged checkpoints.")],
+    checkpoints: Annotated[
+        Path, typer.Option(help="Folder that holds the three merged checkpoints, or with --one-base an export.")
+    ],
+    one_base: Annotated[
+        bool, typer.Option("--one-base", help="One server with the base once and the three adapters beside it.")
+    ] = False,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the gateway.")] = 8000,
     dtype: Dtype = "auto",
@@ -105,7 +117,7 @@ def serve_all(
     max_body_bytes: MaxBodyBytes = 64 * 2**20,
     vllm_options: VllmOptions = None,
 ) -> None:
-    """Serve all three tasks on one address, with a server each on this machine."""
+    """Serve all three tasks on one address, with a server each on this machine, or with one for all."""
     from jina_v4_serve.fleet import FleetSettings, serve_fleet
 
     settings = FleetSettings(
@@ -116,8 +128,26 @@ def serve_all(
         max_pixels=max_pixels,
         max_body_bytes=max_body_bytes,
         vllm_options=tuple(vllm_options or ()),
+        one_base=one_base,
     )
     _run(lambda: serve_fleet(settings))
+
+
+@app.command("fits")
+def tell_fit(
+    checkpoints: Annotated[Path, typer.Option(help="Folder that holds the three merged checkpoints.")],
+    dtype: Dtype = "auto",
+) -> None:
+    """Tell whether `all` has room on this machine: exit code 0 if so, 1 if --one-base is to be used, 2 for an error."""
+    from jina_v4_serve.room import room_for
+
+    try:
+        room = room_for(checkpoints, dtype)
+    except ServeError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(room.line)
+    raise typer.Exit(0 if room.fits else 1)
 
 
 @app.command("gateway")
@@ -134,6 +164,30 @@ def serve_gateway(
         return run_gateway(GatewaySettings(parse_servers(server), host, port, max_body_bytes))
 
     _run(run)
+
+
+@app.command("doctor")
+def examine_machine(
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder that holds the three merged checkpoints, as for `all`.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of one merged checkpoint, as for a task.")] = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on.", show_default="8000, and 8001 to 8003 of the tasks")
+    ] = None,
+    dtype: Dtype = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what is wrong with this machine, checkpoints or settings; start nothing."""
+    from jina_v4_serve import doctor
+
+    if checkpoints and checkpoint:
+        raise typer.BadParameter("give --checkpoints or --checkpoint, not both")
+    findings = doctor.examine(checkpoints, checkpoint, host, port, dtype)
+    width = shutil.get_terminal_size((100, 24)).columns
+    typer.echo(doctor.as_json(findings) if as_json else doctor.as_text(findings, width))
+    raise typer.Exit(any(finding.verdict == "FAIL" for finding in findings))
 
 
 def _run(prepare_run: Callable[[], Coroutine[Any, Any, int]]) -> None:

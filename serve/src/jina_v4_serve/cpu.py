@@ -1,8 +1,8 @@
-"""What vLLM's CPU build is told by default, so that it uses the whole of a small machine: threads, executor, dtype.
+"""What vLLM's CPU build is told by default, so that it uses the whole of a small machine.
 
 Left alone, vLLM binds its arithmetic to all cores but one and keeps that one for a process that waits for the other by
 spinning: on two cores half of the machine computes. Here the engine computes in its own process, on all cores, and
-nobody spins. benchmarks/LOG.md has what each of these is worth.
+nobody spins. Memory that is freed is kept for the next step. benchmarks/LOG.md has what each of these is worth.
 """
 
 import os
@@ -47,6 +47,16 @@ def threads(n_servers: int) -> dict[str, str]:
     # Each server has all cores: often one of several is asked. Threads that wait must leave them to the others then.
     patience = {} if n_servers == 1 else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
     return {**_unbound(n_cores()), **patience}
+
+
+def allocator() -> dict[str, str]:
+    """Return the variables by which the engine's processes keep memory that they have freed; none the operator has set.
+
+    A tensor of a step is some megabytes. glibc gives such blocks back to the system at once, and the next operation
+    waits for new ones to be cleared, page by page.
+    """
+    wanted = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""The model plugin: vLLM's own Qwen2.5-VL with a pooler that gives final vectors. The one module on vLLM's internals.
+"""The model plugin: vLLM's own Qwen2.5-VL with a pooler that gives final vectors.
+
+This module, `cpu_kernels` and `cpu_lora` alone are on vLLM's internals.
 
 Continuous batching, PagedAttention and the model itself are vLLM's. What is added: the pooler, which is right under
 chunked prefill, and a limit on what a request may ask of the image processor.
@@ -24,11 +26,24 @@ from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.platforms import current_platform
 from vllm.tasks import PoolingTask
 from vllm.v1.outputs import PoolerOutput
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
-from jina_v4_serve.pooling import Accumulator, Projector, Span, SpecialTokens, Wanted, pooled_span
+from jina_v4_serve import cpu_kernels
+from jina_v4_serve.cpu_lora import use_grouped_products
+from jina_v4_serve.plugin import PROJECTORS
+from jina_v4_serve.pooling import (
+    Accumulator,
+    Projector,
+    Span,
+    SpecialTokens,
+    Wanted,
+    advance,
+    pooled_span,
+    results,
+)
 
 PROJECTOR = "multi_vector_projector.safetensors"
 
@@ -36,10 +51,16 @@ PROJECTOR = "multi_vector_projector.safetensors"
 class JinaPooler(Pooler):
     """Dense vectors and multi-vectors of a prompt from one pass; kept between steps are sums and projected rows."""
 
-    def __init__(self, special: SpecialTokens, projector: Projector | None) -> None:
+    def __init__(self, special: SpecialTokens, projectors: Mapping[str | None, Projector | None]) -> None:
+        """Take the projectors.
+
+        Args:
+            special: the tokens that mark an image.
+            projectors: one a task where the adapters of several are loaded; else the one of None.
+        """
         super().__init__()
         self.special = special
-        self.projector = projector
+        self.projectors = projectors
         # vLLM keeps one PoolingStates a request until the request ends: what is kept lives and dies with it.
         self.kept: WeakKeyDictionary[PoolingStates, Accumulator] = WeakKeyDictionary()
 
@@ -68,19 +89,31 @@ class JinaPooler(Pooler):
         n_total = cursor.prompt_lens_cpu.tolist()
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
 
-        outputs: list[torch.Tensor | None] = []
-        for i, rows in enumerate(torch.split(hidden_states, n_scheduled)):
-            state = pooling_metadata.pooling_states[i]
+        states = pooling_metadata.pooling_states
+        for i, state in enumerate(states):
             start = n_seen[i] - n_scheduled[i]
             if start == 0:  # also after a preemption, when vLLM computes a prompt anew
                 asked = wanted(pooling_metadata.pooling_params[i])
-                self.kept[state] = Accumulator(asked, pooled_span(prompts[i], self.special))
-            kept = self.kept[state]
-            if kept.position != start:
-                raise RuntimeError(f"hidden states of tokens {kept.position} to {start} were not computed")
-            kept.add(rows, self.projector)
-            outputs.append(self.kept.pop(state).result() if n_seen[i] == n_total[i] else None)
+                self.kept[state] = self._begin(asked, pooled_span(prompts[i], self.special), hidden_states)
+            elif self.kept[state].position != start:
+                raise RuntimeError(f"hidden states of tokens {self.kept[state].position} to {start} were not computed")
+        advance([self.kept[state] for state in states], torch.split(hidden_states, n_scheduled))
+
+        ended = [i for i in range(len(states)) if n_seen[i] == n_total[i]]
+        outputs: list[torch.Tensor | None] = [None] * len(states)
+        for i, output in zip(ended, results([self.kept.pop(states[i]) for i in ended]), strict=True):
+            outputs[i] = output
         return outputs
+
+    def _begin(self, asked: Wanted, published: Span, hidden_states: torch.Tensor) -> Accumulator:
+        if asked.task in self.projectors:
+            return Accumulator(asked, published, self.projectors[asked.task])
+        # vLLM's warm-up names no task. What a request without one gives must never look like a vector: NaN is not sent.
+        nan = torch.full_like(hidden_states[0], torch.nan, dtype=torch.float32)  # (hidden,)
+        some = next(iter(self.projectors.values()))
+        lost = Accumulator(asked, published, some and Projector(some.weight + nan, some.bias))
+        lost.sums = [nan] * len(lost.spans)
+        return lost
 
 
 def wanted(params: PoolingParams) -> Wanted:
@@ -89,23 +122,26 @@ def wanted(params: PoolingParams) -> Wanted:
     `embed` is the dense vector. `token_embed` is what `extra_kwargs` says (`pooling_params` writes it), and the
     multi-vector alone where it says nothing.
     """
+    given = params.extra_kwargs or {}
     if params.task == "embed":
-        return Wanted(dimensions=params.dimensions)
-    extra = params.extra_kwargs or {"spans": [], "multivector": True}
+        return Wanted(dimensions=params.dimensions, task=given.get("task"))
+    extra = {"spans": [], "multivector": True, **given}
     spans = extra["spans"]
     return Wanted(
         spans=None if spans is None else tuple(Span(*span) for span in spans),
         multivector=extra["multivector"],
         dimensions=params.dimensions,
+        task=given.get("task"),
     )
 
 
 def pooling_params(asked: Wanted) -> PoolingParams:
     """Write what a request asks for as vLLM's parameters; the reverse of `wanted`."""
+    named = {} if asked.task is None else {"task": asked.task}
     if asked.spans is None and not asked.multivector:
-        return PoolingParams(task="embed", dimensions=asked.dimensions)
+        return PoolingParams(task="embed", dimensions=asked.dimensions, extra_kwargs=named or None)
     spans = None if asked.spans is None else [[span.start, span.stop] for span in asked.spans]
-    extra = {"spans": spans, "multivector": asked.multivector}
+    extra = {"spans": spans, "multivector": asked.multivector, **named}
     return PoolingParams(task="token_embed", dimensions=asked.dimensions, extra_kwargs=extra)
 
 
@@ -166,10 +202,12 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
         """Build vLLM's model and put the pooler on it.
 
         Raises:
-            ValueError: when prefix caching is on.
+            ValueError: when prefix caching is on, or the projector of an adapter's task is not there.
         """
         if vllm_config.cache_config.enable_prefix_caching:
             raise ValueError("prefix caching would leave cached tokens out of the mean; start without it")
+        if current_platform.is_cpu():
+            cpu_kernels.use()
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         special = SpecialTokens(
@@ -178,4 +216,14 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
             vision_end=config.vision_end_token_id,
         )
         device = next(self.parameters()).device
-        self.pooler = JinaPooler(special, read_projector(Path(vllm_config.model_config.model), device))
+        folders: Mapping[str, str] = getattr(config, PROJECTORS, {})  # of several tasks; the launcher put them there
+        projectors: dict[str | None, Projector | None] = {
+            task: read_projector(Path(folder), device) for task, folder in folders.items()
+        }
+        if None in projectors.values():
+            raise ValueError(f"there is no {PROJECTOR} in one of {', '.join(folders.values())}")
+        if not projectors:
+            projectors = {None: read_projector(Path(vllm_config.model_config.model), device)}
+        self.pooler = JinaPooler(special, projectors)
+        if vllm_config.lora_config is not None:
+            use_grouped_products()

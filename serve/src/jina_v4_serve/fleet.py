@@ -9,13 +9,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from jina_v4_serve.checkpoint import BASE
 from jina_v4_serve.errors import OptionError, PortError
 from jina_v4_serve.gateway.run import GatewaySettings, running
 from jina_v4_serve.launcher import PORTS, Launch, Settings, check_port, find_vllm, prepare
 from jina_v4_serve.supervisor import Supervisor, first, on_signals, say, server_url, worker_command
 
 _HOST = "127.0.0.1"  # of the servers: the gateway alone is for others to reach
-_USABLE = 0.9  # of the GPU's free memory; the rest is for what vLLM's own account leaves out
+USABLE = 0.9  # of the GPU's free memory; the rest is for what vLLM's own account leaves out
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class FleetSettings:
     """What `all` is started with; as `Settings` of one server, but for the address, which is the gateway's.
 
     Attributes:
-        checkpoints: the folder that holds the three merged checkpoints.
+        checkpoints: the folder that holds the three merged checkpoints; with `one_base` the one of an export.
+        one_base: one server for all tasks, with the base once and the adapters beside it.
     """
 
     checkpoints: Path
@@ -33,10 +35,11 @@ class FleetSettings:
     max_pixels: int | None = None
     max_body_bytes: int = 64 * 2**20
     vllm_options: tuple[str, ...] = ()
+    one_base: bool = False
 
 
 async def serve_fleet(settings: FleetSettings) -> int:
-    """Run the three servers and the gateway until told to stop, or until no server can be kept.
+    """Run three servers, or one for all tasks, and the gateway until told to stop, or until no server can be kept.
 
     Returns:
         The exit code of the program.
@@ -45,33 +48,37 @@ async def serve_fleet(settings: FleetSettings) -> int:
         ServeError: what can be known to be wrong before anything is started.
     """
     check_port(settings.host, settings.port)
-    options = (*memory_options(len(PORTS)), *settings.vllm_options)
+    folders = {task: settings.checkpoints / f"jina-embeddings-v4-{task}" for task in PORTS}
+    if settings.one_base:
+        folders = {BASE: settings.checkpoints / BASE}
+    options = (*memory_options(len(folders)), *settings.vllm_options)
     taken = {settings.port}
     servers: dict[str, Supervisor] = {}
     urls: dict[str, str] = {}
     starting = asyncio.Lock()
-    for task in PORTS:
-        port = choose_port(PORTS[task], taken)
+    for name, folder in folders.items():
+        port = choose_port(PORTS.get(name, min(PORTS.values())), taken)
         taken.add(port)
         server = Settings(
-            task=task,
-            checkpoint=settings.checkpoints / f"jina-embeddings-v4-{task}",
+            task=name,
+            checkpoint=folder,
             host=_HOST,
             port=port,
             dtype=settings.dtype,
             max_pixels=settings.max_pixels,
             vllm_options=options,
-            n_servers=len(PORTS),
+            n_servers=len(folders),
         )
         launch = prepare(server)
         say(launch.banner)
-        urls[task] = server_url(_HOST, port, options)
-        servers[task] = supervisor_of(task, urls[task], launch, starting)
+        url = server_url(_HOST, port, options)
+        urls |= dict.fromkeys(server.tasks, url)
+        servers[name] = supervisor_of(name, url, launch, starting)
     return await Fleet(servers, GatewaySettings(urls, settings.host, settings.port, settings.max_body_bytes)).run()
 
 
 def supervisor_of(task: str, url: str, launch: Launch, starting: asyncio.Lock) -> Supervisor:
-    """Make the supervisor of one server; its log lines say of which task they are."""
+    """Make the supervisor of one server; its log lines say of which task they are, or that they are the base's."""
     environment = {"VLLM_LOGGING_PREFIX": f"[{task}] ", **launch.environment}
     return Supervisor(task, worker_command(launch.arguments, launch.options), url, environment, starting=starting)
 
@@ -141,9 +148,19 @@ def memory_options(n_servers: int) -> tuple[str, ...]:
     """
     if find_vllm():
         return ()
+    free, total = gpu_memory_mib() or (1, 1)  # where nothing tells, take the GPU for empty
+    return (f"--gpu-memory-utilization={memory_share(free, total, n_servers):.3f}",)
+
+
+def gpu_memory_mib() -> tuple[float, float] | None:
+    """Return the free and the whole memory of the GPU that servers get; None where there is no nvidia-smi.
+
+    Raises:
+        OptionError: when it does not tell.
+    """
     program = shutil.which("nvidia-smi")
-    if program is None:  # take the GPU for empty
-        return (f"--gpu-memory-utilization={memory_share(1, 1, n_servers):.3f}",)
+    if program is None:
+        return None
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
     command = [program, "-i", device, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -153,9 +170,9 @@ def memory_options(n_servers: int) -> tuple[str, ...]:
         raise OptionError(
             f"cannot tell the free memory of GPU {device} ({error}); say it with -- --gpu-memory-utilization=SHARE"
         ) from error
-    return (f"--gpu-memory-utilization={memory_share(free, total, n_servers):.3f}",)
+    return free, total
 
 
 def memory_share(free: float, total: float, n_servers: int) -> float:
     """Return the share of a GPU's whole memory that each of several servers may use."""
-    return _USABLE * free / total / n_servers
+    return USABLE * free / total / n_servers

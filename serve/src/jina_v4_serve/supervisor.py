@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -248,14 +249,30 @@ def on_signals(stop: Callable[[], None]) -> Callable[[], int]:
     return lambda: 130 if received[:1] == [signal.SIGINT] else 0
 
 
-async def supervise(settings: Settings, launch: Launch) -> int:
+def stop_with_stdin() -> None:
+    """Take the end of the standard input for a SIGTERM: a program that started this one and was killed sends none."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="stdin-watch", daemon=True).start()
+
+
+async def supervise(settings: Settings, launch: Launch, policy: Policy | None = None) -> int:
     """Run one server until it is told to stop.
+
+    Args:
+        settings: of the server.
+        launch: what `prepare` made of them.
+        policy: how patient to be.
 
     Returns:
         The exit code of the program.
     """
     command = worker_command(launch.arguments, launch.options)
     url = server_url(settings.host, settings.port, launch.options)
-    supervisor = Supervisor(settings.task, command, url, launch.environment)
+    supervisor = Supervisor(settings.task, command, url, launch.environment, policy)
     exit_code = on_signals(supervisor.stop)
     return await supervisor.run() or exit_code()

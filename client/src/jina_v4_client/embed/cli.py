@@ -5,6 +5,7 @@ output is whole but for rows that were skipped; 130 and 143 ended by Ctrl-C and 
 """
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,24 +13,26 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jina_v4_client._model import MAX_LENGTH, MIN_PIXELS, TRUNCATE_DIMS, Task
-from jina_v4_client.embed.content import Kind
+from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import Interrupted, StoppedError, UsageError
 from jina_v4_client.embed.inputs import open_inputs
 from jina_v4_client.embed.output import Shape
 from jina_v4_client.embed.run import Outcome, Run
 from jina_v4_client.embed.tables import STDIN, Columns
-from jina_v4_client.embed.work import Encode, Settings, Vector
+from jina_v4_client.embed.work import Settings
 from jina_v4_client.errors import ArgumentError
 
 if TYPE_CHECKING:
     from jina_v4_client.client import EmbeddingsClient
+    from jina_v4_client.embed.ray.pool import Pool
 
 SKIPPED = 3
+BASE_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -92,7 +95,22 @@ def embed(
         str, typer.Argument(metavar="OUTPUT", help="A .parquet, .npy or .safetensors file, or - for lines of JSON.")
     ],
     task: Annotated[TaskName, typer.Option(help="What the vectors are for.")],
-    base_url: Annotated[str, typer.Option(help="The address of the server or gateway.")] = "http://127.0.0.1:8000",
+    base_url: Annotated[
+        str | None, typer.Option(help="The address of the server or gateway.", show_default=BASE_URL)
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Start servers on this Ray cluster instead: HOST:PORT, auto, or local for one of its own.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="DIR", help="With --ray: the merged checkpoint of the task, on every node.")
+    ] = None,
+    server_args: Annotated[
+        str, typer.Option(help="With --ray: arguments of jina-v4-serve, as in '--dtype bfloat16'.")
+    ] = "",
     prompt_name: Annotated[PromptName, typer.Option(help="What is put before each text.")] = PromptName.PASSAGE,
     dimensions: Annotated[
         int | None, typer.Option(help=f"{', '.join(map(str, TRUNCATE_DIMS))}; all that the model has without it.")
@@ -108,7 +126,12 @@ def embed(
         InputFormat | None, typer.Option(help="Of files whose name does not tell it; of the standard input jsonl.")
     ] = None,
     pdf_scale: Annotated[float, typer.Option(min=0.1, max=20, help="Pixels a point; 1 is 72 dpi.")] = 2.0,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Requests in flight.")] = 4,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=256, help="Requests in flight; with --ray servers.", show_default="4; with --ray one a GPU"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts a request.")] = 16,
     image_batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Images a request.")] = 4,
     max_length: Annotated[
@@ -152,28 +175,40 @@ def embed(
             "id-column": id_column,
             "input-format": None if input_format is None else input_format.value,
         }
-        run = Run(
-            inputs=open_inputs(
-                inputs,
-                Columns(columns["text-column"], image_column, id_column),
-                columns["input-format"],
-                pdf_scale,
-            ),
-            shape=Shape(
-                dtype.value, multivector, {name: options[name] for name in options if options[name] is not None}
-            ),
-            options={**options, "dtype": dtype.value, **columns},
-            settings=Settings(workers, {"text": batch_size, "image": image_batch_size}, on_error is OnError.SKIP),
-            as_base64=encoding is Encoding.BASE64,
-            quiet=quiet,
-        )
-        client = _client(base_url, task.value, model, api_key_file, timeout_s, max_retries)
-        with client:
-            encode = _encoder(client, options)
+        calls: EmbeddingsClient | Pool
+        if ray is None:
+            if checkpoint is not None or server_args:
+                raise UsageError("--checkpoint and --server-args go with --ray; give one, or neither of these")
+            calls = _client(base_url or BASE_URL, task.value, model, api_key_file, timeout_s, max_retries)
+            encode, n_requests = make_encode(calls, options), workers or 4
+        else:
+            if base_url is not None or checkpoint is None:
+                raise UsageError("--ray starts servers of its own: give it --checkpoint DIR, and no --base-url")
+            of_client = {"timeout_s": timeout_s, "max_retries": max_retries}
+            calls = _pool(ray, workers, task.value, checkpoint, server_args, of_client, options)
+            encode, n_requests = calls.encode, calls.n_requests
+        with calls:
+            run = Run(
+                inputs=open_inputs(
+                    inputs,
+                    Columns(columns["text-column"], image_column, id_column),
+                    columns["input-format"],
+                    pdf_scale,
+                ),
+                shape=Shape(
+                    dtype.value, multivector, {name: options[name] for name in options if options[name] is not None}
+                ),
+                options={**options, "dtype": dtype.value, **columns},
+                settings=Settings(
+                    n_requests, {"text": batch_size, "image": image_batch_size}, on_error is OnError.SKIP
+                ),
+                as_base64=encoding is Encoding.BASE64,
+                quiet=quiet,
+            )
             if output == STDIN:
-                outcome = run.to_lines(encode, client.revision)
+                outcome = run.to_lines(encode, calls.revision)
             else:
-                outcome = run.to_file(encode, client.revision, Path(output), force=force, restart=restart)
+                outcome = run.to_file(encode, calls.revision, Path(output), force=force, restart=restart)
         _tell_skipped(outcome, output)
 
 
@@ -192,18 +227,25 @@ def _client(
         raise UsageError(str(error)) from error
 
 
-def _encoder(client: "EmbeddingsClient", options: dict[str, Any]) -> Encode:
-    """Give the one call that the work makes, from several threads."""
-    common = {"return_multivector": options["multivector"], "truncate_dim": options["dimensions"]}
-    of_texts = {"max_length": options["max-length"], "prompt_name": options["prompt-name"], **common}
-    of_images = {"max_pixels": options["max-pixels"], **common}
-
-    def encode(kind: Kind, values: list[Any]) -> list[Vector]:
-        if kind == "text":
-            return cast(list[Vector], client.encode_text(values, batch_size=len(values), **of_texts))
-        return cast(list[Vector], client.encode_image(values, batch_size=len(values), **of_images))
-
-    return encode
+def _pool(
+    address: str,
+    n_workers: int | None,
+    task: Task,
+    checkpoint: str,
+    server_args: str,
+    client: dict[str, Any],
+    options: dict[str, Any],
+) -> "Pool":
+    try:
+        from jina_v4_client.embed.ray.pool import Pool
+        from jina_v4_client.embed.ray.server import ServerSettings
+    except ModuleNotFoundError as error:
+        if error.name not in ("ray", "pandas", "pyarrow"):
+            raise
+        raise UsageError(
+            f"--ray needs {error.name} here; install it with: pip install 'jina-v4-client[embed,ray]'"
+        ) from error
+    return Pool(address, n_workers, ServerSettings(task, checkpoint, tuple(shlex.split(server_args))), client, options)
 
 
 def _tell_skipped(outcome: Outcome, output: str) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jina_v4_client.embed.encoder import Encode
 from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.inputs import Inputs
 from jina_v4_client.embed.job import Job, differences, read_job, settle_revision, sync_folder
 from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, is_in_use
 from jina_v4_client.embed.output import Lines, Shape, beside, check_output, write_output
 from jina_v4_client.embed.progress import Progress
-from jina_v4_client.embed.work import Encode, Settings, Work
+from jina_v4_client.embed.work import Settings, Work
 from jina_v4_client.errors import JinaV4Error
 
 # Of a work folder, beside the database's; a folder with anything else in it is not removed.

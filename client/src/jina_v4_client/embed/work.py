@@ -9,19 +9,12 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from jina_v4_client.embed.content import Content, Kind, Row
+from jina_v4_client.embed.encoder import Encode, Vector
 from jina_v4_client.embed.errors import RowError, StoppedError
 from jina_v4_client.embed.journal import Journal, Settled
 from jina_v4_client.errors import ArgumentError, JinaV4Error, ServerError, ServerFailedError, ServerRefusedError
-
-Vector = NDArray[np.float32]
-# Takes contents of one kind, gives a vector or multi-vector for each.
-Encode = Callable[[Kind, list[Any]], list[Vector]]
 
 _LOOKED_UP = 1024  # rows of which it is asked at once whether they are done
 _SETTLED = 1024  # rows without new vectors (copies, failures) that are kept at once

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.metrics import IN_FLIGHT_TOKENS, MAX_IN_FLIGHT_TOKENS
 
 _WINDOW_S = 30.0
 _LONGEST_WAIT_S = 30
@@ -23,6 +24,7 @@ class TokenBudget:
         """
         self.limit = limit
         self.in_flight = 0
+        MAX_IN_FLIGHT_TOKENS.set(limit)
         self._done: deque[tuple[float, int]] = deque()
 
     def check(self) -> None:
@@ -44,11 +46,13 @@ class TokenBudget:
         if self.in_flight and self.in_flight + tokens > self.limit:
             raise self._refusal()
         self.in_flight += tokens
+        IN_FLIGHT_TOKENS.inc(tokens)
         try:
             yield
             self._done.append((time.monotonic(), tokens))
         finally:
             self.in_flight -= tokens
+            IN_FLIGHT_TOKENS.dec(tokens)
 
     def _refusal(self) -> ApiError:
         now = time.monotonic()

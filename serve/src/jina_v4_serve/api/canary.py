@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from prometheus_client import Gauge
 
+from jina_v4_serve.api.metrics import CANARY_DISTANCE, CANARY_OK
 from jina_v4_serve.api.request import Asked, Limits, settle
 from jina_v4_serve.api.schema import EmbeddingsRequest
 from jina_v4_serve.api.vectors import PROJECTOR_DIM, Floats, Vectors
@@ -23,9 +23,6 @@ from jina_v4_serve.checkpoint import CANARY
 from jina_v4_serve.errors import CheckpointError
 
 logger = logging.getLogger("jina_v4_serve")
-
-DISTANCE = Gauge("jina_v4_canary_distance", "Largest 1 - cosine of vectors here and in the canary; NaN where unchecked")
-DISTANCE.set(float("nan"))
 
 Embed = Callable[[Asked, str], Awaitable[list[Vectors]]]
 
@@ -94,12 +91,14 @@ async def canary_failure(checkpoint: Path, dtype: str, limits: Limits, embed: Em
     Args:
         checkpoint: its folder.
         dtype: that is served.
-        limits: of this server; texts that are longer are left out.
+        limits: of this server, for the one task that the checkpoint is of; texts that are longer are left out.
         embed: does what a request asks for.
 
     Returns:
         What is wrong, for everybody to read; None if all is well, or if there is no canary.
     """
+    (task,) = limits.tasks
+    CANARY_DISTANCE.labels(task).set(float("nan"))
     try:
         canary = read_canary(checkpoint)
         entries = [entry for entry in canary.entries if len(entry.multivector) <= limits.max_length] if canary else []
@@ -109,8 +108,9 @@ async def canary_failure(checkpoint: Path, dtype: str, limits: Limits, embed: Em
         bound = max(BOUNDS[dtype], BOUNDS[canary.dtype])
         async with asyncio.timeout(TIMEOUT_S):
             distance = await _largest_distance(entries, limits, embed)
-        DISTANCE.set(distance)
+        CANARY_DISTANCE.labels(task).set(distance)
         if distance <= bound:
+            CANARY_OK.labels(task).set(1)
             logger.info("the canary lives: 1 - cosine is %.1e, at most %.0e is allowed in %s", distance, bound, dtype)
             return None
         failure = (
@@ -122,6 +122,7 @@ async def canary_failure(checkpoint: Path, dtype: str, limits: Limits, embed: Em
     except Exception:  # whatever it is, no vector of this server was seen to be right
         logger.warning("the canary could not be embedded", exc_info=True)
         failure = "the canary could not be embedded; the log says why"
+    CANARY_OK.labels(task).set(0)
     logger.error("not serving: %s", failure)
     return failure
 

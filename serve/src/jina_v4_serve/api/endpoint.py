@@ -5,33 +5,34 @@ import json
 import logging
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from prometheus_client import Counter
 from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 
-from jina_v4_serve.api import answer
+from jina_v4_serve.api import answer, metrics
+from jina_v4_serve.api.adapters import TEXT, adapters_failure
 from jina_v4_serve.api.budget import TokenBudget
 from jina_v4_serve.api.canary import canary_failure
 from jina_v4_serve.api.errors import ApiError, shorten
 from jina_v4_serve.api.guard import ROUTES
 from jina_v4_serve.api.images import ImageLoader
 from jina_v4_serve.api.prompts import Prompt, PromptMaker
+from jina_v4_serve.api.record import CLOSED_REQUEST, KINDS, Kind, current
 from jina_v4_serve.api.request import Asked, Item, Limits, settle
 from jina_v4_serve.api.schema import EmbeddingsRequest, parse
 from jina_v4_serve.api.settings import ApiSettings, read_settings
-from jina_v4_serve.api.vectors import Vectors
+from jina_v4_serve.api.tasks import MODEL
+from jina_v4_serve.api.vectors import Floats, Vectors
 from jina_v4_serve.api.work import Engine, NonFiniteError
 from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN, read_max_pixels
 
 logger = logging.getLogger("jina_v4_serve")
-REFUSED = Counter("jina_v4_refused_requests", "Requests that were not answered with vectors", ["code"])
-NON_FINITE = Counter("jina_v4_non_finite_requests", "Requests whose vectors were not finite and were not sent")
 
 OURS = {"/v1/embeddings", "/ready", "/docs"}
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ PROBE_TIMEOUT_S = 4.0
 STALLED_S = 300.0  # an engine with work has so long to finish some: 32,768 tokens take minutes on a CPU
 CONCURRENT_IMAGES = 8  # of one request, fetched and decoded at a time
 BYTES_PER_TOKEN = 4  # of text, for the budget only, before anything is tokenised
-CLOSED_REQUEST = 499
+TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Service:
@@ -73,17 +74,35 @@ class Service:
         if self.canary_failure is not None:
             raise ApiError(503, f"this server is not fit to serve: {self.canary_failure}", code="CANARY_FAILED")
         with self.budget.spend(sum(self._estimate(item, asked) for item in asked.items)):
-            prompts = await self._prompts(asked)
-            vectors = await self.engine.embed(
-                prompts,
-                request_id,
-                dense="dense" in asked.outputs,
-                multivector="multivector" in asked.outputs,
-                dimensions=asked.dimensions,
-                max_pixels=asked.max_pixels,
-            )
-        self.worked_at = time.monotonic()
+            with current().stage("preprocessing"):
+                prompts = await self._prompts(asked)
+            with current().stage("engine"):
+                vectors = await self.engine.embed(
+                    prompts,
+                    request_id,
+                    task=asked.task,
+                    dense="dense" in asked.outputs,
+                    multivector="multivector" in asked.outputs,
+                    dimensions=asked.dimensions,
+                    max_pixels=asked.max_pixels,
+                )
+        self._worked()
         return vectors
+
+    async def embed_fixed_text(self, task: str | None) -> Floats:
+        """Give the dense vector of the text by which adapters are compared; of no task, without an adapter."""
+        (vectors,) = await self.engine.embed(
+            self.prompts.texts([TEXT], "Query: ", None),
+            f"adapter-{task}",
+            task=task or self.limits.tasks[0],
+            dense=True,
+            multivector=False,
+            dimensions=None,
+            max_pixels=None,
+            adapted=task is not None,
+        )
+        row: Floats = vectors.dense[0]  # (hidden,)
+        return row
 
     async def ready(self) -> bool:
         """Tell whether vectors were computed lately; compute one if there was no occasion.
@@ -100,13 +119,23 @@ class Service:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     prompts = self.prompts.texts(["ready?"], "Query: ", None)
                     await self.engine.embed(
-                        prompts, "ready", dense=True, multivector=False, dimensions=None, max_pixels=None
+                        prompts,
+                        "ready",
+                        task=self.limits.tasks[0],
+                        dense=True,
+                        multivector=False,
+                        dimensions=None,
+                        max_pixels=None,
                     )
             except Exception:  # whatever it is, the server is not ready
                 logger.warning("the readiness probe failed", exc_info=True)
                 return False
-            self.worked_at = time.monotonic()
+            self._worked()
             return True
+
+    def _worked(self) -> None:
+        self.worked_at = time.monotonic()
+        metrics.LAST_VECTORS.set_to_current_time()
 
     def _estimate(self, item: Item, asked: Asked) -> int:
         if item.text is None:
@@ -165,7 +194,7 @@ class JinaEndpoints:
         model = engine_client.model_config
         pixels = model.multimodal_config.mm_processor_kwargs or {}
         limits = Limits(
-            task=settings.task,
+            tasks=settings.tasks,
             model_names=frozenset(args.served_model_name or ()),
             max_length=model.max_model_len,
             max_pixels=pixels.get("max_pixels") or read_max_pixels(Path(model.model)),
@@ -174,22 +203,52 @@ class JinaEndpoints:
         )
         prompts = PromptMaker(engine_client.renderer.get_tokenizer().backend_tokenizer, limits.max_length)
         steps = engine_client.vllm_config.scheduler_config.max_num_batched_tokens
-        for served in state.openai_serving_models.base_model_paths:
-            served.model_path = served.name  # /v1/models shows it
+        adapters = hide_paths(state.openai_serving_models)
+        if len(limits.tasks) > 1 and adapters.keys() != set(limits.tasks):
+            raise RuntimeError(f"vLLM has loaded adapters of {sorted(adapters)}, and {limits.tasks} are served")
         budget_tokens = max(BUDGET_STEPS * steps, 2 * limits.max_length)
-        service = Service(Engine(engine_client), limits, settings, prompts, budget_tokens)
+        service = Service(Engine(engine_client, adapters), limits, settings, prompts, budget_tokens)
         dtype = str(model.dtype).removeprefix("torch.")
-        service.canary_failure = await canary_failure(Path(model.model), dtype, limits, service.embed)
+        for task in limits.tasks:
+            checkpoint = Path(adapters[task].lora_path if adapters else model.model)
+            of_task = replace(limits, tasks=(task,))
+            service.canary_failure = await canary_failure(checkpoint, dtype, of_task, service.embed)
+            if service.canary_failure is not None:
+                break
+        if adapters and service.canary_failure is None:
+            service.canary_failure = await adapters_failure(limits.tasks, service.embed_fixed_text)
+        metrics.prepare(limits.tasks, settings.revisions)
         state.jina_v4 = service
+
+
+def hide_paths(models: Any) -> dict[str, Any]:
+    """Have `/v1/models` show names where vLLM has it show paths.
+
+    Args:
+        models: vLLM's `OpenAIServingModels`.
+
+    Returns:
+        The adapters that it has loaded, a `LoRARequest` a task, with their paths.
+    """
+    for served in models.base_model_paths:
+        served.model_path = served.name
+    adapters = {name.removeprefix(f"{MODEL}-"): request for name, request in models.lora_requests.items()}
+    models.lora_requests = {
+        name: type(request)(name, request.lora_int_id, name) for name, request in models.lora_requests.items()
+    }
+    return adapters
 
 
 async def embeddings(request: Request) -> Response:
     """Embed texts and images."""
     service: Service = request.app.state.jina_v4
     request_id: str = request.state.request_id
+    record = current()
+    record.trace_headers = {name: request.headers[name] for name in TRACE_HEADERS if name in request.headers}
     try:
         service.budget.check()
-        body = await read_body(request, service.settings)
+        with record.stage("body"):
+            body = await read_body(request, service.settings)
         work = asyncio.create_task(_answer(service, request, body, request_id))
         gone = asyncio.create_task(_disconnected(request))
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -203,7 +262,7 @@ async def embeddings(request: Request) -> Response:
         return Response(status_code=CLOSED_REQUEST)
     except Exception as error:  # the one place where anything becomes an answer
         known = _as_api_error(error, service, request_id)
-        REFUSED.labels(known.code).inc()
+        record.code, record.param = known.code, known.param
         return Response(known.body(request_id), known.status, known.headers(), "application/json")
 
 
@@ -246,6 +305,7 @@ async def read_body(request: Request, settings: ApiSettings) -> bytes:
         async with asyncio.timeout(settings.body_timeout_s):
             async for part in request.stream():
                 body += part
+                current().request_bytes = len(body)
                 if len(body) > settings.max_body_bytes:
                     raise too_large
     except TimeoutError as error:
@@ -255,14 +315,22 @@ async def read_body(request: Request, settings: ApiSettings) -> bytes:
 
 
 async def _answer(service: Service, request: Request, body: bytes, request_id: str) -> Response:
-    asked = settle(await asyncio.to_thread(parse, body), service.limits)
+    record = current()
+    with record.stage("preprocessing"):
+        asked = settle(await asyncio.to_thread(parse, body), service.limits)
+    kinds: list[Kind] = ["image" if item.text is None else "text" for item in asked.items]
+    record.task = asked.task
+    record.n_items = {kind: kinds.count(kind) for kind in KINDS}
     accept = request.headers.get("accept", "")
     vectors = await service.embed(asked, request_id)
-    if answer.SAFETENSORS in accept:
-        dtype = "float16" if "float16" in accept else "float32"
-        content = await asyncio.to_thread(answer.as_safetensors, asked, vectors, dtype)
-        return Response(content, media_type=answer.SAFETENSORS)
-    return Response(await asyncio.to_thread(answer.as_json, asked, vectors), media_type="application/json")
+    for kind, found in zip(kinds, vectors, strict=False):  # of a late-chunked request there is but one
+        record.n_tokens[kind] += found.n_tokens
+    with record.stage("serialising"):
+        if answer.SAFETENSORS in accept:
+            dtype = "float16" if "float16" in accept else "float32"
+            content = await asyncio.to_thread(answer.as_safetensors, asked, vectors, dtype)
+            return Response(content, media_type=answer.SAFETENSORS)
+        return Response(await asyncio.to_thread(answer.as_json, asked, vectors), media_type="application/json")
 
 
 async def _disconnected(request: Request) -> None:
@@ -279,7 +347,7 @@ def _as_api_error(error: BaseException, service: Service, request_id: str) -> Ap
         return ApiError(503, "the engine has stopped and is being restarted", code="ENGINE_DOWN", retry_after_s=30)
     logger.error("request %s failed", request_id, exc_info=error)
     if isinstance(error, NonFiniteError):
-        NON_FINITE.inc()
+        metrics.NON_FINITE.inc()
         message = "the model gave a vector that is not finite; it was not sent"
         return ApiError(500, message, code="NON_FINITE_VECTOR")
     return ApiError(500, f"something went wrong here; the log has it as request {request_id}", code="INTERNAL")

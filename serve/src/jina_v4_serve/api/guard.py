@@ -1,4 +1,4 @@
-"""What stands before every route: the request id, the key, the list of routes; and what follows every answer.
+"""What stands before every route (request id, key, list of routes) and follows every answer (headers, counts, log).
 
 A client can tell from the headers that the vectors were pooled in the engine, for which task, and by which revision of
 the model; a stock vLLM on the same address has none of these headers. vLLM's other routes do not exist here: some would
@@ -8,10 +8,14 @@ answer with vectors that are not this model's (`/v2/embed` puts a system message
 import hmac
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from jina_v4_serve.api import metrics
 from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.log import log_json, log_request
+from jina_v4_serve.api.record import NO_TASK, Record, recording
+from jina_v4_serve.api.request import TASKS
 from jina_v4_serve.api.settings import read_settings
 
 Message = MutableMapping[str, Any]
@@ -19,9 +23,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+EMBEDDINGS = "/v1/embeddings"
 # Path to methods. /docs shows the schema; its page needs the two files, which vLLM has with it.
 ROUTES = {
-    "/v1/embeddings": {"POST"},
+    EMBEDDINGS: {"POST"},
     "/v1/models": {"GET"},
     "/health": {"GET"},
     "/ready": {"GET"},
@@ -43,9 +48,13 @@ class Guard:
         self.app = app
         settings = read_settings()
         self.expected = None if settings.api_key is None else f"Bearer {settings.api_key}".encode()
-        self.headers = [(b"x-jina-v4-task", settings.task.encode()), (b"x-jina-v4-pooling", b"engine")]
-        if settings.revision is not None:
-            self.headers.append((b"x-jina-v4-revision", settings.revision.encode()))
+        # Of several tasks an answer names all, until it is known which of them it is for.
+        self.headers = {NO_TASK: _headers(settings.tasks, settings.revisions)}
+        self.headers |= {task: _headers([task], settings.revisions) for task in settings.tasks}
+        self.task = settings.tasks[0] if len(settings.tasks) == 1 and settings.tasks[0] in TASKS else NO_TASK
+        self.logs_requests = settings.log == "json"
+        if self.logs_requests:
+            log_json()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -59,20 +68,35 @@ class Guard:
         sent_id = given.get(b"x-request-id", b"")
         request_id = sent_id.decode() if _SANE_ID.fullmatch(sent_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        record = Record(request_id, self.task)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in self.headers} | {b"x-request-id"}
+                ours = self.headers[record.task]
+                own = {name for name, _ in ours} | {b"x-request-id"}
                 kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in own]
-                message["headers"] = [*kept, *self.headers, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*kept, *ours, (b"x-request-id", request_id.encode())]
+                record.answered(message["status"])
+            record.response_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
-            self._check(scope["path"], scope["method"], given)
-        except ApiError as error:
-            await respond(error, request_id, send_with_headers)
-            return
-        await self.app(scope, receive, send_with_headers)
+            try:
+                self._check(scope["path"], scope["method"], given)
+                if scope["path"] == EMBEDDINGS and not hasattr(scope["app"].state, "jina_v4"):
+                    # vLLM goes on without a plugin that it could not load, and has such a route too: wrong vectors.
+                    raise ApiError(503, "this server was started without its own routes", code="NOT_LOADED")
+            except ApiError as error:
+                record.code = error.code
+                await respond(error, request_id, send_with_headers)
+                return
+            with recording(record):
+                await self.app(scope, receive, send_with_headers)
+        finally:
+            if scope["path"] == EMBEDDINGS:
+                metrics.count(record)
+                if self.logs_requests:
+                    log_request("server", record)
 
     def _check(self, path: str, method: str, headers: MutableMapping[bytes, bytes]) -> None:
         given = headers.get(b"authorization", b"")
@@ -85,6 +109,13 @@ class Guard:
         if method not in methods:
             message = f"{path} takes {' and '.join(sorted(methods))}"
             raise ApiError(405, message, code="METHOD_NOT_ALLOWED", allow=", ".join(sorted(methods)))
+
+
+def _headers(tasks: Sequence[str], revisions: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-jina-v4-task", ", ".join(tasks).encode()), (b"x-jina-v4-pooling", b"engine")]
+    if revisions:
+        headers.append((b"x-jina-v4-revision", ", ".join(revisions[task] for task in tasks).encode()))
+    return headers
 
 
 async def respond(error: ApiError, request_id: str, send: Send) -> None:

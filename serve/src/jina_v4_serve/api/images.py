@@ -22,6 +22,8 @@ from aiohttp.resolver import ThreadedResolver
 from PIL import Image, UnidentifiedImageError
 
 from jina_v4_serve.api.errors import ApiError, invalid, shorten
+from jina_v4_serve.api.metrics import IMAGE_FETCH_BYTES, IMAGE_FETCHES
+from jina_v4_serve.api.record import current
 
 # Still images that Pillow decodes by itself; EPS, for one, would start another program on a stranger's file.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
@@ -105,7 +107,8 @@ class ImageLoader:
             ApiError: 422 for what cannot be read or is over a limit.
         """
         if source[:8].lower().startswith(("http://", "https://")):
-            content = await self._fetch(source, where)
+            with current().stage("fetch"):
+                content = await self._fetch(source, where)
         else:
             content = await asyncio.to_thread(self._decode_base64, source, where)
         return await asyncio.to_thread(decode, content, where, self.limits)
@@ -144,25 +147,29 @@ class ImageLoader:
                             url = urljoin(url, response.headers["location"])
                             continue
                         if response.status != 200:
-                            raise invalid(where, f"{where}: the URL answered with status {response.status}", url)
+                            message = f"{where}: the URL answered with status {response.status}"
+                            raise _not_fetched("status", where, message, url)
                         content = bytearray()
                         async for chunk in response.content.iter_any():
                             content += chunk
                             if len(content) > self.limits.max_bytes:
+                                IMAGE_FETCHES.labels("too_large").inc()
                                 raise self._too_large(where)
+                        IMAGE_FETCHES.labels("ok").inc()
+                        IMAGE_FETCH_BYTES.inc(len(content))
                         return bytes(content)
         except PrivateAddressError as error:
             message = f"{where}: the URL leads to an address that is not public; those are fetched only if allowed"
-            raise invalid(where, message, url) from error
+            raise _not_fetched("private", where, message, url) from error
         except TimeoutError as error:
             message = f"{where}: the URL was not fetched within {self.limits.fetch_timeout_s:g} s"
-            raise invalid(where, message, url) from error
+            raise _not_fetched("timeout", where, message, url) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error.__cause__, PrivateAddressError) or isinstance(error.__context__, PrivateAddressError):
                 message = f"{where}: the URL leads to an address that is not public; those are fetched only if allowed"
-                raise invalid(where, message, url) from error
-            raise invalid(where, f"{where}: the URL cannot be fetched", url) from error
-        raise invalid(where, f"{where}: more than {MAX_REDIRECTS} redirects", url)
+                raise _not_fetched("private", where, message, url) from error
+            raise _not_fetched("unreachable", where, f"{where}: the URL cannot be fetched", url) from error
+        raise _not_fetched("redirects", where, f"{where}: more than {MAX_REDIRECTS} redirects", url)
 
     def _check_address(self, url: str) -> None:
         """Check what aiohttp would not ask the resolver about: other schemes and bare addresses."""
@@ -179,6 +186,11 @@ class ImageLoader:
 
     def _too_large(self, where: str) -> ApiError:
         return invalid(where, f"{where}: the file is over the limit of {self.limits.max_bytes} bytes")
+
+
+def _not_fetched(why: str, where: str, message: str, url: str) -> ApiError:
+    IMAGE_FETCHES.labels(why).inc()
+    return invalid(where, message, url)
 
 
 def decode(content: bytes, where: str, limits: ImageLimits) -> Image.Image:

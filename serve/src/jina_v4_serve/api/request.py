@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from jina_v4_serve.api.errors import ApiError, invalid, shorten
 from jina_v4_serve.api.schema import EmbeddingsRequest, Encoding, Output
+from jina_v4_serve.api.tasks import MODEL, TASK_VALUES, choose_task
 
-TASKS = ("retrieval", "text-matching", "code")
-MODEL = "jina-embeddings-v4"
+TASKS = tuple(TASK_VALUES)
 PREFIXES = {"query": "Query: ", "passage": "Passage: "}
 _IMAGE_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _INPUT_TYPES = {
@@ -37,7 +37,7 @@ class Limits:
     """What this server allows.
 
     Attributes:
-        task: the task it serves.
+        tasks: the tasks it serves; of several, each request names its own.
         model_names: names beside the model's own that it answers to.
         max_length: the longest sequence in tokens.
         max_pixels: the largest image area.
@@ -45,7 +45,7 @@ class Limits:
         max_items: items of one request.
     """
 
-    task: str
+    tasks: tuple[str, ...]
     model_names: frozenset[str]
     max_length: int
     max_pixels: int
@@ -58,6 +58,7 @@ class Asked:
     """One request.
 
     Attributes:
+        task: whose adapter and projector make its vectors.
         items: in order.
         prefix: what precedes every text.
         outputs: dense, multivector or both.
@@ -70,6 +71,7 @@ class Asked:
         single: `input` was one item and not a list.
     """
 
+    task: str
     model: str
     items: Sequence[Item]
     prefix: str
@@ -89,8 +91,9 @@ def settle(request: EmbeddingsRequest, limits: Limits) -> Asked:
     Raises:
         ApiError: naming the field, what it holds and what is allowed.
     """
-    from_model = _prompt_of_model(request.model, limits)
-    from_task = _prompt_of_task(request.task, limits)
+    (task,) = limits.tasks if len(limits.tasks) == 1 else (choose_task(request.task, request.model, limits.tasks),)
+    from_model = _prompt_of_model(request.model, task, limits)
+    from_task = _prompt_of_task(request.task, task)
     from_type = None if request.input_type is None else _INPUT_TYPES[request.input_type]
     prompts = {
         name: value
@@ -129,9 +132,10 @@ def settle(request: EmbeddingsRequest, limits: Limits) -> Asked:
     if max_length is None and request.truncate:
         max_length = limits.max_length
     return Asked(
-        model=request.model or f"{MODEL}-{limits.task}",
+        task=task,
+        model=request.model or f"{MODEL}-{task}",
         items=items,
-        prefix=PREFIXES["query" if limits.task == "text-matching" else prompt],
+        prefix=PREFIXES["query" if task == "text-matching" else prompt],
         outputs=outputs,
         encodings=encodings,
         dimensions=request.dimensions,
@@ -143,7 +147,7 @@ def settle(request: EmbeddingsRequest, limits: Limits) -> Asked:
     )
 
 
-def _prompt_of_model(name: str | None, limits: Limits) -> str | None:
+def _prompt_of_model(name: str | None, served: str, limits: Limits) -> str | None:
     if name is None or name in limits.model_names:
         return None
     rest, prompt = name, None
@@ -151,31 +155,31 @@ def _prompt_of_model(name: str | None, limits: Limits) -> str | None:
         if rest.endswith(f"-{ending}"):
             rest, prompt = rest.removesuffix(f"-{ending}"), ending
     rest = rest.rpartition("/")[2]  # as the hub writes it: jinaai/jina-embeddings-v4
-    if rest in (MODEL, f"{MODEL}-{limits.task}") or rest in limits.model_names:
+    model = f"{MODEL}-{served}"
+    if rest in (MODEL, model) or rest in limits.model_names:
         return prompt
-    served = f"{MODEL}-{limits.task}"
     for task in TASKS:
         if rest == f"{MODEL}-{task}":
-            raise _elsewhere("model", name, task, limits.task)
+            raise _elsewhere("model", name, task, served)
     raise ApiError(
         404,
-        f"there is no model {shorten(name)} here; this server has {MODEL}, {served}, {served}-query, {served}-passage",
+        f"there is no model {shorten(name)} here; this server has {MODEL}, {model}, {model}-query, {model}-passage",
         code="MODEL_NOT_FOUND",
         param="model",
     )
 
 
-def _prompt_of_task(name: str | None, limits: Limits) -> str | None:
+def _prompt_of_task(name: str | None, served: str) -> str | None:
     if name is None:
         return None
     task, _, prompt = name.partition(".")
-    allowed = [limits.task]
-    if limits.task != "text-matching":
-        allowed += [f"{limits.task}.{prompt_name}" for prompt_name in PREFIXES]
+    allowed = [served]
+    if served != "text-matching":
+        allowed += [f"{served}.{prompt_name}" for prompt_name in PREFIXES]
     if name in allowed:
         return prompt or None
-    if task in TASKS and task != limits.task and (not prompt or (prompt in PREFIXES and task != "text-matching")):
-        raise _elsewhere("task", name, task, limits.task)
+    if task in TASKS and task != served and (not prompt or (prompt in PREFIXES and task != "text-matching")):
+        raise _elsewhere("task", name, task, served)
     raise invalid("task", f"task={shorten(name)} is not offered; this server has {', '.join(allowed)}", name)
 
 

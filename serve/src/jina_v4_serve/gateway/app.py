@@ -1,7 +1,6 @@
 """The gateway's routes. A request's body is read whole, as its task may stand at its end; an answer is streamed."""
 
 import asyncio
-import hmac
 import io
 import json
 import logging
@@ -16,15 +15,18 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from jina_v4_serve import __version__
 from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.log import log_request
+from jina_v4_serve.api.record import CLOSED_REQUEST, Record, current, recording
+from jina_v4_serve.api.settings import LogStyle
+from jina_v4_serve.gateway.door import EMBEDDINGS, admit
 from jina_v4_serve.gateway.metrics import GatewayMetrics, merge
+from jina_v4_serve.gateway.models import merge_models
 from jina_v4_serve.gateway.routing import find_task
 from jina_v4_serve.gateway.servers import Page, Servers
 
 logger = logging.getLogger(__name__)
 
-EMBEDDINGS = "/v1/embeddings"
 RETRY_AFTER_S = 5
-_OPEN = ("/health", "/ready")  # an orchestrator's probes carry no key
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # RFC 9110, 7.6.1, and what HTTP libraries add to it; these are between neighbours, and we are one of them.
 _HOP_BY_HOP = (
@@ -48,13 +50,21 @@ class Gateway:
     """Answers requests; `draining` has every connection close after its answer."""
 
     def __init__(
-        self, servers: Servers, metrics: GatewayMetrics, key: str | None, max_body_bytes: int, body_timeout_s: float
+        self,
+        servers: Servers,
+        metrics: GatewayMetrics,
+        key: str | None,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        log: LogStyle = "plain",
     ) -> None:
         self.servers = servers
         self.metrics = metrics
+        metrics.prepare(servers.urls)
         self.in_flight = 0
         self.draining = False
-        self._expected = None if key is None else f"Bearer {key}".encode()
+        self._key = key
+        self._logs_requests = log == "json"
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._routes: dict[str, tuple[str, Handler]] = {
@@ -70,17 +80,27 @@ class Gateway:
         """Answer one request."""
         sent_id = request.headers.get("X-Request-ID", "")
         request_id = sent_id if _SANE_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        record = Record(request_id, status=CLOSED_REQUEST)  # which it stays when this is cancelled: the client has left
         self.in_flight += 1
         try:
             try:
-                response = await self._route(request)(request, request_id)
+                with recording(record):
+                    response = await self._route(request)(request, request_id)
             except ApiError as error:
+                record.code, record.param = error.code, error.param
                 response = _error(error, request_id)
             except Exception:  # one request's failure ends neither the gateway nor its other requests
                 logger.exception("request %s failed", request_id)
-                response = _error(ApiError(500, "the gateway failed", code="INTERNAL_ERROR"), request_id)
+                record.code = "INTERNAL_ERROR"
+                response = _error(ApiError(500, "the gateway failed", code=record.code), request_id)
+            record.answered(response.status)
+            record.response_bytes = response.body_length if response.prepared else response.content_length or 0
         finally:
             self.in_flight -= 1
+            if request.path == EMBEDDINGS:
+                self.metrics.count(record)
+                if self._logs_requests:
+                    log_request("gateway", record)
         if not response.prepared:
             response.headers.setdefault("X-Request-ID", request_id)
             response.headers.setdefault("Server", "jina-v4-gateway")
@@ -89,35 +109,16 @@ class Gateway:
         return response
 
     def _route(self, request: web.Request) -> Handler:
-        path = request.path
-        if self._expected is not None and path not in _OPEN:
-            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-            # Compared in constant time, so that nobody can find the key letter by letter.
-            if not hmac.compare_digest(given, self._expected):
-                raise ApiError(401, "no valid API key: send it as Authorization: Bearer KEY", code="UNAUTHORIZED")
-        if path not in self._routes:
-            raise ApiError(404, f"there is no such route; the embeddings are at {EMBEDDINGS}", code="NOT_FOUND")
-        method, handler = self._routes[path]
-        if request.method != method and (request.method, method) != ("HEAD", "GET"):
-            raise ApiError(405, f"{path} takes {method}", code="METHOD_NOT_ALLOWED")
-        return handler
+        methods = {path: method for path, (method, _) in self._routes.items()}
+        admit(request.method, request.path, request.headers.get("Authorization", ""), methods, self._key)
+        return self._routes[request.path][1]
 
     async def _embeddings(self, request: web.Request, request_id: str) -> web.StreamResponse:
-        task = "none"
-        status = 499  # as proxies write it: the client has left
-        self.metrics.in_flight.inc()
-        try:
+        with self.metrics.in_flight.track_inprogress():
             body = await self._read(request)
-            task = find_task(body, self.servers.urls)
-            response = await self._forward(request, request_id, task, body)
-            status = response.status
-        except ApiError as error:
-            status = error.status
-            raise
-        finally:
-            self.metrics.in_flight.dec()
-            self.metrics.answers.labels(task, str(status)).inc()
-        return response
+            current().request_bytes = len(body)
+            current().task = task = find_task(body, self.servers.urls)
+            return await self._forward(request, request_id, task, body)
 
     async def _read(self, request: web.Request) -> bytes:
         too_large = ApiError(
@@ -139,8 +140,8 @@ class Gateway:
 
     async def _forward(self, request: web.Request, request_id: str, task: str, body: bytes) -> web.StreamResponse:
         if self.servers.states[task] != "ready":
-            raise _unavailable(task)
-        headers = _end_to_end(request.headers, "Host", "Expect", "Content-Length")
+            raise unavailable(task)
+        headers = end_to_end(request.headers, "Host", "Expect", "Content-Length")
         headers["X-Request-ID"] = request_id
         data = body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
         try:
@@ -150,16 +151,16 @@ class Gateway:
                 return await self._pass_on(request, request_id, answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             self.servers.states[task] = "down"
-            raise _unavailable(task) from None
+            raise unavailable(task) from None
         except TimeoutError:
             raise ApiError(504, f"the {task} server did not answer in time", code="SERVER_TIMEOUT") from None
         except aiohttp.ClientError:
-            raise _unavailable(task) from None
+            raise unavailable(task) from None
 
     async def _pass_on(
         self, request: web.Request, request_id: str, answer: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        headers = _end_to_end(answer.headers)
+        headers = end_to_end(answer.headers)
         headers.setdefault("X-Request-ID", request_id)
         if answer.content_length is not None and answer.content_length <= _SMALL_BYTES:
             return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=await answer.read())
@@ -181,28 +182,16 @@ class Gateway:
 
     async def _models(self, request: web.Request, _: str) -> web.Response:
         pages = await self._pages(request)
-        cards: dict[str, dict[str, object]] = {}
-        for page in pages.values():
-            for card in json.loads(page.body)["data"]:
-                cards.setdefault(card["id"], card)  # the name without a task is every server's
-        # By these a client knows that vectors come pooled, and for which tasks.
-        headers = {"X-Jina-V4-Task": ", ".join(pages)}
-        ways = {page.headers.get("X-Jina-V4-Pooling", "") for page in pages.values()}
-        if len(ways) == 1:
-            headers["X-Jina-V4-Pooling"] = ways.pop()
-        revisions = [page.headers.get("X-Jina-V4-Revision", "") for page in pages.values()]
-        if all(revisions):
-            headers["X-Jina-V4-Revision"] = ", ".join(revisions)  # in the order of the tasks
-        return web.json_response({"object": "list", "data": list(cards.values())}, headers=headers)
+        content, headers = merge_models(pages)
+        return web.json_response(content, headers=headers)
 
     async def _metrics(self, request: web.Request, _: str) -> web.Response:
         for task, state in self.servers.states.items():
             self.metrics.ready.labels(task).set(state == "ready")
         # Also without any server: the gateway's own counts matter most then.
         pages = await self.servers.get_all(request.path, _authorization(request))
-        text = merge(
-            self.metrics.registry, {task: page.body.decode() for task, page in pages.items() if page.status == 200}
-        )
+        groups = self.servers.by_address(task for task, page in pages.items() if page.status == 200)
+        text = merge(self.metrics.registry, {",".join(group): pages[group[0]].body.decode() for group in groups})
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _version(self, request: web.Request, _: str) -> web.Response:
@@ -218,7 +207,7 @@ class Gateway:
             return good
         if any(page.status == HTTPStatus.UNAUTHORIZED for page in pages.values()):
             raise ApiError(401, "the servers did not accept the API key", code="UNAUTHORIZED")
-        raise _unavailable(*self.servers.urls)
+        raise unavailable(*self.servers.urls)
 
     async def _health(self, _: web.Request, __: str) -> web.Response:
         return web.json_response({"status": "alive"})
@@ -231,7 +220,7 @@ class Gateway:
         return web.json_response({"ready": ready, "tasks": states}, status=200 if ready else 503, headers=headers)
 
 
-def _end_to_end(headers: CIMultiDictProxy[str], *dropped: str) -> CIMultiDict[str]:
+def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str], *dropped: str) -> CIMultiDict[str]:
     """Copy the headers that are for the other end."""
     kept = CIMultiDict(headers)
     named: Iterable[str] = (name.strip() for line in headers.getall("Connection", ()) for name in line.split(","))
@@ -244,7 +233,8 @@ def _authorization(request: web.Request) -> dict[str, str]:
     return {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
 
 
-def _unavailable(*tasks: str) -> ApiError:
+def unavailable(*tasks: str) -> ApiError:
+    """Make the error for tasks whose servers are not ready."""
     named = " and ".join(tasks)
     return ApiError(
         503,

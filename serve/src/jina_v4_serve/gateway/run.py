@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from jina_v4_serve.api.settings import read_key
+from jina_v4_serve.api.log import log_json
+from jina_v4_serve.api.settings import read_key, read_log_style
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.gateway.app import Gateway
 from jina_v4_serve.gateway.metrics import GatewayMetrics
@@ -73,12 +74,14 @@ async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIte
 
     Raises:
         PortError: the address cannot be listened on.
-        OptionError: the file that is to hold the key does not.
+        OptionError: the file that is to hold the key does not, or the log can not be written as is asked.
     """
-    key = read_key()
+    key, log = read_key(), read_log_style()
+    if log == "json":
+        log_json()
     check_port(settings.host, settings.port)
     servers = Servers(settings.servers, settings.timeout_s)
-    gateway = Gateway(servers, GatewayMetrics(), key, settings.max_body_bytes, settings.body_timeout_s)
+    gateway = Gateway(servers, GatewayMetrics(), key, settings.max_body_bytes, settings.body_timeout_s, log)
     application = web.Application(client_max_size=settings.max_body_bytes)
     application.router.add_route("*", "/{path:.*}", gateway.handle)
     runner = web.AppRunner(

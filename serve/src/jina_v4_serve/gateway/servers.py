@@ -5,7 +5,7 @@ no connection attempt keeps a caller waiting.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
@@ -80,8 +80,15 @@ class Servers:
         ) as response:
             return response.status
 
+    def by_address(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
+        """Put those of some tasks together that have one server."""
+        groups: dict[URL, tuple[str, ...]] = {}
+        for task in tasks:
+            groups[self.urls[task]] = (*groups.get(self.urls[task], ()), task)
+        return list(groups.values())
+
     async def get_all(self, path: str, headers: Mapping[str, str]) -> dict[str, Page]:
-        """Get a page of every server that is ready.
+        """Get a page of every server that is ready; one that is there for several tasks is asked once.
 
         Args:
             path: of the page.
@@ -97,12 +104,12 @@ class Servers:
             async with self.session.get(url, timeout=timeout, headers=headers, allow_redirects=False) as response:
                 return Page(response.status, response.headers, await response.read())
 
-        tasks = [task for task, state in self.states.items() if state == "ready"]
-        answers = await asyncio.gather(*map(get, tasks), return_exceptions=True)
+        groups = self.by_address([task for task, state in self.states.items() if state == "ready"])
+        answers = await asyncio.gather(*(get(group[0]) for group in groups), return_exceptions=True)
         found: dict[str, Page] = {}
-        for task, answer in zip(tasks, answers, strict=True):
+        for group, answer in zip(groups, answers, strict=True):
             if isinstance(answer, Page):
-                found[task] = answer
+                found |= dict.fromkeys(group, answer)
             elif not isinstance(answer, aiohttp.ClientError | TimeoutError):
                 raise answer
         return found

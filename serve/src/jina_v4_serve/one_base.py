@@ -1,0 +1,160 @@
+"""One base with the adapters of all tasks beside it, in one engine: what is checked for that, and what vLLM is told.
+
+The folder is what `jina-v4-merge export-adapters --with-base` writes: `base`, and a folder a task with the adapter and
+the folded projector. A loader of adapters takes what it finds: a layer without tensors stays the base's, and nobody
+says so. So every tensor is accounted for here, and the server compares its vectors when it starts (`api.difference`).
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jina_v4_serve.checkpoint import (
+    PROJECTOR,
+    Checkpoint,
+    check_canary,
+    digest_of,
+    read_json,
+    read_manifest,
+    read_shapes,
+)
+from jina_v4_serve.errors import CheckpointError, OptionError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+MODEL = "jina-embeddings-v4"
+ADAPTER_OF = f"{MODEL}-"  # and the task: what an adapter is called in vLLM and in its list of models
+# The ranks that vLLM makes room for.
+MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# Older ones pass over `rank_pattern` and `alpha_pattern`, and scale such layers wrongly.
+OLDEST_VLLM_WITH_PATTERNS = (0, 32)
+
+_MODULES = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+_SCALING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+_PROJECTOR_AXES = {"multi_vector_projector.weight": 2, "multi_vector_projector.bias": 1}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A task's adapter and projector on disk.
+
+    Attributes:
+        digest: of base and adapter together: the same for equal files, whoever exported them and when.
+        rank: the highest of any layer.
+        has_patterns: whether layers have ranks or scalings of their own.
+    """
+
+    folder: Path
+    task: str
+    digest: str
+    rank: int
+    has_patterns: bool
+
+
+def read_adapters(base: Checkpoint, tasks: Collection[str]) -> dict[str, Adapter]:
+    """Check the adapters that were exported with a base.
+
+    Args:
+        base: the folder `base` of an export; the adapters lie beside it.
+        tasks: that must be there.
+
+    Returns:
+        Adapters by task.
+
+    Raises:
+        CheckpointError: one is missing, incomplete, of another task or another base.
+    """
+    return {task: _read_adapter(base, base.folder.parent / task, task) for task in tasks}
+
+
+def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
+    again = "Export base and adapters again with `jina-v4-merge export-adapters --with-base`"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: the adapter of each task lies beside the base. {again}")
+    manifest = read_manifest(folder, task)
+    if manifest.get("part") != "adapter":
+        raise CheckpointError(f"{folder} is no adapter of `jina-v4-merge export-adapters`. {again}")
+    if _base_of(folder) != _base_of(base.folder):
+        raise CheckpointError(f"{folder} was made for another base than {base.folder}. {again}")
+    check_canary(folder)
+    shapes = read_shapes(folder / WEIGHTS, str(manifest["dtype"]))
+    expected = {
+        f"base_model.model.model.language_model.layers.{i}.{module}.lora_{side}.weight"
+        for i in range(base.n_layers)
+        for module in _MODULES
+        for side in "AB"
+    }
+    if odd := sorted(expected ^ shapes.keys()):
+        lacks = "is missing" if odd[0] in expected else "fits no layer"
+        raise CheckpointError(f"{folder / WEIGHTS}: {odd[0]} {lacks} ({len(odd)} in all). {again}")
+    projector = read_shapes(folder / PROJECTOR, "float32")
+    if {name: len(shape) for name, shape in projector.items()} != _PROJECTOR_AXES:
+        raise CheckpointError(f"{folder / PROJECTOR} holds {', '.join(sorted(projector))}: no projector. {again}")
+    config = read_json(folder / CONFIG)
+    return Adapter(
+        folder=folder,
+        task=task,
+        digest=_digest(base, manifest["files"], config),
+        rank=max(shape[0] for name, shape in shapes.items() if name.endswith("lora_A.weight")),
+        has_patterns=bool(config.get("rank_pattern") or config.get("alpha_pattern")),
+    )
+
+
+def _digest(base: Checkpoint, files: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    # The config also says from where the base came, which does not change a vector.
+    weights = digest_of({name: entry for name, entry in files.items() if name != CONFIG})
+    scaling = json.dumps([config.get(key) for key in _SCALING])
+    return hashlib.sha256(f"{base.digest} {weights} {scaling}".encode()).hexdigest()
+
+
+def _base_of(folder: Path) -> object:
+    """Return the sums of the files from which a folder's base was made."""
+    sources = read_json(folder / "manifest.json").get("sources")
+    base = sources.get("base") if isinstance(sources, Mapping) else None
+    return base.get("files") if isinstance(base, Mapping) else None
+
+
+def check_patterns(adapters: Mapping[str, Adapter], vllm_version: Sequence[int]) -> None:
+    """Refuse adapters that the installed vLLM would scale wrongly.
+
+    Raises:
+        OptionError: naming the adapter and the version that can.
+    """
+    for adapter in adapters.values():
+        if adapter.has_patterns and tuple(vllm_version) < OLDEST_VLLM_WITH_PATTERNS:
+            oldest = ".".join(map(str, OLDEST_VLLM_WITH_PATTERNS))
+            raise OptionError(
+                f"{adapter.folder / CONFIG} sets rank_pattern or alpha_pattern, which vLLM reads from {oldest} on;"
+                " serve merged checkpoints, or install that"
+            )
+
+
+def lora_arguments(adapters: Mapping[str, Adapter]) -> list[str]:
+    """Return the arguments of vLLM's `serve` for adapters that are loaded at the start and stay.
+
+    Raises:
+        OptionError: vLLM has no room for such a rank.
+    """
+    rank = max(adapter.rank for adapter in adapters.values())
+    if rank > MAX_RANKS[-1]:
+        raise OptionError(f"an adapter of rank {rank} cannot be served: vLLM takes {MAX_RANKS[-1]} at most")
+    modules = [json.dumps({"name": f"{ADAPTER_OF}{task}", "path": str(each.folder)}) for task, each in adapters.items()]
+    return [
+        "--enable-lora",
+        f"--max-lora-rank={next(allowed for allowed in MAX_RANKS if allowed >= rank)}",
+        f"--max-loras={len(adapters)}",  # all in one batch: none ever waits for another's place
+        f"--max-cpu-loras={len(adapters)}",
+        "--lora-modules",
+        *modules,
+    ]
+
+
+def projector_folders(adapters: Mapping[str, Adapter]) -> dict[str, str]:
+    """Return where the projector of each task lies, for vLLM's processes; no adapter of vLLM's has a place for it."""
+    return {task: str(adapter.folder) for task, adapter in adapters.items()}

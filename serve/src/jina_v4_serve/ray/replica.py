@@ -1,0 +1,134 @@
+"""A replica: one server of one task. It hands requests to it and answers back, as bytes, and lives exactly as long.
+
+Ray Serve watches and replaces replicas; so the server inside is not restarted here. When it ends, the replica ends at
+once: Ray's routers then send it nothing more, which a replica that only failed its requests would go on to attract.
+"""
+
+import asyncio
+import contextlib
+import io
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import aiohttp
+from multidict import CIMultiDict
+
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.errors import ServeError
+from jina_v4_serve.gateway.app import end_to_end, unavailable
+from jina_v4_serve.gateway.servers import Page, Servers
+from jina_v4_serve.ray.child import Child
+from jina_v4_serve.ray.settings import ServerSettings, Task
+from jina_v4_serve.supervisor import say
+
+_PIECE_BYTES = 2**20  # of an answer; each costs a message
+_LARGE_BYTES = 2**20  # aiohttp wants a body over this size as a file, to send it piece by piece
+_FAILED = 1  # exit code
+_PATIENCE_S = 60.0  # with a server that lives and is not ready: Ray Serve kills what is not healthy
+_ADDED = ("X-Request-ID", "Date", "Server")  # by Ray's proxy, to every answer
+
+
+@dataclass(frozen=True)
+class Head:
+    """What comes before the bytes of an answer."""
+
+    status: int
+    headers: list[tuple[str, str]]
+
+
+class Replica:
+    """What Ray Serve deploys for each task."""
+
+    def __init__(self, settings: ServerSettings, task: Task) -> None:
+        """Start the server, and wait for it.
+
+        Raises:
+            ServeError: it cannot be started.
+        """
+        self._task = task
+        self._timeout_s = settings.timeout_s
+        self._is_stopping = False
+        self._child = Child(settings, task)
+        self._servers: Servers | None = None
+        try:
+            self._child.wait_ready()
+        except BaseException:
+            self._child.stop()
+            raise
+        self._ready_at = time.monotonic()
+        self._child.when_ended(self._end)
+
+    async def check_health(self) -> None:
+        """Ask the server for its own check: vectors are computed, and are right.
+
+        Raises:
+            ServeError: it has not been ready for longer than one that is only busy would be.
+        """
+        page = await self.get("/ready", {})
+        now = time.monotonic()
+        if page is not None and page.status == HTTPStatus.OK:
+            self._ready_at = now
+        elif now - self._ready_at > _PATIENCE_S:
+            raise ServeError(f"the {self._task} server has not been ready for {_PATIENCE_S:g} s")
+
+    async def get(self, path: str, headers: dict[str, str]) -> Page | None:
+        """Get a page of the server; None if it does not answer."""
+        servers = self._connected()
+        servers.states[self._task] = "ready"
+        page = (await servers.get_all(path, headers)).get(self._task)
+        return None if page is None else Page(page.status, CIMultiDict(page.headers), page.body)
+
+    async def embed(self, headers: list[tuple[str, str]], body: bytes, request_id: str) -> AsyncIterator[Head | bytes]:
+        """Answer a request: first nothing but a sign that it is taken, then a head, then bytes."""
+        yield b""
+        data = body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
+        servers = self._connected()
+        try:
+            async with servers.session.post(
+                servers.urls[self._task].joinpath("v1", "embeddings"),
+                data=data,
+                headers=CIMultiDict(headers),
+                allow_redirects=False,
+            ) as answer:
+                yield Head(answer.status, list(end_to_end(answer.headers, *_ADDED).items()))
+                async for piece in _pieces(answer.content):
+                    yield piece
+                return
+        except aiohttp.ClientPayloadError:
+            raise  # half an answer must not look like a whole one
+        except TimeoutError:
+            error = ApiError(504, f"the {self._task} server did not answer in time", code="SERVER_TIMEOUT")
+        except aiohttp.ClientError:
+            error = unavailable(self._task)
+        yield Head(error.status, [*error.headers().items(), ("Content-Type", "application/json")])
+        yield error.body(request_id)
+
+    def __del__(self) -> None:
+        """End the server: Ray Serve calls this when what was in flight is answered."""
+        self._is_stopping = True
+        with contextlib.suppress(AttributeError):  # it was never started
+            self._child.stop()
+
+    def _connected(self) -> Servers:
+        # Not in the constructor, which runs outside of the event loop.
+        if self._servers is None:
+            self._servers = Servers({self._task: self._child.url}, self._timeout_s)
+        return self._servers
+
+    def _end(self) -> None:
+        if not self._is_stopping:
+            say(f"error: the {self._task} server ended; so does its replica, for Ray Serve to start another")
+            os._exit(_FAILED)
+
+
+async def _pieces(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            yield await content.readexactly(_PIECE_BYTES)
+        except asyncio.IncompleteReadError as end:
+            if end.partial:
+                yield end.partial
+            return

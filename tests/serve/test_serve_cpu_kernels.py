@@ -1,0 +1,88 @@
+"""vLLM's fused CPU kernels against its unfused layers."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's imports are not ours to mend
+
+HIDDEN, HEAD_SIZE, SECTIONS = 256, 64, [8, 12, 12]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[object]:
+    """The module, in the configuration of an eager engine."""
+    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+
+    config = VllmConfig(compilation_config=CompilationConfig(custom_ops=["all"], mode=0))
+    with set_current_vllm_config(config):
+        from jina_v4_serve import cpu_kernels
+
+        yield cpu_kernels
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    # Of bfloat16 the last of eight bits: the kernel rounds once, the unfused layer twice.
+    rtol, atol = (1e-5, 2e-6) if expected.dtype == torch.float32 else (2**-7, 2**-7)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(1, HIDDEN), (37, HIDDEN), (5, 1, HIDDEN)], ids=str)
+def test_the_norm_is_the_unfused_one(shape: tuple[int, ...], kernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = kernels.FusedRMSNorm(HIDDEN)
+    norm.weight.data.normal_()
+    x, residual = torch.randn(shape), torch.randn(shape)
+    close(norm.forward_cpu(x), norm.forward_native(x))
+    expected, total = norm.forward_native(x.clone(), residual.clone())
+    found, summed = norm.forward_cpu(x.clone(), residual.clone())
+    close(found, expected)
+    close(summed, total)
+
+
+def test_the_norm_of_a_part_of_each_row_is_the_unfused_one(kernels, dtype: torch.dtype) -> None:
+    norm = kernels.FusedRMSNorm(HIDDEN)
+    x = torch.randn(9, 2 * HIDDEN)[:, :HIDDEN]
+    assert not x.is_contiguous()
+    close(norm.forward_cpu(x), norm.forward_native(x))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 37])
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_the_rotary_embedding_is_the_unfused_one(kind: str, n_tokens: int, kernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rotary = kernels.FusedMRotaryEmbedding(
+        HEAD_SIZE, HEAD_SIZE, 32768, base=1e6, is_neox_style=True, dtype=dtype, mrope_section=SECTIONS
+    )
+    positions = torch.randint(0, 32768, (3, n_tokens))
+    if kind == "text":
+        positions[:] = positions[0].clone()
+    # As in the model: queries and keys are parts of one product's rows.
+    together = torch.randn(n_tokens, 4 * HEAD_SIZE + 2 * HEAD_SIZE)
+    query, key = together.clone()[:, : 4 * HEAD_SIZE], together.clone()[:, 4 * HEAD_SIZE : 5 * HEAD_SIZE]
+    expected = rotary.forward_native(positions, query.clone(), key.clone())
+    for found, unfused in zip(rotary.forward_cpu(positions, query, key), expected, strict=True):
+        close(found, unfused)
+
+
+def test_vllm_builds_its_layers_as_ours_where_they_are_used(kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.custom_op import op_registry_oot
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    for name in ("RMSNorm", "MRotaryEmbedding"):
+        monkeypatch.delitem(op_registry_oot, name, raising=False)
+    assert type(RMSNorm(HIDDEN)) is RMSNorm
+    kernels.use()
+    kernels.use()  # a second model in the process
+    assert type(RMSNorm(HIDDEN)) is kernels.FusedRMSNorm
+    for name in ("RMSNorm", "MRotaryEmbedding"):
+        monkeypatch.delitem(op_registry_oot, name)
