@@ -286,6 +286,7 @@ def test_an_update_loses_no_request(cluster: Cluster, load: Load, figure: Figure
     figure(f"Ray Serve: an update under load took {took_s:.0f} s; {len(load.answers):,} answers, no request failed")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own, as it is imported
 def test_the_config_file_is_what_ray_and_the_application_read(root: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 

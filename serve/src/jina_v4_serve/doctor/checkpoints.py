@@ -16,7 +16,7 @@ from jina_v4_serve.launcher import PORTS, Settings, adapters_of, find_vllm, kv_c
 # the tiny stand-in on a CPU: 1.7 GiB in both. A GPU's is a guess: CUDA's context, and the work of one step.
 PROCESSES_BYTES = 7 * GIB // 4
 GPU_WORK_BYTES = 3 * GIB
-_ALONE = 0.9  # of a GPU's whole memory: vLLM's own default for one server
+_ALONE = 0.92  # of a GPU's whole memory: vLLM's own default for one server
 
 
 def check_checkpoints(folders: Sequence[Path], dtype: str, gpus: Sequence[Gpu]) -> Iterator[Finding]:
