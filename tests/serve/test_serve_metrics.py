@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,7 +89,8 @@ def serve(application: Callable[..., Any], path: str = EMBEDDINGS, **headers: st
         sent.append(message)
 
     given = [(name.encode(), text.encode()) for name, text in headers.items()]
-    scope = {"type": "http", "path": path, "method": "POST", "headers": given}
+    loaded = SimpleNamespace(state=SimpleNamespace(jina_v4=object()))
+    scope = {"type": "http", "path": path, "method": "POST", "headers": given, "app": loaded}
     asyncio.run(Guard(application)(scope, None, send))
     return sent
 
