@@ -199,7 +199,7 @@ test: $(INSTALLED) $(CLIENTS_INSTALLED) | $(PROMETHEUS) ## prove every claim, wi
 	$(BIN)/pytest $(TESTS)
 
 .PHONY: test-slow
-test-slow: $(INSTALLED) ## prove what CI has no time for: replicas and workers of Ray that are killed, 15 minutes
+test-slow: $(INSTALLED) ## prove what CI has no time for: replicas and workers of Ray that are killed, 8 minutes
 	$(BIN)/pytest -m slow $(TESTS)
 
 .PHONY: requirements

@@ -20,8 +20,9 @@ from jina_v4_client.embed.ray.feed import Feed
 from typer.testing import CliRunner
 
 TASK = "retrieval"
-N_ROWS = 1000
-TIMEOUT_S = 180.0
+N_ROWS = 20_000
+N_BYTES = 256 * 4  # of a vector
+TIMEOUT_S = 400.0
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("JINA_V4_")}
 
 
@@ -56,7 +57,7 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
     checkpoint = folded("float32") / f"jina-embeddings-v4-{TASK}"
     options = ["--ray", "local", "--checkpoint", checkpoint, "--workers", "2", "--server-args=--dtype float32"]
     command = [sys.executable, "-m", "jina_v4_client.embed", *options, "--task", TASK, "--prompt-name", "query"]
-    command += ["--id-column", "id", "--batch-size", "4", "corpus.jsonl", "out.npy"]
+    command += ["--id-column", "id", "--batch-size", "16", "corpus.jsonl", "out.npy"]
     vectors = tmp_path / "out.npy.partial/vectors.bin"
     log = tmp_path / "log"
     with (
@@ -66,7 +67,7 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
         everything: list[psutil.Process] = []
         try:
             start = time.monotonic()
-            while not vectors.exists() or vectors.stat().st_size < 100 * 1024:  # vectors of 256 float32
+            while not vectors.exists() or vectors.stat().st_size < N_ROWS // 3 * N_BYTES:
                 assert run.poll() is None, log.read_text()
                 assert time.monotonic() - start < TIMEOUT_S, log.read_text()
                 time.sleep(0.02)
@@ -75,7 +76,7 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
             servers = processes(run, "--supervised")
             victim.send_signal(signal.SIGKILL)
             killed = time.monotonic()
-            assert vectors.stat().st_size < N_ROWS // 2 * 1024
+            assert vectors.stat().st_size < N_ROWS // 2 * N_BYTES
             everything += processes(run, "")
             code = run.wait(TIMEOUT_S)
             took_s = time.monotonic() - killed

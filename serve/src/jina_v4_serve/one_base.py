@@ -46,6 +46,7 @@ class Adapter:
 
     Attributes:
         digest: of base and adapter together: the same for equal files, whoever exported them and when.
+        weight_bytes: of adapter and projector, in the dtypes that are stored.
         rank: the highest of any layer.
         has_patterns: whether layers have ranks or scalings of their own.
     """
@@ -53,6 +54,7 @@ class Adapter:
     folder: Path
     task: str
     digest: str
+    weight_bytes: int
     rank: int
     has_patterns: bool
 
@@ -101,6 +103,7 @@ def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
         folder=folder,
         task=task,
         digest=_digest(base, manifest["files"], config),
+        weight_bytes=sum((folder / name).stat().st_size for name in (WEIGHTS, PROJECTOR)),
         rank=max(shape[0] for name, shape in shapes.items() if name.endswith("lora_A.weight")),
         has_patterns=bool(config.get("rank_pattern") or config.get("alpha_pattern")),
     )

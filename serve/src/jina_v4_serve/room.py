@@ -1,17 +1,19 @@
-"""Whether a server a task has room on this machine, told from the checkpoints before anything is started."""
+"""The memory that servers take, told from their checkpoints before anything is started."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jina_v4_serve import cpu
-from jina_v4_serve.checkpoint import read_checkpoint
+from jina_v4_serve.checkpoint import Checkpoint, read_checkpoint
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.fleet import USABLE, gpu_memory_mib
 from jina_v4_serve.launcher import DTYPES, PORTS, Settings, find_vllm, kv_cache_bytes, served_dtype, server_bytes
+from jina_v4_serve.one_base import Adapter
 
 GIB = 2**30
-# Of each server beside its weights, keys and values: Python and libraries in two processes, activations of a step; on a
-# GPU also the driver's context and captured graphs.
+# Of each server beside its weights, keys and values: Python and libraries in two processes (1.7 GiB with the tiny
+# stand-in), activations of a step. On a GPU its context, activations and captured graphs: a guess.
 CPU_ROOM_BYTES = 2 * GIB
 GPU_ROOM_BYTES = 3 * GIB
 
@@ -27,6 +29,22 @@ class Room:
 
     fits: bool
     line: str
+
+
+def needed_bytes(checkpoint: Checkpoint, adapters: Iterable[Adapter], dtype: str, on_cpu: bool) -> int:
+    """Return the memory that one server takes; on a GPU the least that will do, as vLLM takes what is left for more.
+
+    Args:
+        checkpoint: that is served.
+        adapters: that lie beside an exported base.
+        dtype: that is computed in.
+        on_cpu: whether the CPU's memory is meant, and not a GPU's.
+    """
+    n_bytes = server_bytes(checkpoint, dtype) + sum(adapter.weight_bytes for adapter in adapters)
+    if on_cpu:
+        return n_bytes + CPU_ROOM_BYTES
+    one_prompt = kv_cache_bytes(checkpoint, dtype) // 2
+    return n_bytes - one_prompt + GPU_ROOM_BYTES
 
 
 def room_for(checkpoints: Path, dtype: str = "auto") -> Room:
@@ -48,10 +66,7 @@ def room_for(checkpoints: Path, dtype: str = "auto") -> Room:
         checkpoint = read_checkpoint(checkpoints / f"jina-embeddings-v4-{task}", task)
         settings = Settings(task, checkpoint.folder, dtype=dtype, n_servers=len(PORTS))
         chosen = served_dtype(settings, checkpoint, on_cpu)
-        needed += server_bytes(checkpoint, chosen) + (CPU_ROOM_BYTES if on_cpu else GPU_ROOM_BYTES)
-        if not on_cpu:
-            # Keys and values of one longest prompt will do: there vLLM takes what is left for more.
-            needed -= kv_cache_bytes(checkpoint, chosen) // 2
+        needed += needed_bytes(checkpoint, (), chosen, on_cpu)
     if on_cpu:
         offered, of_what = cpu.memory_bytes(), "memory"
     else:

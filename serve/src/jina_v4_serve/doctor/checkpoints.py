@@ -6,16 +6,13 @@ from pathlib import Path
 
 from jina_v4_serve import cpu
 from jina_v4_serve.checkpoint import BASE, CANARY, MANIFEST, STORED_DTYPES, Checkpoint, read_checkpoint, read_json
-from jina_v4_serve.doctor.finding import GIB, Finding, gib
+from jina_v4_serve.doctor.finding import Finding, gib
 from jina_v4_serve.doctor.machine import Gpu, available_bytes
 from jina_v4_serve.errors import CheckpointError, OptionError
 from jina_v4_serve.fleet import memory_share
-from jina_v4_serve.launcher import PORTS, Settings, adapters_of, find_vllm, kv_cache_bytes, served_dtype, server_bytes
+from jina_v4_serve.launcher import PORTS, Settings, adapters_of, find_vllm, served_dtype
+from jina_v4_serve.room import GPU_ROOM_BYTES, needed_bytes
 
-# What both processes of a server hold beside weights, keys and values: libraries, buffers, the tokenizer. Measured with
-# the tiny stand-in on a CPU: 1.7 GiB in both. A GPU's is a guess: CUDA's context, and the work of one step.
-PROCESSES_BYTES = 7 * GIB // 4
-GPU_WORK_BYTES = 3 * GIB
 _ALONE = 0.92  # of a GPU's whole memory: vLLM's own default for one server
 
 
@@ -133,7 +130,7 @@ def check_dtype(checkpoints: Sequence[Checkpoint], dtype: str, on_cpu: bool, gpu
 def check_cpu_memory(checkpoints: Sequence[Checkpoint], dtype: str) -> Finding:
     """Compare what the servers will take with the memory that there is."""
     chosen = _dtype(checkpoints, dtype, on_cpu=True)
-    needed = sum(server_bytes(checkpoint, chosen) + PROCESSES_BYTES for checkpoint in checkpoints)
+    needed = sum(needed_bytes(each, adapters_of(each).values(), chosen, on_cpu=True) for each in checkpoints)
     whole, available = cpu.memory_bytes(), available_bytes()
     found = f"{gib(needed)} for {_servers(checkpoints)} in {chosen}, of {gib(whole)}"
     if needed > whole:
@@ -151,20 +148,16 @@ def check_gpu_memory(checkpoints: Sequence[Checkpoint], dtype: str, gpus: Sequen
         return Finding("FAIL", "need", "there is no GPU to hold the weights", "see the lines on vLLM and GPU")
     gpu, n_servers = gpus[0], len(checkpoints)
     chosen = _dtype(checkpoints, dtype, on_cpu=False)
-    _, value_bytes = STORED_DTYPES[chosen]
-    needed = max(
-        checkpoint.weight_bytes * value_bytes // STORED_DTYPES[checkpoint.dtype][1]
-        + kv_cache_bytes(checkpoint, chosen) // 2  # vLLM refuses less than one of the longest prompts
-        for checkpoint in checkpoints
-    )
+    needed = max(needed_bytes(each, adapters_of(each).values(), chosen, on_cpu=False) for each in checkpoints)
+    held = needed - GPU_ROOM_BYTES
     share = _ALONE * gpu.total_bytes
     if n_servers > 1:
         share = memory_share(gpu.free_bytes, gpu.total_bytes, n_servers) * gpu.total_bytes
-    found = f"{gib(needed)} at least and some {gib(GPU_WORK_BYTES)} to work, each, in {chosen}; its share: {gib(share)}"
+    found = f"{gib(held)} at least and some {gib(GPU_ROOM_BYTES)} to work, each, in {chosen}; its share: {gib(share)}"
     advice = "fewer tasks a GPU, a larger one, or docs/operations.md#sizing"
-    if needed > share or (n_servers == 1 and share > gpu.free_bytes):
+    if held > share or (n_servers == 1 and share > gpu.free_bytes):
         return Finding("FAIL", "need", f"{found}, {gib(gpu.free_bytes)} free", advice)
-    if needed + GPU_WORK_BYTES > share:
+    if needed > share:
         return Finding("warn", "need", found, advice)
     return Finding("ok", "need", found)
 
