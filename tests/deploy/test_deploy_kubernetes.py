@@ -270,10 +270,24 @@ def test_replicas_follow_a_metric_that_the_adapter_offers(
         assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     (series,) = re.findall(r'__name__="([^"]+)"', rule["seriesQuery"])
     assert series == "vllm:num_requests_waiting"
-    (monitor,) = of_kind(rendered("autoscaling"), "PodMonitor").values()
-    assert len(selected(deployments.values(), monitor["spec"]["selector"]["matchLabels"])) == len(TASKS)
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint["path"] in ROUTES
+
+
+def test_servers_and_gateway_are_scraped_and_nothing_is_counted_twice(
+    rendered: Callable[[str], list[Manifest]], root: Path
+) -> None:
+    monitors = of_kind(rendered("autoscaling"), "PodMonitor")
+    deployments = of_kind(rendered("gpu"), "Deployment").values()
+    keep = yaml.safe_load((root / "deploy/monitoring/prometheus.yaml").read_text())["scrape_configs"][1]
+    for name, n_selected, kept in (("jina-v4", len(TASKS), None), ("jina-v4-gateway", 1, keep)):
+        spec = monitors.pop(name)["spec"]
+        assert len(selected(deployments, spec["selector"]["matchLabels"])) == n_selected
+        (endpoint,) = spec["podMetricsEndpoints"]
+        assert endpoint["path"] in ROUTES
+        relabelled = endpoint.get("metricRelabelings", [])
+        assert [rule["regex"] for rule in relabelled] == [
+            r["regex"] for r in (kept or {}).get("metric_relabel_configs", [])
+        ]
+    assert not monitors
 
 
 def test_production_stack_s_router_is_told_of_our_services(
