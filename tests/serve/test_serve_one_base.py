@@ -55,7 +55,7 @@ def base_of(exported: Path) -> Checkpoint:
 
 
 def adapter(rank: int = 32, has_patterns: bool = False) -> Adapter:
-    return Adapter(Path("/somewhere/code"), "code", "0" * 64, rank, has_patterns)
+    return Adapter(Path("/somewhere/code"), "code", "0" * 64, weight_bytes=0, rank=rank, has_patterns=has_patterns)
 
 
 def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -282,6 +282,15 @@ def test_whether_three_servers_fit_what_is_free_of_a_gpu(
     monkeypatch.setattr(room, "find_vllm", lambda: False)
     monkeypatch.setattr(room, "gpu_memory_mib", lambda: (free_mib, 80_000))
     assert room.room_for(folded("bfloat16")).fits == fits  # 9.2 GiB in nine tenths of it
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_adapters_count_with_the_base(made: Path, on_cpu: bool) -> None:
+    base = base_of(made)
+    adapters = adapters_of(base).values()
+    alone, together = (room.needed_bytes(base, beside, base.dtype, on_cpu) for beside in ((), adapters))
+    files = [made / task / name for task in TASKS for name in (WEIGHTS, PROJECTOR)]
+    assert together - alone == sum(path.stat().st_size for path in files)
 
 
 def test_nobody_guesses_how_much_memory_a_gpu_has(
