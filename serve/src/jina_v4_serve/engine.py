@@ -33,6 +33,7 @@ from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
 from jina_v4_serve import cpu_kernels
 from jina_v4_serve.cpu_lora import use_grouped_products
+from jina_v4_serve.memory import give_back_regularly
 from jina_v4_serve.plugin import PROJECTORS
 from jina_v4_serve.pooling import (
     Accumulator,
@@ -208,6 +209,7 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
             raise ValueError("prefix caching would leave cached tokens out of the mean; start without it")
         if current_platform.is_cpu():
             cpu_kernels.use()
+            give_back_regularly()
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         special = SpecialTokens(

@@ -31,6 +31,7 @@ from jina_v4_serve.api.tasks import MODEL
 from jina_v4_serve.api.vectors import Floats, Vectors
 from jina_v4_serve.api.work import Engine, NonFiniteError
 from jina_v4_serve.checkpoint import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN, read_max_pixels
+from jina_v4_serve.memory import give_back_regularly
 
 logger = logging.getLogger("jina_v4_serve")
 
@@ -218,6 +219,7 @@ class JinaEndpoints:
         if adapters and service.canary_failure is None:
             service.canary_failure = await adapters_failure(limits.tasks, service.embed_fixed_text)
         metrics.prepare(limits.tasks, settings.revisions)
+        give_back_regularly()
         state.jina_v4 = service
 
 
