@@ -305,6 +305,18 @@ def test_an_http_client_of_the_caller_is_used_and_left_open(server: Any) -> None
     assert {seen.headers["x-mine"] for seen in server.seen} == {"yes"}
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_server_of_this_machine_is_asked_without_a_proxy(
+    server: Any, make_client: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.play_ours()
+    for variable in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody is there
+    assert make_client(server.url.replace("127.0.0.1", name)).encode_text("a").shape == (256,)
+    with pytest.raises(ServerConnectionError):
+        make_client("http://jina-v4.invalid", max_retries=0).revision()
+
+
 def test_several_threads_may_use_one_client(server: Any, client: EmbeddingsClient) -> None:
     server.play_ours()
     results: dict[int, Any] = {}

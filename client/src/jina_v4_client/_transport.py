@@ -5,11 +5,13 @@ Imported when a client is made, because openai alone takes about a second of CPU
 
 import contextlib
 import functools
+import ipaddress
 import math
 import ssl
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 import httpx2  # the HTTP library that openai 3 is built on and depends on
 import openai
@@ -61,6 +63,8 @@ class Transport:
         self._url = url
         self._owns_http_client = http_client is None
         with _settings_checked(url):
+            if http_client is None and _is_on_this_machine(url):
+                http_client = openai.DefaultHttpxClient(trust_env=False)
             self._api = _Api(base_url=url, api_key=api_key, timeout=_TIMEOUT, max_retries=0, http_client=http_client)
 
     @property
@@ -97,6 +101,8 @@ class AsyncTransport:
         self._url = url
         self._owns_http_client = http_client is None
         with _settings_checked(url):
+            if http_client is None and _is_on_this_machine(url):
+                http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
             self._api = _AsyncApi(
                 base_url=url, api_key=api_key, timeout=_TIMEOUT, max_retries=0, http_client=http_client
             )
@@ -139,6 +145,15 @@ def _options(request: Request, timeout_s: float) -> openai.RequestOptions:
 
 def _reply(response: httpx2.Response) -> Reply:
     return Reply({name.lower(): value for name, value in response.headers.items()}, response.content)
+
+
+def _is_on_this_machine(url: str) -> bool:
+    """Tell whether a server is reached without leaving this machine: the environment's proxies are not for it."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 @contextlib.contextmanager

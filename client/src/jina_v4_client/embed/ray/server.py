@@ -18,6 +18,7 @@ _HOST = "127.0.0.1"
 _COMMAND = "jina-v4-serve"
 _POLL_S = 0.25
 _PROBE_TIMEOUT_S = 10.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/ready", timeout=_PROBE_TIMEOUT_S) as answer:  # noqa: S310 - http
+            with _DIRECT.open(f"{self.url}/ready", timeout=_PROBE_TIMEOUT_S) as answer:
                 return bool(answer.status == 200)
         except OSError:  # refused, reset, no answer in time, 503
             return False
