@@ -156,6 +156,7 @@ soak: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 soak: $(INSTALLED) ## send mixed load for half an hour and watch memory, files and vectors (ARGS='--minutes 600')
 	@$(MAKE) --no-print-directory merge BASE='$(BASE)'
 	@$(BIN)/python benchmarks/soak.py --checkpoints $(MERGED) --results $(RESULTS) $(ARGS)
+	@$(BIN)/python benchmarks/_plots.py $(RESULTS)/soak.json >&2
 
 .PHONY: bench-one-base
 bench-one-base: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))

@@ -66,7 +66,48 @@ def plot_goodput(measured: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-PLOTS: dict[str, Callable[[Mapping[str, Any], Path], None]] = {"throughput": plot_throughput, "goodput": plot_goodput}
+def plot_soak(measured: Mapping[str, Any], path: Path) -> None:
+    """Draw the memory of each process over time, a panel for each kind of process, from zero.
+
+    Args:
+        measured: JSON of soak.py.
+        path: of the PNG.
+    """
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for sample in measured["samples"]:
+        if "tracker" not in sample["role"]:
+            task, kind = sample["role"].partition(" ")[::2]
+            if kind == "and gateway":
+                task, kind = "", sample["role"]
+            points = lines.setdefault(kind, {}).setdefault(task, [])
+            points.append((sample["at_s"] / 60, sample["anonymous_mib"]))
+    n_requests = sum(measured["outcomes"].values())
+    story = (
+        f"{measured['rate_per_s']:.1f} mixed requests a second, {n_requests:,} outcomes of which"
+        f" {sum(measured['unexpected'].values())} should not be, {measured['n_vectors_compared']:,} vectors compared,"
+        f" {measured['n_vectors_wrong']} wrong"
+    )
+    subtitle = f"{_subtitle(measured)}\n{story}"
+    figure, panels = _figure(len(lines), (3.6, 2.4), "Anonymous memory in a soak, MiB", subtitle)
+    for axes, (kind, tasks) in zip(panels, sorted(lines.items()), strict=True):
+        for (task, points), colour in zip(sorted(tasks.items()), (OURS, BOUND, INK), strict=False):
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, label=task or None)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.set_title(kind, loc="left", fontsize=9, color=INK)
+        axes.set_xlabel("minutes", fontsize=8, color=INK)
+        axes.tick_params(labelsize=7.5, labelcolor=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(tasks) > 1:
+            axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+PLOTS: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
+    "throughput": plot_throughput,
+    "goodput": plot_goodput,
+    "soak": plot_soak,
+}
 
 
 def _cases(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

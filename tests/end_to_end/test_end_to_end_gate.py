@@ -168,8 +168,23 @@ def goodput_json() -> dict[str, Any]:
     return {"benchmark": "goodput", **ABOUT, "results": results}
 
 
+def soak_json() -> dict[str, Any]:
+    roles = ("code API server", "code engine", "code resource tracker", "supervisor and gateway")
+    samples = [{"role": role, "at_s": 10.0 * i, "anonymous_mib": 100.0 + i} for i in range(5) for role in roles]
+    told = {
+        "rate_per_s": 3.0,
+        "outcomes": {"bad: 400": 9},
+        "unexpected": {},
+        "n_vectors_compared": 1,
+        "n_vectors_wrong": 0,
+    }
+    return {"benchmark": "soak", **ABOUT, **told, "samples": samples}
+
+
 @pytest.mark.parametrize(
-    "measured", [throughput_json(2), throughput_json(14), goodput_json()], ids=["throughput", "many-cases", "goodput"]
+    "measured",
+    [throughput_json(2), throughput_json(14), goodput_json(), soak_json()],
+    ids=["throughput", "many-cases", "goodput", "soak"],
 )
 def test_a_picture_is_drawn_beside_the_json(
     module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, measured: dict[str, Any]
