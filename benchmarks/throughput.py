@@ -117,13 +117,20 @@ class Benchmark:
         self._made = 0
 
     def run(self, cases: Sequence[Case], bound: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Check, then measure all cases; return a row of each case and side, and the differences found."""
+        """Check, then measure all cases; return a row of each case and side, and the differences found.
+
+        Ctrl-C ends the measuring, not the program: what was measured until then is returned.
+        """
         differences = self.check(cases, bound)
-        results = []
+        results: list[dict[str, Any]] = []
         for number, case in enumerate(cases):
             seconds = max(self._deadline - time.perf_counter(), 0) / (len(cases) - number)
             print(f"{number + 1} of {len(cases)}: {case}, about {seconds:.0f} s", file=sys.stderr)
-            results += [{"case": number, **row} for row in self.measure(case, seconds)]
+            try:
+                results += [{"case": number, **row} for row in self.measure(case, seconds)]
+            except KeyboardInterrupt:
+                print(f"interrupted: {number} of {len(cases)} cases were measured", file=sys.stderr)
+                break
         return results, differences
 
     def fresh(self, name: str, n_items: int) -> Inputs:

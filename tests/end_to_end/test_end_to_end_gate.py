@@ -140,6 +140,22 @@ def test_every_case_of_the_gate_is_measured_by_throughput_too(module: Any) -> No
     assert len({ratio.name for ratio in gate.RATIOS}) == len(gate.RATIOS)
 
 
+def test_ctrl_c_ends_the_measuring_and_keeps_what_was_measured(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = module("throughput")
+    benchmark = object.__new__(throughput.Benchmark)
+    benchmark._deadline = 0.0
+    cases = throughput.DEFAULT[:3]
+
+    def measure(case: Any, _: float) -> list[dict[str, Any]]:
+        if case is cases[1]:
+            raise KeyboardInterrupt
+        return [{"side": "served"}]
+
+    monkeypatch.setattr(benchmark, "check", lambda *_: {"16 dense": 0.0})
+    monkeypatch.setattr(benchmark, "measure", measure)
+    assert benchmark.run(cases, 1.0) == ([{"case": 0, "side": "served"}], {"16 dense": 0.0})
+
+
 def throughput_row(case: int, inputs: str, side: str, rate: float) -> dict[str, Any]:
     row = {"case": case, "inputs": inputs, "kind": "image" if inputs == "page" else "text", "output": "dense"}
     row |= {"side": side, "items_per_s": rate, "items_per_s_lowest": 0.9 * rate, "items_per_s_highest": 1.1 * rate}
