@@ -1,9 +1,12 @@
 """Servers that are dead, forbidding, failing or no servers at all; and whose secrets go where."""
 
+import asyncio
+import gc
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -11,6 +14,7 @@ import openai
 import pytest
 from jina_v4_client import (
     ArgumentError,
+    AsyncEmbeddingsClient,
     BadReplyError,
     EmbeddingsClient,
     ServerAuthenticationError,
@@ -303,6 +307,52 @@ def test_an_http_client_of_the_caller_is_used_and_left_open(server: Any) -> None
             client.encode_text("a")
         assert not http_client.is_closed
     assert {seen.headers["x-mine"] for seen in server.seen} == {"yes"}
+
+
+@pytest.fixture
+def kept_connection() -> Iterator[tuple[str, Future[bytes]]]:
+    """A server that refuses one request and keeps the connection; what comes over it next, none once it is closed."""
+    refusal = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+    def next_bytes() -> bytes:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(5.0)
+            connection.recv(10_000)
+            connection.sendall(refusal)
+            return connection.recv(10_000)
+
+    with socket.socket() as listener, ThreadPoolExecutor(1) as pool:
+        listener.settimeout(5.0)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", pool.submit(next_bytes)
+
+
+def test_a_client_that_nobody_closed_leaves_no_connection(kept_connection: tuple[str, Future[bytes]]) -> None:
+    url, next_bytes = kept_connection
+    client = EmbeddingsClient(url, task="code", max_retries=0)
+    with pytest.raises(ServerRefusedError):
+        client.revision()
+    assert not next_bytes.done()
+    del client
+    gc.collect()
+    assert next_bytes.result() == b""
+
+
+def test_nor_does_one_for_coroutines_while_its_loop_runs(kept_connection: tuple[str, Future[bytes]]) -> None:
+    url, next_bytes = kept_connection
+
+    async def use_and_forget() -> None:
+        client = AsyncEmbeddingsClient(url, task="code", max_retries=0)
+        with pytest.raises(ServerRefusedError):
+            await client.revision()
+        assert not next_bytes.done()
+        del client
+        gc.collect()
+        assert await asyncio.wrap_future(next_bytes) == b""
+
+    asyncio.run(use_and_forget())
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])

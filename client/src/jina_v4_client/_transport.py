@@ -3,12 +3,14 @@
 Imported when a client is made, because openai alone takes about a second of CPU.
 """
 
+import asyncio
 import contextlib
 import functools
 import ipaddress
 import math
 import ssl
 import time
+import weakref
 from collections.abc import Iterator
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -32,6 +34,8 @@ _HEADERS: dict[str, str | openai.Omit] = {
     "Content-Type": "application/json",
     "User-Agent": _USER_AGENT,
 }
+
+_CLOSING: set[asyncio.Task[None]] = set()  # a task that nobody holds may be collected before its end
 
 
 class _Api(openai.OpenAI):
@@ -63,8 +67,9 @@ class Transport:
         self._url = url
         self._owns_http_client = http_client is None
         with _settings_checked(url):
-            if http_client is None and _is_on_this_machine(url):
-                http_client = openai.DefaultHttpxClient(trust_env=False)
+            if http_client is None:
+                http_client = openai.DefaultHttpxClient(trust_env=not _is_on_this_machine(url))
+                weakref.finalize(self, http_client.close)
             self._api = _Api(base_url=url, api_key=api_key, timeout=_TIMEOUT, max_retries=0, http_client=http_client)
 
     @property
@@ -101,8 +106,9 @@ class AsyncTransport:
         self._url = url
         self._owns_http_client = http_client is None
         with _settings_checked(url):
-            if http_client is None and _is_on_this_machine(url):
-                http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+            if http_client is None:
+                http_client = openai.DefaultAsyncHttpxClient(trust_env=not _is_on_this_machine(url))
+                weakref.finalize(self, _close_in_loop, http_client)
             self._api = _AsyncApi(
                 base_url=url, api_key=api_key, timeout=_TIMEOUT, max_retries=0, http_client=http_client
             )
@@ -132,6 +138,14 @@ class AsyncTransport:
         """Close the connections, unless they belong to an http_client of the caller's."""
         if self._owns_http_client:
             await self._api.close()
+
+
+def _close_in_loop(http_client: httpx2.AsyncClient) -> None:
+    """Close the connections of a client that nobody closed, if the loop that they belong to may still run."""
+    with contextlib.suppress(RuntimeError):  # no loop runs: its end has closed them
+        task = asyncio.get_running_loop().create_task(http_client.aclose())
+        _CLOSING.add(task)
+        task.add_done_callback(_CLOSING.discard)
 
 
 def _options(request: Request, timeout_s: float) -> openai.RequestOptions:
