@@ -48,7 +48,7 @@ def oracle_vectors(
     task: str,
     texts: Sequence[str] = (),
     images: Sequence[Path] = (),
-    prompt_name: str = "query",
+    prompt_name: str | None = "query",
     max_length: int | None = None,
 ) -> Vectors:
     """Return the vectors of one task, computed from a base with its adapters unfolded.
@@ -56,9 +56,9 @@ def oracle_vectors(
     Args:
         base_dir: A base in the published layout: config.json, shards, adapters/, tokenizer.json, preprocessor.
         task: retrieval, text-matching or code.
-        texts: Without prefix; `Query: ` or `Passage: ` is put before each.
+        texts: Without prefix; `Query: ` or `Passage: ` is put before each, or nothing.
         images: Image files, read as RGB.
-        prompt_name: query or passage; text-matching takes query for both.
+        prompt_name: query or passage, text-matching takes query for both; or None.
         max_length: Texts are cut to so many tokens, prefix included.
     """
     model, projector = _load_base(base_dir)
@@ -71,7 +71,7 @@ def folded_vectors(
     task: str,
     texts: Sequence[str] = (),
     images: Sequence[Path] = (),
-    prompt_name: str = "query",
+    prompt_name: str | None = "query",
     max_length: int | None = None,
 ) -> Vectors:
     """Return the same from a folded checkpoint, loaded by plain transformers; arguments as in `oracle_vectors`."""
@@ -149,11 +149,12 @@ def _vectors(
     task: str,
     texts: Sequence[str],
     images: Sequence[Path],
-    prompt_name: str,
+    prompt_name: str | None,
     max_length: int | None,
 ) -> Vectors:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prefix = "Passage: " if prompt_name == "passage" and task != "text-matching" else "Query: "
+    prefix = prefix if prompt_name else ""
     vectors = Vectors([], [], [], [])
     for text in texts:
         ids = torch.tensor([tokenizer.encode(prefix + text, add_special_tokens=False).ids[:max_length]])

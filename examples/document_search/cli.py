@@ -137,17 +137,11 @@ def _embedded_pages(client: EmbeddingsClient, document: Document, source: Source
     pictures = document.pages(source.scale)
     while part := list(islice(pictures, PAGES_AT_A_TIME)):
         try:
-            # One call gives vectors of one kind, so the server looks at each page twice.
-            dense, multivectors = (
-                client.encode_image(
-                    part, batch_size=PAGES_A_REQUEST, max_pixels=source.max_pixels, return_multivector=multivector
-                )
-                for multivector in (False, True)
-            )
+            embedded = client.encode_both(part, batch_size=PAGES_A_REQUEST, max_pixels=source.max_pixels)
         except ImageError as error:
             raise DocumentError(f"{document.path}: {error}") from error
-        for picture, vector, rows in zip(part, dense, multivectors, strict=True):
-            yield Page(vector, rows, image_grid(*picture.size, source.max_pixels))
+        for picture, both in zip(part, embedded, strict=True):
+            yield Page(both.dense, both.multivector, image_grid(*picture.size, source.max_pixels))
 
 
 def _page_again(page: Found) -> Image.Image:

@@ -141,13 +141,14 @@ class FakeServer:
         def vectors(seen: Seen) -> Answer:
             body = seen.body
             as_tensors, _, dtype = seen.headers["accept"].partition("; dtype=")
-            prefix = "Passage: " if body.get("prompt_name") == "passage" else "Query: "
+            prefix = {"passage": "Passage: ", "none": ""}.get(body.get("prompt_name"), "Query: ")
             items = [item.get("image") or prefix + item["text"] for item in body["input"]]
-            if body["outputs"] == ["multivector"]:
+            tensors: dict[str, NDArray[Any]] = {}
+            if "dense" in body["outputs"]:
+                tensors["dense"] = np.stack([self.vector(item, body.get("dimensions", HIDDEN)) for item in items])
+            if "multivector" in body["outputs"]:
                 parts = [self.token_rows(item) for item in items]
-                tensors: dict[str, NDArray[Any]] = {"multivector": np.concatenate(parts)}
-            else:
-                tensors = {"dense": np.stack([self.vector(item, body.get("dimensions", HIDDEN)) for item in items])}
+                tensors["multivector"] = np.concatenate(parts)
             tensors = {name: rows.astype(dtype or "float32") for name, rows in tensors.items()}
             if "multivector" in tensors:
                 tensors["offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
@@ -231,11 +232,14 @@ class FakeServer:
             row = row.astype("<f4")
             return base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.astype(float).tolist()
 
-        if "dense" in tensors:
-            data = [{"index": i, "embedding": written(row)} for i, row in enumerate(tensors["dense"])]
-        else:
+        n_items = len(tensors["dense"]) if "dense" in tensors else len(tensors["offsets"]) - 1
+        data: list[dict[str, Any]] = [{"index": i} for i in range(n_items)]
+        for entry, row in zip(data, tensors.get("dense", ()), strict=False):
+            entry["embedding"] = written(row)
+        if "multivector" in tensors:
             parts = np.split(tensors["multivector"], tensors["offsets"][1:-1])
-            data = [{"index": i, "embeddings": [written(row) for row in rows]} for i, rows in enumerate(parts)]
+            for entry, rows in zip(data, parts, strict=True):
+                entry["embeddings"] = [written(row) for row in rows]
         headers = {"x_jina_v4_task": task, "x_jina_v4_pooling": "engine"}
         return FakeServer.json_answer({"object": "list", "data": data}, **headers)
 

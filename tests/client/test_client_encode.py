@@ -8,8 +8,9 @@ from typing import Any
 import jina_v4_client
 import numpy as np
 import pytest
-from jina_v4_client import ArgumentError, AsyncEmbeddingsClient, EmbeddingsClient, ImageError, NoPromptNameWarning
+from jina_v4_client import ArgumentError, AsyncEmbeddingsClient, BadReplyError, EmbeddingsClient, ImageError
 from PIL import Image
+from safetensors.numpy import save_file
 
 PICTURE = Image.new("RGB", (40, 30), (9, 8, 7))
 
@@ -62,13 +63,19 @@ def test_texts_are_cut_where_the_published_code_cuts_them(server: Any, make_clie
 
 
 @pytest.mark.parametrize("task", ["retrieval", "text-matching"])
-def test_the_prefix_that_sentence_transformers_would_not_put_is_told(server: Any, make_client: Any, task: str) -> None:
+@pytest.mark.parametrize("told", [{}, {"prompt": ""}], ids=["unnamed", "empty"])
+def test_without_a_prompt_texts_stay_as_they_are(server: Any, make_client: Any, task: str, told: Any) -> None:
     server.play_ours(task)
     client = make_client(server.url)
-    with pytest.warns(NoPromptNameWarning, match="puts 'Query: ' before each text.*Say prompt_name='query'"):
-        found = client.encode(["a"], task=task)
-    np.testing.assert_array_equal(found, client.encode_text(["a"], task=task))
-    client.encode([PICTURE], task=task)  # an image has no prefix, and warnings are errors here
+    np.testing.assert_array_equal(client.encode(["a"], task=task, **told), [server.vector("a")])
+    with pytest.raises(ArgumentError, match=r"sentences\[1\] is empty, and without prompt_name nothing stands before"):
+        client.encode(["a", ""], task=task, **told)
+
+
+def test_nor_does_a_stock_server_get_a_prefix(server: Any, make_client: Any) -> None:
+    server.play_stock()
+    make_client(server.url).encode(["a", "b"])
+    assert server.bodies("/pooling")[0]["input"] == ["a", "b"]
 
 
 def test_a_prompt_may_be_given_by_its_text(server: Any, make_client: Any) -> None:
@@ -110,6 +117,47 @@ def test_what_is_not_allowed_says_why(server: Any, make_client: Any, arguments: 
     assert server.seen == []
 
 
+# --- both kinds of vectors ---
+
+
+@pytest.mark.parametrize("wire_format", ["safetensors", "base64", "float"])
+def test_one_pass_gives_both_kinds_of_vectors(server: Any, make_client: Any, picture: Path, wire_format: str) -> None:
+    server.play_ours()
+    items = ["a b", picture, "c", "d e f"]
+    client = make_client(server.url, wire_format=wire_format)
+    found = client.encode_both(items, "passage", batch_size=2, truncate_dim=128)
+    assert {tuple(body["outputs"]) for body in server.bodies("/v1/embeddings")} == {("dense", "multivector")}
+    n_requests = len(server.bodies("/v1/embeddings"))
+    dense = client.encode(items, "passage", truncate_dim=128)
+    multivectors = client.encode(items, "passage", return_multivector=True)
+    assert n_requests == 3
+    for both, vector, rows in zip(found, dense, multivectors, strict=True):
+        np.testing.assert_array_equal(both.dense, vector)
+        np.testing.assert_array_equal(both.multivector, rows)
+
+
+def test_a_stock_server_gives_both_from_one_request_too(server: Any, make_client: Any, tmp_path: Path) -> None:
+    server.play_stock()
+    projector = tmp_path / "multi_vector_projector.safetensors"
+    weight = np.random.default_rng(0).standard_normal((128, 256)).astype(np.float32)
+    names = {"multi_vector_projector.weight": weight, "multi_vector_projector.bias": np.zeros(128, np.float32)}
+    save_file(names, projector)
+    client = make_client(server.url, projector=projector)
+    (found,) = client.encode_both("a b c", "query")
+    assert server.paths().count("/pooling") == 1
+    np.testing.assert_array_equal(found.dense, client.encode_text("a b c"))
+    np.testing.assert_array_equal(found.multivector, client.encode_text("a b c", return_multivector=True))
+    with pytest.raises(ArgumentError, match="gives no multi-vectors by itself"):
+        make_client(server.url).encode_both(["a"])
+
+
+@pytest.mark.parametrize("missing", ["dense", "multivector"])
+def test_half_of_both_is_refused(server: Any, make_client: Any, missing: str) -> None:
+    server.play_ours(change=lambda tensors: tensors.pop(missing))
+    with pytest.raises(BadReplyError, match="where dense and multivector and offsets was asked for"):
+        make_client(server.url, max_retries=0).encode_both(["a", "b"], "query")
+
+
 # --- progress ---
 
 
@@ -144,7 +192,7 @@ def test_a_bar_needs_tqdm_and_nothing_else_does(server: Any, make_client: Any, m
 # --- both clients ---
 
 
-@pytest.mark.parametrize("name", ["__init__", "encode_text", "encode_image", "encode", "to", "close"])
+@pytest.mark.parametrize("name", ["__init__", "encode_text", "encode_image", "encode", "encode_both", "to", "close"])
 def test_both_clients_take_the_same(name: str) -> None:
     sync, awaited = (inspect.signature(getattr(kind, name)) for kind in (EmbeddingsClient, AsyncEmbeddingsClient))
     different = {"http_client"}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jina_v4_client import NoPromptNameWarning
 from model_card import (
     TEXTS,
     check_sentence_transformers,
@@ -36,8 +35,8 @@ def test_all_sections_run(server: Any, make_client: Any, pictures: list[str]) ->
     published = transformers_sections(model, pictures)
     check_transformers(published, dim=256, n_pictures=2)
     np.testing.assert_array_equal(published["text_embeddings"], [server.vector(f"Query: {text}") for text in TEXTS])
-    with pytest.warns(NoPromptNameWarning):
-        found = sentence_transformers_sections(model, pictures)
+    found = sentence_transformers_sections(model, pictures)
+    np.testing.assert_array_equal(found["text_embeddings"], [server.vector(text) for text in TEXTS])
     check_sentence_transformers(found, published)
     tasks = [body["task"] for body in server.bodies("/v1/embeddings")]
     rest = ["text-matching", "code", "code"]

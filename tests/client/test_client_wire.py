@@ -92,12 +92,12 @@ def test_a_setting_that_is_not_allowed_says_why(make_client: Any, arguments: Any
 
 
 def texts_of(*lengths: int, max_length: int = 32768) -> Texts:
-    return Texts(["x" * length for length in lengths], list(range(len(lengths))), "query", max_length, False, None)
+    return Texts(["x" * length for length in lengths], list(range(len(lengths))), "query", max_length, ["dense"], None)
 
 
 def images_of(*sizes: tuple[int, int, int]) -> Images:
     items = [PreparedImage(bytes(n_bytes), "image/png", width, height) for width, height, n_bytes in sizes]
-    return Images(items, list(range(len(items))), None, False, None)
+    return Images(items, list(range(len(items))), None, ["dense"], None)
 
 
 @pytest.mark.parametrize(

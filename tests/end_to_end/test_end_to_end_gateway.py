@@ -20,7 +20,7 @@ import mteb_tasks
 import numpy as np
 import pytest
 from conftest import TASKS, Golden
-from jina_v4_client import EmbeddingsClient, NoPromptNameWarning
+from jina_v4_client import EmbeddingsClient
 from jina_v4_client.integrations.mteb import JinaV4Encoder
 from model_card import (
     check_sentence_transformers,
@@ -153,8 +153,7 @@ def test_the_model_cards_examples_run(fleet: Server, golden: Golden) -> None:
         with EmbeddingsClient(base_url=fleet.base_url) as model:
             published = transformers_sections(model, pictures)
             check_transformers(published, dim=256, n_pictures=2)
-            with pytest.warns(NoPromptNameWarning):
-                found = sentence_transformers_sections(model, pictures)
+            found = sentence_transformers_sections(model, pictures)
     check_sentence_transformers(found, published)
     difference = np.abs(published["image_embeddings"][0] - golden.rows["retrieval/image/0/dense"]).max()
     assert difference <= BOUND

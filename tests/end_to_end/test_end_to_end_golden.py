@@ -79,6 +79,14 @@ def test_every_text(
     assert largest_difference(found, expected) <= BOUND
 
 
+def test_a_sentence_without_a_prompt_is_embedded_as_it_is(
+    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+) -> None:
+    found = client.encode([f"Query: {text}" for text in golden.texts], task=served.task)
+    expected = [golden.rows[f"{served.task}/query/{i}/dense"] for i in range(len(golden.texts))]
+    assert largest_difference(list(found), expected) <= BOUND
+
+
 def test_a_cut_to_128_dimensions(
     served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
 ) -> None:
@@ -113,6 +121,17 @@ def test_every_row_of_every_image(
 ) -> None:
     found = client.encode_image(golden.images, task=served.task, return_multivector=True)
     expected = [golden.rows[f"{served.task}/image/{i}/multi"] for i in range(len(golden.images))]
+    assert largest_difference(found, expected) <= BOUND
+
+
+def test_both_kinds_from_one_pass(
+    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+) -> None:
+    texts = client.encode_both([f"Query: {text}" for text in golden.texts], task=served.task)
+    images = client.encode_both(golden.images, task=served.task)
+    names = [f"query/{i}" for i in range(len(golden.texts))] + [f"image/{i}" for i in range(len(golden.images))]
+    expected = [golden.rows[f"{served.task}/{name}/{kind}"] for name in names for kind in ("dense", "multi")]
+    found = [vectors for both in texts + images for vectors in (both.dense, both.multivector)]
     assert largest_difference(found, expected) <= BOUND
 
 

@@ -40,6 +40,8 @@ def asked(served: str = "retrieval", /, **fields: Any) -> Asked:
         ({"model": "our-name-passage"}, "Passage: "),
         ({"model": "jina-embeddings-v4-passage", "task": "retrieval.passage", "prompt_name": "passage"}, "Passage: "),
         ({"prompt_name": None, "task": None}, "Query: "),
+        ({"prompt_name": "none"}, ""),
+        ({"prompt_name": "none", "task": "retrieval", "model": "jina-embeddings-v4-retrieval"}, ""),
     ],
 )
 def test_the_prefix(fields: dict[str, Any], prefix: str) -> None:
@@ -49,12 +51,17 @@ def test_the_prefix(fields: dict[str, Any], prefix: str) -> None:
 @pytest.mark.parametrize("fields", [{}, {"prompt_name": "passage"}, {"model": "jina-embeddings-v4-passage"}])
 def test_text_matching_knows_one_prefix(fields: dict[str, Any]) -> None:
     assert asked("text-matching", **fields).prefix == "Query: "
+    assert asked("text-matching", prompt_name="none").prefix == ""
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
         ({"prompt_name": "query", "task": "retrieval.passage"}, "prompt_name", "contradicts itself"),
+        ({"prompt_name": "none", "task": "retrieval.query"}, "prompt_name", "contradicts itself"),
+        ({"prompt_name": "none", "input": ""}, "input", "is empty, and with prompt_name=none nothing stands before"),
+        ({"prompt_name": "none", "input": ["x", {"text": ""}]}, "input[1]", "is empty, and with prompt_name=none"),
+        ({"task": "retrieval.none"}, "task", "is not offered"),
         ({"task": "code.query"}, "task", "is for the code server"),
         ({"task": "text-matching"}, "task", "is for the text-matching server"),
         ({"task": "text-matching.query"}, "task", "is not offered"),
@@ -84,10 +91,19 @@ def test_a_contradiction_is_named(fields: dict[str, Any], param: str, message: s
     assert message in caught.value.message
 
 
+def test_without_a_prefix_a_later_part_of_a_text_may_be_empty() -> None:
+    fields = {"prompt_name": "none", "late_chunking": True}
+    assert len(asked(input=["x", ""], **fields).items) == 2
+    with pytest.raises(ApiError, match=r"input\[0\] is empty"):
+        asked(input=["", "x"], **fields)
+
+
 def test_an_unknown_model_is_not_found() -> None:
     with pytest.raises(ApiError, match=r"there is no model gpt here; this server has jina-embeddings-v4,") as caught:
         asked(model="gpt")
     assert caught.value.status == 404
+    with pytest.raises(ApiError, match="there is no model"):
+        asked(model="jina-embeddings-v4-none")
 
 
 def test_the_rest_of_a_request() -> None:

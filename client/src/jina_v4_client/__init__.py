@@ -12,7 +12,6 @@ from jina_v4_client.errors import (
     BadReplyError,
     ImageError,
     JinaV4Error,
-    NoPromptNameWarning,
     ServerAuthenticationError,
     ServerConnectionError,
     ServerError,
@@ -21,7 +20,7 @@ from jina_v4_client.errors import (
     ServerTimeoutError,
     WrongServerError,
 )
-from jina_v4_client.results import Embedded
+from jina_v4_client.results import Both, Embedded
 
 __all__ = [
     "TASKS",
@@ -29,11 +28,11 @@ __all__ = [
     "ArgumentError",
     "AsyncEmbeddingsClient",
     "BadReplyError",
+    "Both",
     "Embedded",
     "EmbeddingsClient",
     "ImageError",
     "JinaV4Error",
-    "NoPromptNameWarning",
     "ServerAuthenticationError",
     "ServerConnectionError",
     "ServerError",

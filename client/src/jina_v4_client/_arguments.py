@@ -164,6 +164,14 @@ def check_text(where: str, text: object) -> str:
     return text
 
 
+def check_sentence(where: str, text: object, prompt_name: PromptName | None) -> str:
+    """Refuse what is no text, and the empty text where no prompt stands before it: no token would be left to embed."""
+    checked = check_text(where, text)
+    if not checked and prompt_name is None:
+        raise ArgumentError(f"{where} is empty, and without prompt_name nothing stands before it")
+    return checked
+
+
 def structure_token_error(place: int, text: str) -> ArgumentError | None:
     """Refuse a text that would change the structure of the prompt on a stock vLLM; ours reads it as plain text."""
     if token := _STRUCTURE_TOKEN.search(text):

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jina_v4_client._images import PreparedImage
 from jina_v4_client._model import MAX_PIXELS, PromptName, count_image_tokens
 from jina_v4_client._pooling import Vector
 from jina_v4_client.errors import BadReplyError
+from jina_v4_client.results import Both
 
+Output = Literal["dense", "multivector"]
+Item = Vector | Both
 _BYTES_PER_TOKEN = 4  # of text: a server of ours estimates by the same rule whether a request fits its budget
 _IMAGE_PROMPT_TOKENS = 11  # around an image's own
 
@@ -18,25 +22,27 @@ class Texts:
 
     Attributes:
         places: where each item stands in the call.
-        multivector: whether a row a token is wanted; truncate_dim is of no concern then.
+        prompt_name: what is put before each; None for nothing.
+        outputs: a vector an item, a row a token, or both.
+        truncate_dim: of dense vectors.
     """
 
     items: Sequence[str]
     places: Sequence[int]
-    prompt_name: PromptName
+    prompt_name: PromptName | None
     max_length: int
-    multivector: bool
+    outputs: Sequence[Output]
     truncate_dim: int | None
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images; `places` and `multivector` as for texts."""
+    """Images; `places`, `outputs` and `truncate_dim` as for texts."""
 
     items: Sequence[PreparedImage]
     places: Sequence[int]
     max_pixels: int | None
-    multivector: bool
+    outputs: Sequence[Output]
     truncate_dim: int | None
 
 
@@ -80,9 +86,16 @@ def part(whole: Batch, indexes: Sequence[int]) -> Batch:
     return replace(whole, items=[whole.items[index] for index in indexes], places=places)
 
 
-def check_widths(vectors: Sequence[Vector]) -> None:
-    """Refuse vectors of several requests that differ in their dimensions."""
-    dims = sorted({vector.shape[-1] for vector in vectors})
+def together(dense: Sequence[Vector] | None, multivectors: Sequence[Vector] | None) -> list[Item]:
+    """Give for each item what was asked for: one of the two kinds, or both."""
+    if dense is None or multivectors is None:
+        return [*(dense or ()), *(multivectors or ())]
+    return [Both(vector, rows) for vector, rows in zip(dense, multivectors, strict=True)]
+
+
+def check_widths(items: Sequence[Item]) -> None:
+    """Refuse vectors of several requests that differ in their dimensions; those of multi-vectors are always 128."""
+    dims = sorted({(item.dense if isinstance(item, Both) else item).shape[-1] for item in items})
     if len(dims) > 1:
         raise BadReplyError(f"the server answered one call with vectors of {dims} dimensions: nothing is returned")
 

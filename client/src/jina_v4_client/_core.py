@@ -4,27 +4,26 @@ import functools
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
 from jina_v4_client import _arguments as arguments
-from jina_v4_client._batches import Batch, Images, Texts
+from jina_v4_client._batches import Batch, Images, Output, Texts
 from jina_v4_client._dispatch import Dispatcher, Limits
 from jina_v4_client._embedding import Embedding
 from jina_v4_client._fetches import Fetch, Fetches
 from jina_v4_client._images import SINGLE_IMAGE, PreparedImage, describe, is_image_file, is_url, prepare, read_source
 from jina_v4_client._inquiry import Inquiry
-from jina_v4_client._model import MAX_LENGTH, PROMPT_NAMES, TASKS, Task, text_prefix
+from jina_v4_client._model import MAX_LENGTH, PROMPT_NAMES, TASKS, PromptName, Task, text_prefix
 from jina_v4_client._pooling import Vector
 from jina_v4_client._progress import Meter
 from jina_v4_client._projector import read_projector
 from jina_v4_client._server import Known
-from jina_v4_client.errors import ArgumentError, ImageError, JinaV4Error, NoPromptNameWarning
-from jina_v4_client.results import Embedded
+from jina_v4_client.errors import ArgumentError, ImageError, JinaV4Error
+from jina_v4_client.results import Both, Embedded
 
 SENTENCES_MAX_LENGTH = 8192  # tokens, in the published sentence-transformers code
 T = TypeVar("T")
@@ -45,6 +44,14 @@ class Options:
     max_length: object = MAX_LENGTH
     prompt_name: object = None
     max_pixels: object = None
+    both: bool = False
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the servers are asked for."""
+        if self.both:
+            return ("dense", "multivector")
+        return ("multivector",) if self.return_multivector else ("dense",)
 
 
 @dataclass
@@ -64,14 +71,20 @@ class Call:
     _skip: bool
 
     def outcome(self) -> Outcome:
-        """Give what the caller asked for."""
-        vectors, errors = self._embedding.result()
+        """Give what the caller asked for, where it is vectors of one kind."""
+        found, errors = self._embedding.result()
+        vectors = cast(dict[int, Vector], found)
         if self._skip:
             return Embedded([vectors.get(place) for place in range(self._n_items)], dict(sorted(errors.items())))
         ordered = [vectors[place] for place in range(self._n_items)]
         if self._single:
             return ordered[0]
         return np.stack(ordered) if self._as_array else ordered
+
+    def both(self) -> list[Both]:
+        """Give what the caller asked for, where it is vectors of both kinds."""
+        found, _ = self._embedding.result()
+        return [cast(Both, found[place]) for place in range(self._n_items)]
 
     def close(self) -> None:
         """Leave the progress as it is."""
@@ -130,7 +143,7 @@ class Core:
         items, single = arguments.as_list("texts", texts, (str,))
         skip = arguments.check_on_error(options.on_error)
         checked, errors = _sorted_out(items, lambda place, item: arguments.check_text(f"texts[{place}]", item), skip)
-        whole = Texts(list(checked.values()), list(checked), prompt_name, limit, bool(options.return_multivector), dim)
+        whole = Texts(list(checked.values()), list(checked), prompt_name, limit, options.outputs, dim)
         return self._call(begun_at, task, [whole], errors, options, single=single)
 
     def images(self, images: object, options: Options, fetches: Fetches | None = None) -> Call:
@@ -144,7 +157,7 @@ class Core:
         skip = arguments.check_on_error(options.on_error)
         check = functools.partial(_prepared, "images")
         prepared, errors = self._sorted_out_fetched(items, check, skip, begun_at, fetches)
-        whole = Images(list(prepared.values()), list(prepared), limit, bool(options.return_multivector), dim)
+        whole = Images(list(prepared.values()), list(prepared), limit, options.outputs, dim)
         return self._call(begun_at, task, [whole], errors, options, single=single)
 
     def sentences(self, sentences: object, options: Options, prompt: object, fetches: Fetches | None = None) -> Call:
@@ -160,28 +173,18 @@ class Core:
 
         def check(place: int, item: object, fetched: bytes | ImageError | None) -> str | PreparedImage:
             if fetched is None and isinstance(item, str) and not is_image_file(item):
-                return arguments.check_text(f"sentences[{place}]", item)
+                return arguments.check_sentence(f"sentences[{place}]", item, prompt_name)
             return _prepared("sentences", place, item, fetched)
 
         checked, errors = self._sorted_out_fetched(items, check, skip, begun_at, fetches)
         texts = {place: item for place, item in checked.items() if isinstance(item, str)}
         images = {place: item for place, item in checked.items() if not isinstance(item, str)}
-        if texts and prompt_name is None:
-            prefix = text_prefix(task, "query")
-            warnings.warn(
-                f"encode() without prompt_name puts {prefix!r} before each text, as encode_text does; "
-                "sentence-transformers puts nothing there, which gives other vectors and which these servers do not "
-                "offer. Say prompt_name='query' or 'passage'",
-                NoPromptNameWarning,
-                stacklevel=3,
-            )
-        name = arguments.check_prompt_name(prompt_name)
-        multivector = bool(options.return_multivector)
+        outputs = options.outputs
         wholes: list[Batch] = []
         if texts:
-            wholes.append(Texts(list(texts.values()), list(texts), name, SENTENCES_MAX_LENGTH, multivector, dim))
+            wholes.append(Texts(list(texts.values()), list(texts), prompt_name, SENTENCES_MAX_LENGTH, outputs, dim))
         if images:
-            wholes.append(Images(list(images.values()), list(images), limit, multivector, dim))
+            wholes.append(Images(list(images.values()), list(images), limit, outputs, dim))
         return self._call(begun_at, task, wholes, errors, options, single=single)
 
     def _call(
@@ -282,11 +285,11 @@ def _prepared(name: str, place: int, source: object, fetched: bytes | ImageError
         raise ImageError(f"{name}[{place}] ({describe(source)}): {error}") from error
 
 
-def _prompt_of(prompt_name: object, prompt: object) -> object:
-    """Give the name of a prompt that may be given as its text."""
+def _prompt_of(prompt_name: object, prompt: object) -> PromptName | None:
+    """Give the name of a prompt that may be given as its text; None for no prompt."""
     if prompt is None:
         return None if prompt_name is None else arguments.check_prompt_name(prompt_name)
-    texts = {text_prefix("retrieval", name): name for name in PROMPT_NAMES}
+    texts = {text_prefix("retrieval", name): name for name in (*PROMPT_NAMES, None)}
     if prompt_name is not None or prompt not in texts:
         raise ArgumentError(f"prompt={prompt!r} is not offered: give prompt_name='query' or 'passage' instead")
     return texts[str(prompt)]

@@ -17,10 +17,9 @@ from itertools import chain
 
 from jina_v4_client import _ours as ours
 from jina_v4_client import _stock as stock
-from jina_v4_client._batches import Batch, BatchLimits, Images, check_widths, cut, part
+from jina_v4_client._batches import Batch, BatchLimits, Images, Item, check_widths, cut, part
 from jina_v4_client._dispatch import Job
 from jina_v4_client._model import Task
-from jina_v4_client._pooling import Vector
 from jina_v4_client._progress import Meter
 from jina_v4_client._projector import Projector
 from jina_v4_client._server import (
@@ -83,7 +82,7 @@ class Embedding:
         self._meter = meter
         self._projector = projector
         self._wire_dtype = wire_dtype
-        self._vectors: dict[int, Vector] = {}
+        self._vectors: dict[int, Item] = {}
         self._n_left = sum(len(whole.items) for whole in wholes)
         self._n_failures = 0
         self._server: Server | None = None
@@ -174,7 +173,7 @@ class Embedding:
         places = [place for whole in self._wholes for place in whole.places]
         self._give_up([place for place in places if place not in self._vectors and place not in self._errors], error)
 
-    def result(self) -> tuple[dict[int, Vector], dict[int, JinaV4Error]]:
+    def result(self) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
         """Give vectors and errors by place in the call.
 
         Raises:
@@ -209,7 +208,7 @@ class Embedding:
         refused = {place: error for whole in self._wholes for place, error in stock.check_items(whole).items()}
         if refused and not self._skip:
             raise refused[min(refused)]
-        if any(whole.multivector for whole in self._wholes):
+        if any("multivector" in whole.outputs for whole in self._wholes):
             stock.check_projector(server, self._projector)
         self._give_up(list(refused), refused)
         if server.frame is None and any(isinstance(whole, Images) for whole in self._wholes):
@@ -233,7 +232,7 @@ class Embedding:
             return BatchLimits(min(self._batch_size, ours.MAX_ITEMS), ours.MAX_TOKENS, ours.MAX_BYTES)
         return BatchLimits(stock.batch_size(whole, self._batch_size), stock.MAX_TOKENS, ours.MAX_BYTES)
 
-    def _read(self, job: Job, batch: Batch, reply: Reply) -> list[Vector]:
+    def _read(self, job: Job, batch: Batch, reply: Reply) -> list[Item]:
         if self._server is None:
             raise ValueError("a batch was answered by a server that is not known")
         check_unchanged(self._server, reply)

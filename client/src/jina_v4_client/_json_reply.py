@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jina_v4_client._batches import Output
 from jina_v4_client._wire import Reply, is_list_of_dicts, read_json
 from jina_v4_client.errors import BadReplyError
 
 
-def read_tensors(reply: Reply, url: str, n_items: int, *, multivector: bool) -> dict[str, NDArray[Any]]:
+def read_tensors(reply: Reply, url: str, n_items: int, outputs: Sequence[Output]) -> dict[str, NDArray[Any]]:
     """Read the vectors of a reply.
 
     Its items may stand in any order; each says which it is.
 
     Returns:
-        dense (n_items, dim) float32, or multivector (n_rows, dim) float32 with offsets (n_items + 1,) int64.
+        As far as they are in `outputs`: dense (n_items, dim) float32, multivector (n_rows, dim) float32 with offsets
+        (n_items + 1,) int64.
 
     Raises:
         BadReplyError: not one vector, or one list of rows, for each item.
@@ -31,15 +33,17 @@ def read_tensors(reply: Reply, url: str, n_items: int, *, multivector: bool) -> 
     if len(indexes) != n_items or places.keys() != set(range(n_items)):
         shown = f"{indexes[:20]}{'...' if len(indexes) > 20 else ''}"
         raise BadReplyError(f"{url} answered with the items {shown} to a request of {n_items}, counted from 0")
-    key = "embeddings" if multivector else "embedding"
-    values = [entries[places[index]].get(key) for index in range(n_items)]
-    if not multivector:
-        return {"dense": _read_rows(values, url)}
-    lists = [value for value in values if isinstance(value, list)]
-    if len(lists) != n_items:
-        raise BadReplyError(f"{url} answered with an item that has no list of {key}")
-    offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-    return {"multivector": _read_rows([row for rows in lists for row in rows], url), "offsets": offsets}
+    ordered = [entries[places[index]] for index in range(n_items)]
+    tensors: dict[str, NDArray[Any]] = {}
+    if "dense" in outputs:
+        tensors["dense"] = _read_rows([entry.get("embedding") for entry in ordered], url)
+    if "multivector" in outputs:
+        lists = [rows for entry in ordered if isinstance(rows := entry.get("embeddings"), list)]
+        if len(lists) != n_items:
+            raise BadReplyError(f"{url} answered with an item that has no list of embeddings")
+        tensors["multivector"] = _read_rows([row for rows in lists for row in rows], url)
+        tensors["offsets"] = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+    return tensors
 
 
 def _read_rows(values: Sequence[object], url: str) -> NDArray[np.float32]:

@@ -41,8 +41,10 @@ def named_task(name: str) -> Task | None:
     return next((task for task in TASKS if name.rstrip("/").endswith(f"-{task}")), None)
 
 
-def text_prefix(task: Task, prompt_name: PromptName) -> str:
-    """Give what precedes every text; text-matching knows one side only."""
+def text_prefix(task: Task, prompt_name: PromptName | None) -> str:
+    """Give what precedes every text: nothing for None; text-matching knows one side only."""
+    if prompt_name is None:
+        return ""
     return "Passage: " if prompt_name == "passage" and task != "text-matching" else "Query: "
 
 

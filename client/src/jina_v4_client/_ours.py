@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from jina_v4_client._batches import Batch, Texts
+from jina_v4_client._batches import Batch, Item, Texts, together
 from jina_v4_client._json_reply import read_tensors
 from jina_v4_client._model import MULTIVECTOR_DIM
 from jina_v4_client._pooling import UNIT_TOLERANCE, Vector, row_lengths
@@ -33,9 +33,9 @@ MAX_BYTES = 32 * 2**20  # half of what it takes in one body
 def write_request(server: Server, batch: Batch, wire_dtype: WireDtype, wire_format: WireFormat) -> Request:
     """Write the request for one batch."""
     body: dict[str, Any] = {"model": server.model, "task": server.task}
-    body["outputs"] = ["multivector" if batch.multivector else "dense"]
+    body["outputs"] = list(batch.outputs)
     if isinstance(batch, Texts):
-        body |= {"input": [{"text": text} for text in batch.items], "prompt_name": batch.prompt_name}
+        body |= {"input": [{"text": text} for text in batch.items], "prompt_name": batch.prompt_name or "none"}
         # Over its own limit the server refuses max_length; without it, it refuses only texts that are too long.
         if batch.max_length <= server.max_model_len:
             body["max_length"] = batch.max_length
@@ -43,7 +43,7 @@ def write_request(server: Server, batch: Batch, wire_dtype: WireDtype, wire_form
         body["input"] = [{"image": image.data_uri()} for image in batch.items]
         if batch.max_pixels is not None:
             body["max_pixels"] = batch.max_pixels
-    if batch.truncate_dim is not None and not batch.multivector:
+    if batch.truncate_dim is not None and "dense" in batch.outputs:
         body["dimensions"] = batch.truncate_dim
     if wire_format != "safetensors":
         body["encoding_format"] = wire_format
@@ -68,41 +68,44 @@ def is_json(reply: Reply) -> bool:
 
 def read_reply(
     server: Server, batch: Batch, reply: Reply, wire_dtype: WireDtype, wire_format: WireFormat
-) -> list[Vector]:
+) -> list[Item]:
     """Read the vectors of one batch, in its order.
 
     Returns:
-        For each item (dim,) or, of a multi-vector, (n_tokens, 128) float32, every row of unit length.
+        For each item (dim,) or, of a multi-vector, (n_tokens, 128) float32, every row of unit length, or both.
 
     Raises:
         BadReplyError: anything else than these came.
     """
     if is_json(reply):
-        tensors, wire_dtype = (
-            read_tensors(reply, server.url, len(batch.items), multivector=batch.multivector),
-            "float32",
-        )
+        tensors, wire_dtype = read_tensors(reply, server.url, len(batch.items), batch.outputs), "float32"
     elif wire_format == "safetensors":
         tensors = _load(reply, server.url)
     else:
         kind = _media_type(reply) or "no content type"
         raise BadReplyError(f"{server.url} answered with {kind} where {JSON} was asked for")
-    expected = {"multivector", "offsets"} if batch.multivector else {"dense"}
+    expected = {*batch.outputs, *(("offsets",) if "multivector" in batch.outputs else ())}
     if tensors.keys() != expected:
         raise BadReplyError(f"{server.url} answered with {_named(tensors)} where {_named(expected)} was asked for")
-    if batch.multivector:
-        rows = _read_rows(tensors["multivector"], "multivector", server.url, wire_dtype)  # (n_rows, 128)
-        if rows.shape[1] != MULTIVECTOR_DIM:
-            raise BadReplyError(f"{server.url} answered with rows of {rows.shape[1]} numbers, not {MULTIVECTOR_DIM}")
-        ends = _read_ends(tensors["offsets"], server.url, len(batch.items), len(rows))
-        # Each array is the caller's own, so that one of them does not keep the whole reply in memory.
-        return [part.copy() for part in np.split(rows, ends)]
-    rows = _read_rows(tensors["dense"], "dense", server.url, wire_dtype)  # (n_items, dim)
+    dense = _read_dense(tensors["dense"], server.url, batch, wire_dtype) if "dense" in batch.outputs else None
+    if "multivector" not in batch.outputs:
+        return together(dense, None)
+    rows = _read_rows(tensors["multivector"], "multivector", server.url, wire_dtype)  # (n_rows, 128)
+    if rows.shape[1] != MULTIVECTOR_DIM:
+        raise BadReplyError(f"{server.url} answered with rows of {rows.shape[1]} numbers, not {MULTIVECTOR_DIM}")
+    ends = _read_ends(tensors["offsets"], server.url, len(batch.items), len(rows))
+    # Each array is the caller's own, so that one of them does not keep the whole reply in memory.
+    return together(dense, [part.copy() for part in np.split(rows, ends)])
+
+
+def _read_dense(tensor: NDArray[Any], url: str, batch: Batch, wire_dtype: WireDtype) -> list[Vector]:
+    """Give the dense vector of each item, (dim,) float32, an array of its own."""
+    rows = _read_rows(tensor, "dense", url, wire_dtype)  # (n_items, dim)
     if len(rows) != len(batch.items):
-        raise BadReplyError(f"{server.url} answered with {len(rows)} vectors to a request of {len(batch.items)}")
+        raise BadReplyError(f"{url} answered with {len(rows)} vectors to a request of {len(batch.items)}")
     if batch.truncate_dim not in (None, rows.shape[1]):
         raise BadReplyError(
-            f"{server.url} answered with {rows.shape[1]} dimensions where truncate_dim={batch.truncate_dim} was asked"
+            f"{url} answered with {rows.shape[1]} dimensions where truncate_dim={batch.truncate_dim} was asked"
         )
     return [row.copy() for row in rows]
 

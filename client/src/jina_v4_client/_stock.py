@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jina_v4_client._arguments import structure_token_error
-from jina_v4_client._batches import Batch, Images, Texts
+from jina_v4_client._batches import Batch, Images, Item, Texts, together
 from jina_v4_client._images import PreparedImage
 from jina_v4_client._model import MAX_PIXELS, MIN_PIXELS, MODEL, count_image_tokens, text_prefix
 from jina_v4_client._pooling import STOCK_FLAGS, Vector, check_rows, pool, vision_span
@@ -71,7 +71,7 @@ def write_request(server: Server, batch: Batch) -> Request:
     return Request("/pooling", body)
 
 
-def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector | None) -> list[Vector]:
+def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector | None) -> list[Item]:
     """Make the vectors of one batch, in its order.
 
     Args:
@@ -81,7 +81,7 @@ def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector 
         projector: the served checkpoint's, if multi-vectors are wanted.
 
     Returns:
-        For each item (dim,) or, of a multi-vector, (n_tokens, 128) float32, every row of unit length.
+        For each item (dim,) or, of a multi-vector, (n_tokens, 128) float32, every row of unit length, or both.
 
     Raises:
         BadReplyError: no hidden states of every item.
@@ -97,11 +97,12 @@ def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector 
             vision_span(rows, server.frame, count_image_tokens(image.width, image.height, max_pixels))
             for rows, image in zip(items, batch.items, strict=True)
         ]
-    if not batch.multivector:
-        return [pool(rows, batch.truncate_dim) for rows in spans]
+    dense = [pool(rows, batch.truncate_dim) for rows in spans] if "dense" in batch.outputs else None
+    if "multivector" not in batch.outputs:
+        return together(dense, None)
     if projector is None:
         raise ValueError("multi-vectors of a stock server are made with a projector")
-    return [projector.project(rows) for rows in items]
+    return together(dense, [projector.project(rows) for rows in items])
 
 
 def _conversation(image: PreparedImage) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from jina_v4_client._progress import Progress
 from jina_v4_client._runners import run_in_tasks
 from jina_v4_client._wire import WireDtype, WireFormat
 from jina_v4_client.errors import ArgumentError
-from jina_v4_client.results import Embedded
+from jina_v4_client.results import Both, Embedded
 
 if TYPE_CHECKING:
     import httpx2
@@ -381,6 +381,37 @@ class AsyncEmbeddingsClient:
             max_pixels=max_pixels,
         )
         return await self._run(await _checked(self._core.sentences, sentences, options, prompt))
+
+    async def encode_both(
+        self,
+        sentences: ImageSource | Sequence[ImageSource],
+        prompt_name: str | None = None,
+        batch_size: int = 8,
+        *,
+        task: Task | None = None,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        progress: Progress = False,
+    ) -> list[Both]:
+        """Give both kinds of vectors; see :meth:`jina_v4_client.EmbeddingsClient.encode_both`."""
+        options = Options(
+            task,
+            batch_size,
+            False,
+            False,
+            truncate_dim,
+            progress,
+            "raise",
+            prompt_name=prompt_name,
+            max_pixels=max_pixels,
+            both=True,
+        )
+        call = await _checked(self._core.sentences, sentences, options, None)
+        try:
+            await self._see_through(call.dispatcher)
+            return call.both()
+        finally:
+            call.close()
 
     async def revision(self, task: Task | None = None) -> str | None:
         """Ask which revision of the model serves a task; see :meth:`jina_v4_client.EmbeddingsClient.revision`."""

@@ -15,7 +15,7 @@ from jina_v4_client._progress import Progress
 from jina_v4_client._runners import run_in_threads
 from jina_v4_client._wire import WireDtype, WireFormat
 from jina_v4_client.errors import ArgumentError
-from jina_v4_client.results import Embedded
+from jina_v4_client.results import Both, Embedded
 
 if TYPE_CHECKING:
     import httpx2
@@ -451,13 +451,13 @@ class EmbeddingsClient:
         A string that is an http or https URL, or the path of an image file, is an image; so is a PIL image.
         Texts are cut to 8192 tokens, as in the published code.
 
-        Without prompt_name sentence-transformers puts no prefix before a text. The servers always put one, and so does
-        the published ``encode_text``: here ``Query: `` is taken then, and a NoPromptNameWarning says so.
+        Without prompt_name nothing is put before a text, as in sentence-transformers: other vectors than those of
+        ``encode_text``, which takes "query" then. For retrieval and code say which side a text is of.
 
         Args:
             sentences: one item or several, texts and images mixed.
-            prompt_name: "query" or "passage"; text-matching takes both for the same.
-            prompt: the same as its text, ``"Query: "`` or ``"Passage: "``.
+            prompt_name: "query" or "passage"; text-matching takes both for the same. None: texts as they are.
+            prompt: the same as its text: ``"Query: "``, ``"Passage: "`` or ``""``.
             batch_size: how many items are sent in one request at most.
             show_progress_bar: as `progress` of :meth:`encode_text`.
             task: "retrieval", "text-matching" or "code"; the client's if None.
@@ -488,6 +488,56 @@ class EmbeddingsClient:
             max_pixels=max_pixels,
         )
         return self._run(self._core.sentences(sentences, options, prompt))
+
+    def encode_both(
+        self,
+        sentences: ImageSource | Sequence[ImageSource],
+        prompt_name: str | None = None,
+        batch_size: int = 8,
+        *,
+        task: Task | None = None,
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+        progress: Progress = False,
+    ) -> list[Both]:
+        """Embed texts and images as :meth:`encode`, and give both kinds of vectors of each from one pass.
+
+        For an index that finds candidates by dense vectors and orders them by multi-vectors, at half the work.
+
+        Args:
+            sentences: one item or several, texts and images mixed; see :meth:`encode` for what is an image.
+            prompt_name: "query" or "passage"; text-matching takes both for the same. None: texts as they are.
+            batch_size: how many items are sent in one request at most.
+            task: "retrieval", "text-matching" or "code"; the client's if None.
+            truncate_dim: of the dense vectors, as for texts.
+            max_pixels: as for images.
+            progress: as for texts.
+
+        Returns:
+            For each item, in order, its dense (dim,) and its multivector (n_tokens, 128), float32 of unit length.
+
+        Raises:
+            ArgumentError: an argument is not allowed; nothing was embedded. ImageError if it is an image.
+            ServerError: the server did not give the vectors; none is returned.
+        """
+        options = Options(
+            task,
+            batch_size,
+            False,
+            False,
+            truncate_dim,
+            progress,
+            "raise",
+            prompt_name=prompt_name,
+            max_pixels=max_pixels,
+            both=True,
+        )
+        call = self._core.sentences(sentences, options, None)
+        try:
+            self._see_through(call.dispatcher)
+            return call.both()
+        finally:
+            call.close()
 
     def revision(self, task: Task | None = None) -> str | None:
         """Ask which revision of the model serves a task, and go on with that one only.

@@ -14,8 +14,7 @@ JinaV4Error
     └── BadReplyError                             status 200, but not the vectors that were asked for
 ```
 
-Where an exception of the openai package is behind one of these, it is the ``__cause__``. The one warning is
-``NoPromptNameWarning``.
+Where an exception of the openai package is behind one of these, it is the ``__cause__``.
 """
 
 
@@ -80,7 +79,3 @@ class WrongServerError(ServerError):
 
 class BadReplyError(ServerError):
     """A reply with status 200 that does not hold the vectors that were asked for."""
-
-
-class NoPromptNameWarning(UserWarning):
-    """``encode`` was called without prompt_name: texts get a query's prefix here, and none in sentence-transformers."""

@@ -1,4 +1,4 @@
-"""What a call with ``on_error="skip"`` gives: the vectors that could be had, and why the others could not."""
+"""What a call gives where vectors alone would not do."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,21 @@ from jina_v4_client.errors import JinaV4Error
 
 
 @dataclass(frozen=True)
+class Both:
+    """The two kinds of vectors of one item, from one pass through the model.
+
+    Attributes:
+        dense: (dim,) float32, of unit length.
+        multivector: (n_tokens, 128) float32, every row of unit length.
+    """
+
+    dense: Vector
+    multivector: Vector
+
+
+@dataclass(frozen=True)
 class Embedded:
-    """The outcome of a call, item by item.
+    """The outcome of a call with ``on_error="skip"``: the vectors that could be had, and why the others could not.
 
     Attributes:
         vectors: for each item, in order, (dim,) or, of a multi-vector, (n_tokens, 128) float32 of unit length; None for

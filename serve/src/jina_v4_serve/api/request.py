@@ -14,6 +14,7 @@ from jina_v4_serve.api.tasks import MODEL, TASK_VALUES, choose_task
 
 TASKS = tuple(TASK_VALUES)
 PREFIXES = {"query": "Query: ", "passage": "Passage: "}
+NO_PREFIX = "none"  # as sentence-transformers has it without a prompt name
 _IMAGE_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _INPUT_TYPES = {
     "query": "query",
@@ -108,8 +109,11 @@ def settle(request: EmbeddingsRequest, limits: Limits) -> Asked:
     if len(set(prompts.values())) > 1:
         told = ", ".join(f"{name} says {value}" for name, value in prompts.items())
         raise invalid(next(iter(prompts)), f"the request contradicts itself: {told}")
-    prompt = next(iter(prompts.values()), "query")
+    prefix = _prefix(next(iter(prompts.values()), "query"), task)
     items = _items(request.input, limits.max_items)
+    if not prefix:
+        alone = items[:1] if request.late_chunking else items  # later parts have the joiner before them
+        _check_not_empty(alone, single=not isinstance(request.input, list))
     outputs = _outputs(request)
     encodings = _encodings(request)
     _check_dimensions(request, limits, outputs)
@@ -135,7 +139,7 @@ def settle(request: EmbeddingsRequest, limits: Limits) -> Asked:
         task=task,
         model=request.model or f"{MODEL}-{task}",
         items=items,
-        prefix=PREFIXES["query" if task == "text-matching" else prompt],
+        prefix=prefix,
         outputs=outputs,
         encodings=encodings,
         dimensions=request.dimensions,
@@ -145,6 +149,19 @@ def settle(request: EmbeddingsRequest, limits: Limits) -> Asked:
         keyed=len(encodings) > 1,
         single=not isinstance(request.input, list),
     )
+
+
+def _prefix(prompt: str, task: str) -> str:
+    if prompt == NO_PREFIX:
+        return ""
+    return PREFIXES["query" if task == "text-matching" else prompt]
+
+
+def _check_not_empty(items: Sequence[Item], *, single: bool) -> None:
+    for i, item in enumerate(items):
+        if item.text == "":
+            where = "input" if single else f"input[{i}]"
+            raise invalid(where, f"{where} is empty, and with prompt_name={NO_PREFIX} nothing stands before it", "")
 
 
 def _prompt_of_model(name: str | None, served: str, limits: Limits) -> str | None:

@@ -49,7 +49,9 @@ class EmbeddingsRequest(BaseModel):
     task: str | None = Field(
         None, description="text-matching, retrieval, retrieval.query, retrieval.passage, code, code.query, code.passage"
     )
-    prompt_name: Literal["query", "passage"] | None = Field(None, description="The prefix of texts; query if absent.")
+    prompt_name: Literal["query", "passage", "none"] | None = Field(
+        None, description="The prefix of texts; query if absent. none: texts as they are."
+    )
     input_type: Literal["query", "passage", "document", "search_query", "search_document"] | None = Field(
         None, description="Other words for prompt_name."
     )
