@@ -13,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from jina_v4_serve.cpu import MAX_TOKENS_A_STEP
+
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
@@ -113,7 +115,7 @@ def stock_command(checkpoint: Path, port: int, on_cpu: bool, options: Sequence[s
         "convert": "embed",
         "pooler-config": '{"task": "token_embed", "use_activation": false}',
         "max-model-len": str(longest),
-        "max-num-batched-tokens": str(4096 if on_cpu else 16384),
+        "max-num-batched-tokens": str(MAX_TOKENS_A_STEP if on_cpu else 16384),
         "limit-mm-per-prompt": '{"image": 1, "video": 0}',
     }
     # vLLM's `serve` without its command line, which does not work where the CPU build is installed.

@@ -11,7 +11,6 @@ import base64
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -119,13 +118,9 @@ class Server:
         self._url = url
         self._pid = pid
         self._projector = projector
-        self._clients: dict[int, tuple[EmbeddingsClient, httpx2.Client, Meter]] = {}
+        self._clients: dict[int, tuple[EmbeddingsClient, Meter]] = {}
         self._inputs: Inputs | None = None
         self._vectors: Vectors = {}
-
-    def offers(self, kind: str, output: str) -> bool:
-        """Whether it can embed such items so; both vectors in one pass is ours alone."""
-        return output != "both" or (self.name == "served" and kind == "text")
 
     def load(self, inputs: Inputs) -> None:
         """Take the items of the next work."""
@@ -135,12 +130,13 @@ class Server:
         """Embed them: requests of so many items, so many requests at a time, the next as soon as one is answered."""
         if self._inputs is None:
             raise ValueError("nothing was loaded")
-        client, http_client, meter = self._client(concurrency)
+        client, meter = self._client(concurrency)
         meter.clear()
         before = cost_of(self._pid)
         begin, begin_cpu = time.perf_counter(), time.process_time()
         if output == "both":
-            self._vectors = _both(http_client, self._url, self._inputs.items, items_a_request, concurrency)
+            found = client.encode_both(self._inputs.items, "query", items_a_request)
+            self._vectors = {name: [getattr(both, name) for both in found] for name in ("dense", "multivector")}
         else:
             encode: Callable[..., Any] = client.encode_text if self._inputs.kind == "text" else client.encode_image
             vectors = encode(self._inputs.items, batch_size=items_a_request, return_multivector=output == "multivector")
@@ -163,7 +159,7 @@ class Server:
         """Give the cost so far."""
         return cost_of(self._pid)
 
-    def _client(self, concurrency: int) -> tuple[EmbeddingsClient, httpx2.Client, Meter]:
+    def _client(self, concurrency: int) -> tuple[EmbeddingsClient, Meter]:
         if concurrency not in self._clients:
             meter = Meter()
             http_client = httpx2.Client(
@@ -179,7 +175,7 @@ class Server:
                 projector=self._projector if self.name == "stock" else None,
             )
             client.encode_text("a call that asks what the server is")
-            self._clients[concurrency] = client, http_client, meter
+            self._clients[concurrency] = client, meter
         return self._clients[concurrency]
 
 
@@ -193,10 +189,6 @@ class Child:
         self._log = log
         self.about: dict[str, Any] = self._answer()[0]["about"]
         self.start_s = time.perf_counter() - begin
-
-    def offers(self, kind: str, output: str) -> bool:
-        """Whether it can embed such items so."""
-        return self.name not in TEXT_ONLY or (kind, output) == ("text", "dense")
 
     def load(self, inputs: Inputs) -> None:
         """Bring the items of the next work."""
@@ -316,33 +308,3 @@ def _distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     a, b = np.atleast_2d(a).astype(np.float64), np.atleast_2d(b).astype(np.float64)  # (n_rows, dim)
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     return float(1 - cosines.min())
-
-
-def _both(client: httpx2.Client, url: str, texts: Sequence[Any], items_a_request: int, concurrency: int) -> Vectors:
-    """Ask our server for both vectors of one pass, which the client has no call for."""
-    from safetensors.numpy import load
-
-    batches = [texts[start : start + items_a_request] for start in range(0, len(texts), items_a_request)]
-    answers: list[Vectors] = [{} for _ in batches]
-    places = iter(range(len(batches)))
-    lock = threading.Lock()
-
-    def send() -> None:
-        while True:
-            with lock:
-                place = next(places, None)
-            if place is None:
-                return
-            body = {"task": f"{TASK}.query", "input": batches[place], "outputs": ["dense", "multivector"]}
-            answer = client.post(f"{url}/v1/embeddings", json=body, headers={"Accept": "application/x-safetensors"})
-            answer.raise_for_status()
-            tensors = load(answer.content)
-            rows = np.split(tensors["multivector"], tensors["offsets"][1:-1])
-            answers[place] = {"dense": list(tensors["dense"]), "multivector": list(rows)}
-
-    threads = [threading.Thread(target=send) for _ in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return {name: [vector for answer in answers for vector in answer[name]] for name in ("dense", "multivector")}

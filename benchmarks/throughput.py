@@ -30,7 +30,7 @@ from _flops import read_config, total_flop
 from _peak import measured_peak
 from _results import percentile, store
 from _servers import end_on_sigterm
-from _sides import SERVERS, SIDES, TEXT_ONLY_REASON, Side, largest_difference, missing_sides, started
+from _sides import SERVERS, SIDES, TEXT_ONLY, TEXT_ONLY_REASON, Side, largest_difference, missing_sides, started
 
 PACKAGES = (
     "vllm",
@@ -92,7 +92,7 @@ def full_matrix(long: bool) -> Iterator[Case]:
                     in_flight = n_tokens * items_a_request * concurrency
                     only_once = output == "dense" or (items_a_request, concurrency) in ((1, 16), (16, 4))
                     fits = in_flight <= MOST_IN_FLIGHT or items_a_request == concurrency == 1
-                    if only_once and fits and (output != "both" or inputs not in IMAGES):
+                    if only_once and fits:
                         yield Case(inputs, output, items_a_request, concurrency)
 
 
@@ -141,7 +141,8 @@ class Benchmark:
 
     def offering(self, case: Case) -> dict[str, Side]:
         """Return the sides that can do a case; those without requests have no say in how items are sent."""
-        return {name: side for name, side in self.sides.items() if side.offers(case.kind, case.output)}
+        plain = (case.kind, case.output) == ("text", "dense")
+        return {name: side for name, side in self.sides.items() if plain or name not in TEXT_ONLY}
 
     def check(self, cases: Sequence[Case], bound: float) -> dict[str, float]:
         """Let every side embed the same items, which warms it up too; end the program where two differ.

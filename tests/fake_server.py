@@ -2,7 +2,7 @@
 
 It writes its process id and that of a grandchild into FOLDER, a file a start. Traits: `broken` ends with 3 before it
 answers; `broken-later` does so from the second start on; `mortal` ends with 5 half a second after it began to answer;
-`deaf` ignores SIGTERM and SIGUSR1; `sick` turns /health into 503 after half a second; `slow` starts in 1 s.
+`deaf` ignores SIGTERM; `sick` turns /health into 503 after half a second; `slow` starts in 1 s.
 """
 
 import os
@@ -47,7 +47,6 @@ def end(number: int, _: object) -> None:
 
 
 signal.signal(signal.SIGTERM, end)
-signal.signal(signal.SIGUSR1, end)
 if "mortal" in traits:
     threading.Timer(0.5, os._exit, [5]).start()
 begin = time.monotonic()

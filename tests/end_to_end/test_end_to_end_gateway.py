@@ -6,13 +6,10 @@ One fleet serves all tests of this file, in their order; the last one stops it. 
 import os
 import shutil
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import httpx2
 import mteb
@@ -22,6 +19,7 @@ import pytest
 from conftest import TASKS, Golden
 from jina_v4_client import EmbeddingsClient
 from jina_v4_client.integrations.mteb import JinaV4Encoder
+from load import Load
 from model_card import (
     check_sentence_transformers,
     check_transformers,
@@ -46,62 +44,6 @@ def fleet(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
         server.wait_ready()
         print(f"three servers and the gateway were up after {time.monotonic() - begin:.0f} s")
         yield server
-
-
-@dataclass
-class Load:
-    """Clients that send texts of one task, each its next request when its last one is answered.
-
-    Attributes:
-        answers: moments of sending and of the answer, and what it was: a status, or the name of an error.
-    """
-
-    base_url: str
-    task: str
-    texts: list[str]
-    n_clients: int = 4
-    pause_s: float = 0.0  # after an answer
-    answers: list[tuple[float, float, str]] = field(default_factory=list)
-    wrong: int = 0
-
-    def __enter__(self) -> "Load":
-        self._stop = threading.Event()
-        self._expected: np.ndarray | None = None
-        self._threads = [threading.Thread(target=self._send) for _ in range(self.n_clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _send(self) -> None:
-        body = {"task": self.task, "input": self.texts}
-        with httpx2.Client(base_url=self.base_url, timeout=60) as client:
-            while not self._stop.is_set():
-                begin = time.monotonic()
-                try:
-                    answer = client.post("/v1/embeddings", json=body)
-                    outcome = str(answer.status_code)
-                    if answer.status_code == 200:
-                        self._check(np.array([item["embedding"] for item in answer.json()["data"]], np.float32))
-                except httpx2.TransportError as failure:
-                    outcome = type(failure).__name__
-                self.answers.append((begin, time.monotonic(), outcome))
-                time.sleep(self.pause_s if outcome == "200" else 0.5)
-
-    def _check(self, vectors: np.ndarray) -> None:
-        if self._expected is None:
-            self._expected = vectors
-        if np.abs(vectors - self._expected).max() > BOUND:
-            self.wrong += 1
-
-    def outcomes(self, *, after: float = 0.0) -> Counter[str]:
-        return Counter(outcome for begin, _, outcome in self.answers if begin >= after)
 
 
 def golden_rows_are_right(fleet: Server, golden: Golden, task: str) -> None:
@@ -222,7 +164,7 @@ def test_a_fleet_told_to_stop_under_load_answers_what_it_accepted(fleet: Server,
         code = fleet.process.wait(90)
         ended_s = time.monotonic() - told
     outcomes = sum((load.outcomes() for load in loads), Counter[str]())
-    flying = Counter(outcome for load in loads for begin, end, outcome in load.answers if begin < told <= end)
+    flying = sum((load.flying(told) for load in loads), Counter[str]())
     print(f"ended after {ended_s:.1f} s; in flight {dict(flying)}, in all {dict(outcomes)}")
     assert code == 0
     assert set(flying) == {"200"}

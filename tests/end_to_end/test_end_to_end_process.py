@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Golden
 from jina_v4_client import EmbeddingsClient
+from load import Load
 from servers import BIN, engine_server, group_is_alive
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,29 @@ def test_a_server_told_to_stop_leaves_no_process(
             client.encode_text(golden.texts, task="retrieval")
         server.process.send_signal(sent)
         assert server.process.wait(60) in (0, 130)
+        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+
+
+def test_several_api_processes_told_to_stop_answer_what_they_accepted(
+    golden: Golden, folded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log", "--api-server-count=2", dtype="float32") as server:
+        server.wait_ready()
+        assert wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, 60)
+        with EmbeddingsClient(base_url=server.base_url) as client:
+            found = client.encode_text(golden.texts, task="retrieval", batch_size=1)
+        expected = [golden.rows[f"retrieval/query/{i}/dense"] for i in range(len(golden.texts))]
+        assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1e-5
+        with Load(server.base_url, "retrieval", golden.texts, n_clients=8) as load:
+            time.sleep(3)
+            told = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+        print(f"in flight {dict(load.flying(told))}, in all {dict(load.outcomes())}")
+        assert set(load.flying(told)) == {"200"}
+        assert set(load.outcomes()) <= {"200", "ConnectError", "ReadError"}
+        assert load.wrong == 0
         assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
 
 

@@ -61,7 +61,7 @@ def test_what_is_in_flight_or_comes_on_an_open_connection_is_answered_and_nothin
         assert b"connection: close" not in read(idle)
         ask(busy, 1.5)
         time.sleep(0.3)
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -73,4 +73,4 @@ def test_what_is_in_flight_or_comes_on_an_open_connection_is_answered_and_nothin
         assert b"connection: close" in read(idle)
         assert process.poll() is None
         assert b"connection: close" in read(busy)
-        assert process.wait(10) in (0, -signal.SIGTERM)
+        assert process.wait(10) in (0, -signal.SIGINT)

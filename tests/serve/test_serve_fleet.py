@@ -95,7 +95,7 @@ def test_servers_start_one_after_the_other_then_the_gateway_and_all_end_together
     assert running.process.returncode == 0
     assert "the gateway answers on" in told
     assert not any(lives(pid) for _, pid in starts)
-    assert all((tmp_path / task / f"signal-{int(signal.SIGUSR1)}").exists() for task in TASKS)
+    assert all((tmp_path / task / f"signal-{int(signal.SIGTERM)}").exists() for task in TASKS)
 
 
 def test_ctrl_c_is_130(tmp_path: Path) -> None:

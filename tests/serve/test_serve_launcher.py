@@ -14,6 +14,7 @@ from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.launcher import (
     PORTS,
+    api_processes,
     check_options,
     environment,
     kv_cache_bytes,
@@ -154,6 +155,13 @@ def test_keys_and_values_of_the_two_longest_prompts_have_room(
     checkpoint = read_checkpoint(folded("float32") / "jina-embeddings-v4-code", "code")
     n_layers, n_heads, head_dim = 3, 1, 128
     assert kv_cache_bytes(checkpoint, dtype) == 2 * 32768 * n_layers * n_heads * 2 * head_dim * n_bytes
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "n_servers", "expected"), [(2, 1, 1), (8, 1, 2), (16, 1, 4), (64, 1, 4), (16, 3, 1), (64, 3, 4)]
+)
+def test_a_gpu_has_api_processes_by_the_cores_beside_it(n_cores: int, n_servers: int, expected: int) -> None:
+    assert api_processes(n_cores, n_servers) == expected
 
 
 def test_a_revision_is_of_the_files_and_of_what_they_are_served_with(folded: Callable[[str], Path]) -> None:

@@ -147,7 +147,7 @@ def test_a_ready_server_is_asked_to_finish_and_nothing_is_left(make: Callable[..
         return await task
 
     assert run(program()) == 0
-    assert (tmp_path / f"signal-{int(signal.SIGUSR1)}").exists()
+    assert (tmp_path / f"signal-{int(signal.SIGTERM)}").exists()
     assert all_gone(tmp_path)
 
 

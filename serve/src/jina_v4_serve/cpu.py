@@ -66,8 +66,14 @@ def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:
         n_servers: on this machine.
         options: of vLLM, the operator's; with several workers, vLLM's own executor is left.
     """
-    parallel = any("parallel" in option or option.split("=")[0] in ("-tp", "-dp", "-pp") for option in options)
-    return () if parallel or not threads(n_servers) else (f"--distributed-executor-backend={EXECUTOR}",)
+    return () if says_parallel(options) or not threads(n_servers) else (f"--distributed-executor-backend={EXECUTOR}",)
+
+
+def says_parallel(options: Sequence[str]) -> bool:
+    """Tell whether the operator's options of vLLM spread a server over several devices or machines."""
+    return any(
+        "parallel" in option or option.split("=")[0] in ("-tp", "-dp", "-pp", "--headless") for option in options
+    )
 
 
 def float32_is_faster(n_bytes: int) -> bool:

@@ -40,6 +40,8 @@ DTYPES = ("auto", *STORED_DTYPES)
 DRAIN_S = 30  # what is in flight when a server is told to stop has so long to be answered
 MAX_MODEL_LEN = 32768  # the published model's ceiling, in tokens
 MIN_PIXELS = 3136
+CORES_AN_API_PROCESS = 4  # two of them at work in the process, the others for the engine and what else there is
+MOST_API_PROCESSES = 4
 OLDEST_VLLM = (0, 26)  # the pooler package and the plugin entry points are there from here on
 
 # A pass-on option may not change these: each would change the vectors, or hand the model to other code than ours.
@@ -319,10 +321,22 @@ def vllm_arguments(
         # vLLM would take nine tenths of the memory. VLLM_CPU_KVCACHE_SPACE, where it is set, goes before this.
         arguments.append(f"--kv-cache-memory-bytes={kv_cache_bytes(checkpoint, dtype)}")
         arguments += cpu.executor_option(settings.n_servers, settings.vllm_options)
+    elif not cpu.says_parallel(settings.vllm_options):  # else vLLM decides by itself
+        arguments.append(f"--api-server-count={api_processes(cpu.n_cores(), settings.n_servers)}")
     if settings.max_pixels is not None:
         limits = {"min_pixels": MIN_PIXELS, "max_pixels": settings.max_pixels}
         arguments.append("--mm-processor-kwargs=" + json.dumps(limits))
     return arguments + (lora_arguments(adapters) if adapters else [])
+
+
+def api_processes(n_cores: int, n_servers: int) -> int:
+    """Return how many processes of a server beside a GPU take requests: each prepares its pictures one after the other.
+
+    Args:
+        n_cores: of this machine.
+        n_servers: that share them.
+    """
+    return min(MOST_API_PROCESSES, max(1, n_cores // (CORES_AN_API_PROCESS * n_servers)))
 
 
 def kv_cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:

@@ -20,7 +20,6 @@ from random import SystemRandom
 
 import aiohttp
 
-from jina_v4_serve.drain import DRAIN_SIGNAL
 from jina_v4_serve.launcher import DRAIN_S, Launch, Settings
 
 _POLL_S = 0.5
@@ -154,10 +153,9 @@ class Supervisor:
         try:
             await first(process.wait(), self._stop.wait(), watch)
             if self._stop.is_set() and process.returncode is None:
-                # Only a server that is ready has anything in flight, and listens to the signal that lets it finish.
-                # While vLLM waits for its engine to start it listens to nothing.
+                # Only a server that is ready has anything in flight. Until its engine has started vLLM hears nothing.
                 serving = self.ready.is_set()
-                process.send_signal(DRAIN_SIGNAL if serving else signal.SIGTERM)
+                process.terminate()
                 patience_s = self._policy.stop_s if serving else self._policy.stop_starting_s
                 await first(process.wait(), self._kill.wait(), timeout_s=patience_s)
         finally:

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 
-from jina_v4_serve.drain import DRAIN_SIGNAL
 from jina_v4_serve.errors import ServeError
 from jina_v4_serve.launcher import run_vllm
 
@@ -30,8 +29,6 @@ def main() -> int:
     """Run vLLM until it ends; return the exit code."""
     arguments, options = (json.loads(text) for text in sys.argv[1:])
     end_with_parent()
-    # Until a middleware has taken the signal over (with several API processes none does): vLLM's own way of ending.
-    signal.signal(DRAIN_SIGNAL, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run_vllm(arguments, options)
     except ServeError as error:

@@ -65,7 +65,7 @@ class Service:
         self.settings = settings
         self.prompts = prompts
         self.images = ImageLoader(settings.images)
-        self.budget = TokenBudget(settings.max_tokens_in_flight or budget_tokens)
+        self.budget = TokenBudget(budget_tokens)
         self.canary_failure: str | None = None
         self.worked_at = -STALLED_S
         self.probe_lock = asyncio.Lock()
@@ -207,8 +207,9 @@ class JinaEndpoints:
         adapters = hide_paths(state.openai_serving_models)
         if len(limits.tasks) > 1 and adapters.keys() != set(limits.tasks):
             raise RuntimeError(f"vLLM has loaded adapters of {sorted(adapters)}, and {limits.tasks} are served")
-        budget_tokens = max(BUDGET_STEPS * steps, 2 * limits.max_length)
-        service = Service(Engine(engine_client, adapters), limits, settings, prompts, budget_tokens)
+        budget_tokens = settings.max_tokens_in_flight or max(BUDGET_STEPS * steps, 2 * limits.max_length)
+        share = max(1, budget_tokens // (args.api_server_count or 1))
+        service = Service(Engine(engine_client, adapters), limits, settings, prompts, share)
         dtype = str(model.dtype).removeprefix("torch.")
         for task in limits.tasks:
             checkpoint = Path(adapters[task].lora_path if adapters else model.model)

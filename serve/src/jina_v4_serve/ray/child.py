@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 from jina_v4_serve.cpu import EXECUTOR
 from jina_v4_serve.errors import ServeError
+from jina_v4_serve.launcher import api_processes
 from jina_v4_serve.ray.settings import ServerSettings, Task
 
 _HOST = "127.0.0.1"
@@ -111,7 +112,10 @@ def _shared(settings: ServerSettings) -> list[str]:
     """Return the options of vLLM by which several replicas fit one node."""
     if settings.num_gpus == 0:
         return [f"--distributed-executor-backend={EXECUTOR}"]
-    return [f"--gpu-memory-utilization={_USABLE * settings.num_gpus:.3f}"] if settings.num_gpus < 1 else []
+    options = [f"--api-server-count={api_processes(int(settings.num_cpus), 1)}"]
+    if settings.num_gpus < 1:
+        options.append(f"--gpu-memory-utilization={_USABLE * settings.num_gpus:.3f}")
+    return options
 
 
 def _free_port() -> int:
