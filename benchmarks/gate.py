@@ -25,7 +25,7 @@ from _flops import read_config
 from _results import store
 from _servers import end_on_sigterm
 from _sides import SIDES, Side, started
-from jina_v4_serve.cpu import n_cores
+from jina_v4_serve.cpu import fast_in_bfloat16, n_cores
 from jina_v4_serve.launcher import find_vllm
 from throughput import PACKAGES, Benchmark, Case
 
@@ -103,6 +103,8 @@ def machine_kind(cpu_info: str, n_cores: int, gpu: str = "") -> str:
     flags = set(cpu_info.split())
     units = {"amx": "amx_bf16", "avx512": "avx512f", "avx2": "avx2"}  # the best first
     unit = next((name for name, flag in units.items() if flag in flags), "other")
+    if unit == "avx512" and fast_in_bfloat16(cpu_info):  # another dtype is computed in then
+        unit = "avx512-bf16"
     return f"{unit}-{n_cores}-cores"
 
 

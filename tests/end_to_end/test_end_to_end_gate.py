@@ -123,6 +123,7 @@ def test_a_ratio_that_only_the_baseline_has_is_named_and_does_not_fail(module: A
     [
         ("sse avx avx2 avx512f amx_bf16 amx_tile", "", "amx-8-cores"),
         ("sse avx avx2 avx512f avx512_bf16", "", "avx512-8-cores"),
+        ("AuthenticAMD sse avx avx2 avx512f avx512_bf16", "", "avx512-bf16-8-cores"),
         ("sse avx avx2 avx512f", "NVIDIA H200", "nvidia-h200"),
         ("sse avx avx2", "", "avx2-8-cores"),
         ("sse avx", "", "other-8-cores"),

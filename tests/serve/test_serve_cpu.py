@@ -17,7 +17,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for name in ("_CPU_MAX", "_MEMORY_MAX", "_CPU_INFO"):
         monkeypatch.setattr(cpu, name, tmp_path / name)
-    (tmp_path / "_CPU_INFO").write_text("flags\t\t: avx512f avx512_bf16 lm\n")
+    (tmp_path / "_CPU_INFO").write_text("vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16 lm\n")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,10 @@ def test_bfloat16_stays_where_it_is_fast_or_not_known_to_be_slow(
 ) -> None:
     (tmp_path / "_CPU_INFO").write_text("flags\t\t: avx512f amx_bf16 amx_tile lm\n")
     assert not cpu.float32_is_faster(1)
+    (tmp_path / "_CPU_INFO").write_text("vendor_id\t: AuthenticAMD\nflags\t\t: avx512f avx512_bf16 lm\n")
+    assert not cpu.float32_is_faster(1)
+    (tmp_path / "_CPU_INFO").write_text("vendor_id\t: AuthenticAMD\nflags\t\t: avx512f lm\n")
+    assert cpu.float32_is_faster(1)
     (tmp_path / "_CPU_INFO").unlink()
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert not cpu.float32_is_faster(1)

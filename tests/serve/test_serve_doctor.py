@@ -218,7 +218,11 @@ def test_a_containers_limits_are_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [("sse2 avx512f amx_bf16", "with AMX"), ("sse2 avx512f", "float32"), ("sse2", "without AVX-512")],
+    [
+        ("sse2 avx512f amx_bf16", "AVX-512 and AMX: faster in bfloat16"),
+        ("sse2 avx512f avx512_bf16", "AVX-512: faster in float32"),
+        ("sse2", "without AVX-512"),
+    ],
 )
 def test_the_instructions_of_the_processor_are_told(
     flags: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -136,11 +136,12 @@ def check_processor(*, on_cpu: bool) -> Finding:
     """
     if platform.machine() != "x86_64":
         return Finding("ok", "processor", platform.machine())
-    flags = set(read_text(_CPU_INFO).split())
-    if "amx_bf16" in flags:
-        return Finding("ok", "processor", "x86 with AMX: bfloat16 is fast")
+    cpu_info = read_text(_CPU_INFO)
+    flags = set(cpu_info.split())
     if "avx512f" in flags:
-        return Finding("ok", "processor", "x86 with AVX-512, without AMX: float32 is faster than bfloat16")
+        units = "AVX-512 and AMX" if "amx_bf16" in flags else "AVX-512"
+        faster = "bfloat16" if cpu.fast_in_bfloat16(cpu_info) else "float32"
+        return Finding("ok", "processor", f"x86 with {units}: faster in {faster}")
     if on_cpu:
         return Finding("warn", "processor", "x86 without AVX-512", "expect it to be slow")
     return Finding("ok", "processor", "x86 without AVX-512; the GPU computes")
