@@ -3,6 +3,7 @@
 import io
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from tokenizers import Tokenizer
 PREFIX = "Query: "
 TEXT_TOKENS = (16, 128, 512, 4096, 32000)  # the prefix included
 MIXED = "mixed"
-MIXED_TOKENS = (16, 2048)  # the shortest and the longest
-MIXED_MEDIAN, MIXED_SIGMA = 150, 1.0  # of the lognormal law; the mean is near 240
+MIXED_MEDIAN, MIXED_SIGMA = 150, 1.0  # of the lognormal law
+MIXED_BLOCK = 16  # texts have all lengths once: 23 to 966 tokens, 233 in the mean
 PIXELS_PER_TOKEN_SIDE = 28
 IMAGE_PROMPT_TOKENS = 11
 # Width and height; 640 x 480 is scaled to 644 x 476 by every side, 391 image tokens.
@@ -60,16 +61,19 @@ def make_inputs(checkpoint: Path, name: str, n_items: int, start: int = 0) -> In
         n_tokens = grid[0] * grid[1] // 4 + IMAGE_PROMPT_TOKENS
         items = [make_image(name, start + i) for i in range(n_items)]
         return Inputs(name, "image", items, [n_tokens] * n_items, [grid] * n_items)
-    lengths = mixed_lengths(n_items, start) if name == MIXED else [int(name)] * n_items
+    lengths = mixed_lengths(n_items) if name == MIXED else [int(name)] * n_items
     return Inputs(name, "text", make_texts(checkpoint, lengths, start), lengths, [None] * n_items)
 
 
-def mixed_lengths(n_items: int, seed: int = 0) -> list[int]:
-    """Draw lengths as texts of a real corpus have them: many short ones, a few long ones."""
-    drawn = random.Random(seed)  # noqa: S311 - no secret
-    shortest, longest = MIXED_TOKENS
-    lengths = (round(drawn.lognormvariate(math.log(MIXED_MEDIAN), MIXED_SIGMA)) for _ in range(n_items))
-    return [min(max(length, shortest), longest) for length in lengths]
+def mixed_lengths(n_items: int) -> list[int]:
+    """Give lengths as texts of a real corpus have them, many short ones and a few long ones, always in the same order.
+
+    Whole blocks have one mean, so that sides which embed different numbers of texts can be compared.
+    """
+    law = statistics.NormalDist(math.log(MIXED_MEDIAN), MIXED_SIGMA)
+    block = [round(math.exp(law.inv_cdf((i + 0.5) / MIXED_BLOCK))) for i in range(MIXED_BLOCK)]
+    random.Random(0).shuffle(block)  # noqa: S311 - no secret
+    return [block[i % MIXED_BLOCK] for i in range(n_items)]
 
 
 def make_texts(checkpoint: Path, lengths: Sequence[int], seed: int = 0) -> list[str]:

@@ -15,6 +15,7 @@ order reversed every other round. Shown are medians over the rounds.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from _about import surroundings
-from _data import IMAGES, MIXED, TEXT_TOKENS, Inputs, make_inputs
+from _data import IMAGES, MIXED, MIXED_BLOCK, TEXT_TOKENS, Inputs, make_inputs
 from _flops import read_config, total_flop
 from _peak import measured_peak
 from _results import percentile, store
@@ -45,8 +46,8 @@ PACKAGES = (
 )
 MOST_IN_FLIGHT = 100_000  # tokens: past some more the server refuses, as it should
 LONG_BATCH_TOKENS = 16384  # a batch of 8 of the longest would take a minute on few cores
-# Of a prompt; of the mixed lengths the mean, about.
-N_TOKENS = {**{str(n): n for n in TEXT_TOKENS}, MIXED: 240, "thumbnail": 75, "photo": 402, "page": 779}
+# Of a prompt; of the mixed lengths the mean.
+N_TOKENS = {**{str(n): n for n in TEXT_TOKENS}, MIXED: 233, "thumbnail": 75, "photo": 402, "page": 779}
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,8 @@ class Benchmark:
         part, least = 1, min(8, max(1, LONG_BATCH_TOKENS // N_TOKENS[case.inputs]))
         if side.name in SERVERS:
             part, least = case.items_a_request, case.items_a_request * case.concurrency
+        if case.inputs == MIXED:
+            part, least = math.lcm(part, MIXED_BLOCK), max(least, MIXED_BLOCK)
         wanted = self._rates[side.name, case.inputs, case.output] * seconds
         return max(least, round(wanted / part) * part)
 

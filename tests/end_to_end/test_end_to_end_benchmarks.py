@@ -77,12 +77,13 @@ def test_images_have_their_sizes_and_none_is_like_another(module: Any) -> None:
         assert Image.open(io.BytesIO(inputs.items[0])).size == data.IMAGES[name]
 
 
-def test_mixed_lengths_stay_within_their_limits_and_are_mixed(module: Any) -> None:
-    lengths = module("_data").mixed_lengths(500)
-    assert min(lengths) >= 16
-    assert max(lengths) <= 2048
+def test_mixed_lengths_are_mixed_and_each_block_has_the_same(module: Any) -> None:
+    data = module("_data")
+    lengths = data.mixed_lengths(4 * data.MIXED_BLOCK)
+    assert (min(lengths), max(lengths), len(set(lengths))) == (23, 966, data.MIXED_BLOCK)
     assert 100 < np.median(lengths) < 200
-    assert np.mean(lengths) > 1.3 * np.median(lengths)
+    blocks = np.reshape(lengths, (4, -1))
+    np.testing.assert_allclose(blocks.mean(axis=1), module("throughput").N_TOKENS[data.MIXED], atol=1)
 
 
 def test_a_percentile_is_a_value_that_was_measured(module: Any) -> None:

@@ -142,8 +142,13 @@ class AsyncTransport:
 
 def _close_in_loop(http_client: httpx2.AsyncClient) -> None:
     """Close the connections of a client that nobody closed, if the loop that they belong to may still run."""
-    with contextlib.suppress(RuntimeError):  # no loop runs: its end has closed them
-        task = asyncio.get_running_loop().create_task(http_client.aclose())
+
+    async def close() -> None:
+        with contextlib.suppress(Exception):  # they belonged to another loop, which has ended
+            await http_client.aclose()
+
+    with contextlib.suppress(RuntimeError):  # no loop runs
+        task = asyncio.get_running_loop().create_task(close())
         _CLOSING.add(task)
         task.add_done_callback(_CLOSING.discard)
 
