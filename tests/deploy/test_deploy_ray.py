@@ -21,7 +21,8 @@ import pytest
 import yaml
 from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient, ServerError, WrongServerError
-from jina_v4_serve.ray.settings import RaySettings
+from jina_v4_serve.ray.child import command
+from jina_v4_serve.ray.settings import RaySettings, ServerSettings
 from servers import free_port
 
 TASK = "retrieval"
@@ -307,3 +308,13 @@ def test_the_config_file_is_what_ray_and_the_application_read(root: Path) -> Non
     settings = RaySettings.model_validate(application.args)
     assert settings.max_replicas > settings.min_replicas
     assert config.http_options.host == "127.0.0.1"
+
+
+def test_replicas_share_a_node_by_what_ray_has_counted_out() -> None:
+    def options(**shares: float) -> list[str]:
+        return command(ServerSettings(checkpoints=Path("/models"), **shares), TASK, 8001)
+
+    assert "--distributed-executor-backend=vllm.v1.executor.uniproc_executor.UniProcExecutor" in options()
+    shared = options(num_gpus=0.3, num_cpus=8)
+    assert {"--api-server-count=2", "--gpu-memory-utilization=0.270"} <= set(shared)
+    assert options(num_gpus=1)[-1] == "--api-server-count=1"
