@@ -183,15 +183,15 @@ import os, signal, sys
 from jina_v4_client import EmbeddingsClient
 from document_search import cli
 
-encode, calls = EmbeddingsClient.encode_image, []
+encode, calls = EmbeddingsClient.encode_both, []
 
 def killing(*args, **kwargs):
     calls.append(args)
-    if len(calls) == 8:
+    if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(*args, **kwargs)
 
-EmbeddingsClient.encode_image = killing
+EmbeddingsClient.encode_both = killing
 cli.PAGES_AT_A_TIME = 1
 cli.main()
 """
