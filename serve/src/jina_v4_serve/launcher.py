@@ -40,7 +40,7 @@ DTYPES = ("auto", *STORED_DTYPES)
 DRAIN_S = 30  # what is in flight when a server is told to stop has so long to be answered
 MAX_MODEL_LEN = 32768  # the published model's ceiling, in tokens
 MIN_PIXELS = 3136
-CORES_AN_API_PROCESS = 4  # two of them at work in the process, the others for the engine and what else there is
+CORES_AN_API_PROCESS = 4  # a choice, not measured: it uses one or two, and the engine needs some
 MOST_API_PROCESSES = 4
 OLDEST_VLLM = (0, 26)  # the pooler package and the plugin entry points are there from here on
 
