@@ -57,7 +57,48 @@ def test_what_the_operator_has_set_stays(name: str, monkeypatch: pytest.MonkeyPa
 def test_the_engine_keeps_freed_memory_unless_the_operator_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
-    assert cpu.allocator() == {"MALLOC_MMAP_MAX_": "65536", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    monkeypatch.setattr(cpu, "find_library", lambda name: None)
+    assert cpu.allocator() == {
+        "MALLOC_MMAP_MAX_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7",
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "libtcmalloc_minimal.so.4"),
+        ("libgomp.so.1", "libtcmalloc_minimal.so.4:libgomp.so.1"),
+        ("/opt/libjemalloc.so.2", None),
+    ],
+)
+def test_tcmalloc_is_preloaded_where_it_is_installed(
+    before: str, after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}
+    monkeypatch.setattr(cpu, "find_library", installed.get)
+    monkeypatch.setenv("LD_PRELOAD", before)
+    assert cpu.allocator().get("LD_PRELOAD") == after
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's imports are not ours to mend
+def test_pictures_are_prepared_on_one_thread_whatever_the_engine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from vllm.utils.torch_utils import set_default_torch_num_threads
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before = torch.get_num_threads()
+    try:
+        with set_default_torch_num_threads():  # as vLLM does around its image processor
+            assert torch.get_num_threads() == 2
+        cpu.leave_cores_to_the_engine()
+        with set_default_torch_num_threads():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("option", ["--tensor-parallel-size=2", "--data_parallel_size", "-tp=2", "-dp"])

@@ -74,15 +74,53 @@ def test_the_rotary_embedding_is_the_unfused_one(kind: str, n_tokens: int, kerne
         close(found, unfused)
 
 
+def test_the_rotary_embedding_follows_the_positions_of_each_step(kernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rotary = kernels.FusedMRotaryEmbedding(
+        HEAD_SIZE, HEAD_SIZE, 32768, base=1e6, is_neox_style=True, dtype=dtype, mrope_section=SECTIONS
+    )
+    buffer = torch.empty(3, 8, dtype=torch.int64)
+    for step in range(4):  # vLLM writes each step's positions where the last one's were
+        buffer.copy_(torch.randint(0, 32768, (3, 8)))
+        if step == 2:
+            buffer[:] = buffer[0].clone()
+        for _ in range(2):  # layers
+            query, key = torch.randn(8, 2 * HEAD_SIZE), torch.randn(8, HEAD_SIZE)
+            expected = rotary.forward_native(buffer, query.clone(), key.clone())
+            for found, unfused in zip(rotary.forward_cpu(buffer, query, key), expected, strict=True):
+                close(found, unfused)
+
+
+@pytest.mark.parametrize("n_patches", [1, 37])
+def test_the_image_encoders_rotary_embedding_is_the_unfused_one(n_patches: int, kernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rotary = kernels.FusedApplyRotaryEmb(enforce_enable=True)
+    x = torch.randn(2, n_patches, 3, HEAD_SIZE)
+    angles = torch.randn(n_patches, HEAD_SIZE // 2)
+    expected = rotary.forward_native(x.clone(), angles.cos(), angles.sin())
+    close(rotary.forward_cpu(x, angles.cos(), angles.sin()), expected)
+
+
+@pytest.mark.parametrize("lengths", [[8], [8, 8, 8], [8, 8, 4, 8, 8, 4, 6, 6, 3], [5, 0, 5, 0, 0]], ids=str)
+def test_attention_in_windows_is_that_of_each_window(lengths: list[int], kernels, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    attention = kernels.BatchedEncoderAttention(3, HEAD_SIZE)
+    query, key, value = torch.randn(3, 1, sum(lengths), 3, HEAD_SIZE)
+    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+    expected = super(kernels.BatchedEncoderAttention, attention).forward_cpu(query, key, value, cu_seqlens)
+    close(attention.forward_cpu(query, key, value, cu_seqlens), expected)
+
+
 def test_vllm_builds_its_layers_as_ours_where_they_are_used(kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.custom_op import op_registry_oot
     from vllm.model_executor.layers.layernorm import RMSNorm
 
-    for name in ("RMSNorm", "MRotaryEmbedding"):
+    names = ("RMSNorm", "MRotaryEmbedding", "ApplyRotaryEmb", "MMEncoderAttention")
+    for name in names:
         monkeypatch.delitem(op_registry_oot, name, raising=False)
     assert type(RMSNorm(HIDDEN)) is RMSNorm
     kernels.use()
     kernels.use()  # a second model in the process
     assert type(RMSNorm(HIDDEN)) is kernels.FusedRMSNorm
-    for name in ("RMSNorm", "MRotaryEmbedding"):
+    for name in names:
         monkeypatch.delitem(op_registry_oot, name)

@@ -217,6 +217,22 @@ def test_a_containers_limits_are_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("installed", "preloaded", "found"),
+    [
+        (None, "libgomp.so.1", "glibc's"),
+        ("libtcmalloc_minimal.so.4", "libgomp.so.1", "libtcmalloc_minimal.so.4"),
+        ("libtcmalloc_minimal.so.4", "/opt/libjemalloc.so.2:libgomp.so.1", "/opt/libjemalloc.so.2"),
+    ],
+)
+def test_the_allocator_is_told(
+    installed: str | None, preloaded: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "tcmalloc", lambda: installed)
+    monkeypatch.setenv("LD_PRELOAD", preloaded)
+    assert machine.check_allocator().found.split(";")[0] == found
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         ("sse2 avx512f amx_bf16", "AVX-512 and AMX: faster in bfloat16"),

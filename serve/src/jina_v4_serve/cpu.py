@@ -2,17 +2,21 @@
 
 Left alone, vLLM binds its arithmetic to all cores but one and keeps that one for a process that waits for the other by
 spinning: on two cores half of the machine computes. Here the engine computes in its own process, on all cores, and
-nobody spins. Memory that is freed is kept for the next step. benchmarks/LOG.md has what each of these is worth.
+nobody spins. Memory that is freed is kept for the next step, and so are a few compiled products. benchmarks/LOG.md has
+what each of these is worth.
 """
 
 import os
 import platform
 from collections.abc import Sequence
+from ctypes.util import find_library
 from pathlib import Path
 
 # On larger machines one core in reserve costs little, and vLLM's binding minds the memory of each socket.
 MAX_CORES = 8
 MAX_TOKENS_A_STEP = 2048
+# oneDNN compiles a matrix product for each number of rows that it meets, 0.3 MiB each, and would keep 1,024 of them.
+MATRIX_PRODUCTS_KEPT = 128
 EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _USABLE = 0.7  # of the memory, for weights, keys and values of all servers; the rest is for all else
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -50,13 +54,37 @@ def threads(n_servers: int) -> dict[str, str]:
 
 
 def allocator() -> dict[str, str]:
-    """Return the variables by which the engine's processes keep memory that they have freed; none the operator has set.
+    """Return the variables by which the engine's processes keep memory; of those the operator has set, the operator's.
 
     A tensor of a step is some megabytes. glibc gives such blocks back to the system at once, and the next operation
-    waits for new ones to be cleared, page by page.
+    waits for new ones to be cleared, page by page. tcmalloc, where it is installed, keeps them in better order.
     """
-    wanted = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+    wanted = {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(MATRIX_PRODUCTS_KEPT),
+    }
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    found = None if "malloc" in preloaded else tcmalloc()
+    preload = {"LD_PRELOAD": f"{found}:{preloaded}".rstrip(":")} if found else {}
+    return {**{name: os.environ.get(name, value) for name, value in wanted.items()}, **preload}
+
+
+def tcmalloc() -> str | None:
+    """Return the name by which the system's loader finds tcmalloc; None where it is not installed."""
+    return find_library("tcmalloc_minimal") or find_library("tcmalloc")
+
+
+def leave_cores_to_the_engine() -> None:
+    """Have this process, which takes requests, compute on one thread at a time.
+
+    vLLM prepares pictures on as many threads as OMP_NUM_THREADS says, and that is the engine's number: the threads
+    spin for a while after each operation on the cores that the engine computes on. To be called once the engine runs.
+    """
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 
+from jina_v4_serve import cpu
 from jina_v4_serve.api import answer, metrics
 from jina_v4_serve.api.adapters import TEXT, adapters_failure
 from jina_v4_serve.api.budget import TokenBudget
@@ -191,6 +192,7 @@ class JinaEndpoints:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Make the service once the engine is there."""
+        cpu.leave_cores_to_the_engine()
         settings = read_settings()
         model = engine_client.model_config
         pixels = model.multimodal_config.mm_processor_kwargs or {}

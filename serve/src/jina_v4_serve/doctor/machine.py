@@ -69,6 +69,8 @@ def check_machine(gpus: list[Gpu] | str) -> Iterator[Finding]:
     yield check_memory()
     yield check_cores()
     yield check_processor(on_cpu=not gpus)
+    if not gpus:
+        yield check_allocator()
     yield check_shared_memory(0 if isinstance(gpus, str) else len(gpus))
     yield check_open_files()
     yield check_room("temporary files", Path(tempfile.gettempdir()), GIB // 4)
@@ -145,6 +147,14 @@ def check_processor(*, on_cpu: bool) -> Finding:
     if on_cpu:
         return Finding("warn", "processor", "x86 without AVX-512", "expect it to be slow")
     return Finding("ok", "processor", "x86 without AVX-512; the GPU computes")
+
+
+def check_allocator() -> Finding:
+    """Say whose memory the engine's tensors will lie in."""
+    preloaded = cpu.allocator().get("LD_PRELOAD") or os.environ.get("LD_PRELOAD", "")
+    if "malloc" in preloaded:
+        return Finding("ok", "allocator", next(path for path in preloaded.split(":") if "malloc" in path))
+    return Finding("ok", "allocator", "glibc's; memory is steadier with tcmalloc (Debian's libtcmalloc-minimal4)")
 
 
 def check_shared_memory(n_gpus: int) -> Finding:
