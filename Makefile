@@ -15,6 +15,9 @@ INSTALLED := $(VENV)/.installed-$(KIND)
 CLIENTS := .venv-clients
 CLIENTS_INSTALLED := $(CLIENTS)/.installed
 
+# Debian's tcmalloc, which the launcher preloads into an engine that computes on a CPU; fetched, not installed.
+TCMALLOC := $(VENV)/lib/tcmalloc
+
 # Debian's Prometheus, which the tests let scrape real servers; fetched, not installed.
 PROMETHEUS := .prometheus
 
@@ -40,6 +43,8 @@ $(INSTALLED): requirements/$(KIND).txt merge/pyproject.toml serve/pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/$(KIND).txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e merge -e serve -e client
+	@if [ '$(KIND)' = cpu ]; then requirements/fetch-debian $(TCMALLOC) './usr/lib/*/libtcmalloc_minimal.so.4*' libtcmalloc-minimal4 libtcmalloc-minimal4t64 \
+	  || echo "so vLLM's engine keeps glibc's allocator (docs/operations.md)"; fi
 	@touch $@
 
 $(CLIENTS_INSTALLED): requirements/clients.txt | $(INSTALLED)
@@ -51,7 +56,7 @@ $(CLIENTS_INSTALLED): requirements/clients.txt | $(INSTALLED)
 
 $(PROMETHEUS):
 	@echo 'fetching Prometheus into $(PROMETHEUS)'
-	@tests/fetch-prometheus $(PROMETHEUS) || echo 'there is no Prometheus here: the tests with one are skipped'
+	@requirements/fetch-debian $(PROMETHEUS) './usr/bin/*' prometheus || echo 'there is no Prometheus here: the tests with one are skipped'
 
 .PHONY: demo
 demo: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))

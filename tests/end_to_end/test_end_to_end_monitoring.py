@@ -133,7 +133,7 @@ def prometheus(
     fetched = ROOT / ".prometheus/prometheus"
     program = fetched if fetched.exists() else shutil.which("prometheus")
     if program is None:
-        pytest.skip("there is no Prometheus: tests/fetch-prometheus .prometheus fetches it on Debian")
+        pytest.skip("there is no Prometheus: `make .prometheus` fetches it on Debian")
     folder = tmp_path_factory.mktemp("prometheus")
     shutil.copy(MONITORING / "alerts.yaml", folder)
     (folder / "api-key").write_text(KEY)

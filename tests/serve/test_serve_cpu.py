@@ -1,6 +1,7 @@
 """What the launcher tells vLLM's CPU build, by the machine: threads, executor, dtype."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_the_engine_keeps_freed_memory_unless_the_operator_decides(monkeypatch: 
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
-    monkeypatch.setattr(cpu, "find_library", lambda name: None)
+    monkeypatch.setattr(cpu, "tcmalloc", lambda: None)
     assert cpu.allocator() == {
         "MALLOC_MMAP_MAX_": "65536",
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -75,12 +76,25 @@ def test_the_engine_keeps_freed_memory_unless_the_operator_decides(monkeypatch: 
     ],
 )
 def test_tcmalloc_is_preloaded_where_it_is_installed(
-    before: str, after: str | None, monkeypatch: pytest.MonkeyPatch
+    before: str, after: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     installed = {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}
     monkeypatch.setattr(cpu, "find_library", installed.get)
     monkeypatch.setenv("LD_PRELOAD", before)
     assert cpu.allocator().get("LD_PRELOAD") == after
+
+
+@pytest.mark.parametrize("folder", ["venv", "a venv"])
+def test_the_fetched_tcmalloc_goes_before_the_systems(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = tmp_path / folder / "lib/tcmalloc/libtcmalloc_minimal.so.4"
+    fetched.parent.mkdir(parents=True)
+    fetched.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / folder))
+    monkeypatch.setattr(cpu, "find_library", {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}.get)
+    assert cpu.tcmalloc() == (str(fetched) if folder == "venv" else "libtcmalloc_minimal.so.4")
 
 
 @pytest.mark.filterwarnings("ignore")  # vLLM's imports are not ours to mend

@@ -362,7 +362,7 @@ def test_promtool_takes_the_files_and_sees_each_alert_fire() -> None:
     promtool = ROOT / ".prometheus/promtool"
     program = promtool if promtool.exists() else shutil.which("promtool")
     if program is None:
-        pytest.skip("there is no promtool: tests/fetch-prometheus .prometheus fetches it on Debian")
+        pytest.skip("there is no promtool: `make .prometheus` fetches it on Debian")
     for arguments in (
         ["check", "config", "prometheus.yaml"],
         ["check", "rules", "alerts.yaml"],

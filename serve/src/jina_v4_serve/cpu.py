@@ -8,6 +8,7 @@ what each of these is worth.
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from ctypes.util import find_library
 from pathlib import Path
@@ -71,7 +72,10 @@ def allocator() -> dict[str, str]:
 
 
 def tcmalloc() -> str | None:
-    """Return the name by which the system's loader finds tcmalloc; None where it is not installed."""
+    """Return where the loader finds tcmalloc: what `make install` fetched, or the system's; else None."""
+    fetched = Path(sys.prefix, "lib/tcmalloc/libtcmalloc_minimal.so.4")
+    if fetched.exists() and not set(str(fetched)) & {" ", ":"}:  # LD_PRELOAD takes them for the end of a path
+        return str(fetched)
     return find_library("tcmalloc_minimal") or find_library("tcmalloc")
 
 

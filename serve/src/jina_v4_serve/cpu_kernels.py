@@ -76,7 +76,7 @@ class FusedApplyRotaryEmb(ApplyRotaryEmb):
 
     def forward_cpu(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Turn queries and keys, shape (2, n_patches, n_heads, head_size), by angles (n_patches, head_size / 2)."""
-        if len(x) != 2 or x.ndim != 4 or not x.is_contiguous() or self.enable_fp32_compute:
+        if x.ndim != 4 or len(x) != 2 or not x.is_contiguous() or self.enable_fp32_compute:
             return self.forward_native(x, cos, sin)
         query, key = x.flatten(2)
         angles = torch.cat((cos, sin), dim=-1).to(x.dtype)
