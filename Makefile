@@ -35,7 +35,7 @@ EXPORTED = $(MERGED)-one-base
 .PHONY: install
 install: $(INSTALLED) ## make .venv: vLLM for this machine, the three projects, the test tools
 
-$(INSTALLED): requirements/$(KIND).txt merge/pyproject.toml serve/pyproject.toml client/pyproject.toml
+$(INSTALLED): requirements/$(KIND).txt requirements/fetch-debian merge/pyproject.toml serve/pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: name another, as in make PYTHON=python3.12")'
 	@echo "installing into $(VENV), vLLM for $(KIND): about a minute and 7 GB"
 	@rm -f $(VENV)/.installed-*

@@ -73,6 +73,7 @@ DEFAULT = (
     Case("512", "multivector", 4, 4),
     Case(MIXED, "dense", 8, 4),
     Case("thumbnail", "dense", 4, 4),
+    Case("thumbnail", "dense", 16, 4),
     Case("page", "dense", 1, 4),
     Case("4096", "dense", 1, 2),  # the last, for the least of it takes longer than its share of the time
 )
