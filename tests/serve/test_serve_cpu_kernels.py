@@ -122,5 +122,7 @@ def test_vllm_builds_its_layers_as_ours_where_they_are_used(kernels, monkeypatch
     kernels.use()
     kernels.use()  # a second model in the process
     assert type(RMSNorm(HIDDEN)) is kernels.FusedRMSNorm
+    assert [op_registry_oot[name].__base__.__name__ for name in names] == list(names)
+    assert all(op_registry_oot[name].__module__ == kernels.__name__ for name in names)
     for name in names:
         monkeypatch.delitem(op_registry_oot, name)
