@@ -83,8 +83,10 @@ class FakeServer:
                 if answer.dropped:
                     return
                 self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
+                echoed = {"x-request-id": headers.get("x-request-id", "none")}  # as our servers and the gateway do
+                for name, value in (echoed | answer.headers).items():
+                    if value is not None:  # None: not even what is always there
+                        self.send_header(name, value)
                 self.send_header("content-length", str(answer.announced or len(answer.content)))
                 self.end_headers()
                 step = 20 if answer.pause_s else max(1, len(answer.content))
@@ -300,7 +302,7 @@ class Awaited:
 @pytest.fixture(params=[EmbeddingsClient, Awaited], ids=["sync", "async"])
 def make_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Makes clients of either kind, for the task retrieval; their pauses are short."""
-    monkeypatch.setattr("jina_v4_client._retries._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("jina_v4_client._send._FIRST_PAUSE_S", 0.01)
     with contextlib.ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(request.param(*args, **{"task": "retrieval", **kwargs}))
 

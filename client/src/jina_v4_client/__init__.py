@@ -4,9 +4,11 @@ The calls are the published model's own, ``encode_text`` and ``encode_image``, a
 package costs numpy, Pillow and safetensors; the HTTP library is imported when a client is made.
 """
 
+import warnings
+
+from jina_v4_client._images import ImageWarning
 from jina_v4_client._model import TASKS, TRUNCATE_DIMS, Task
-from jina_v4_client.async_client import AsyncEmbeddingsClient
-from jina_v4_client.client import EmbeddingsClient
+from jina_v4_client.client import AsyncEmbeddingsClient, EmbeddingsClient
 from jina_v4_client.errors import (
     ArgumentError,
     BadReplyError,
@@ -20,7 +22,7 @@ from jina_v4_client.errors import (
     ServerTimeoutError,
     WrongServerError,
 )
-from jina_v4_client.results import Both, Embedded
+from jina_v4_client.results import DenseAndMulti, PartialResult
 
 __all__ = [
     "TASKS",
@@ -28,11 +30,12 @@ __all__ = [
     "ArgumentError",
     "AsyncEmbeddingsClient",
     "BadReplyError",
-    "Both",
-    "Embedded",
+    "DenseAndMulti",
     "EmbeddingsClient",
     "ImageError",
+    "ImageWarning",
     "JinaV4Error",
+    "PartialResult",
     "ServerAuthenticationError",
     "ServerConnectionError",
     "ServerError",
@@ -42,3 +45,15 @@ __all__ = [
     "Task",
     "WrongServerError",
 ]
+
+
+_OLD_NAMES = {"Both": DenseAndMulti, "Embedded": PartialResult}  # of version 0.1
+
+
+def __getattr__(name: str) -> type:
+    """Return a class by its old name."""
+    if name not in _OLD_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _OLD_NAMES[name].__name__
+    warnings.warn(f"{name} is now called {new}; the old name ends with version 0.2", DeprecationWarning, stacklevel=2)
+    return _OLD_NAMES[name]

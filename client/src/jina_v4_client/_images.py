@@ -7,13 +7,16 @@ byte, and every other one is decoded here, the published way, and sent as RGB PN
 """
 
 import base64
-import binascii
+import errno
+import functools
 import io
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import BinaryIO, TypeGuard
+from urllib.parse import unquote
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -25,12 +28,29 @@ SINGLE_IMAGE: tuple[type, ...] = (str, os.PathLike, bytes, bytearray, Image.Imag
 
 # Still images that Pillow decodes by itself: EPS, for one, would start Ghostscript on a file from anywhere.
 _READABLE = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+# TGA files do not begin with a mark of their own, so what is not known to be an image is not tried as one.
+_READABLE_WITHOUT_MARK = ("TGA",)
 # MPO is a JPEG with more pictures behind the first, as many phones write it.
 _SENT_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "MPO": "image/jpeg", "WEBP": "image/webp"}
 # How 16 bits or CMYK become RGB is a matter of taste, so it is left to this process and its Pillow, as published.
 _SAFE_MODES = ("1", "L", "P", "RGB")
 
-_DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+# More than 8 bits a pixel, of which convert("RGB") cuts off what is above 255.
+CLIPPED_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+CLIPPED = "more than 8 bits a pixel; values above 255 become white, as in the published code: scale to 8 bits first"
+
+BLANKS = " \t\r\n\f\v\ufeff"  # around a string that says where an image is
+_DATA_URI = re.compile(r"[\s\ufeff]*data:(?:\S|[^,]{0,200}(?:image/|base64))", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]")
+_SVG = re.compile(rb"\xef?\xbb?\xbf?(\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg.*?>)*<svg\b", re.DOTALL | re.IGNORECASE)
+NOT_READ = "not an image, or in a format that is not read here"
+_NO_FILE = "no such file, and neither an http(s) URL, a data URI nor the base64 of an image file"
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
+
+
+class ImageWarning(UserWarning):
+    """An image is not seen as one may expect."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +72,36 @@ def is_url(source: object) -> TypeGuard[str]:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
+def is_data_uri(text: str) -> bool:
+    """Tell whether a string is meant as a data URI, by the same rule as our servers: "Data: 12 March" is a text."""
+    return _DATA_URI.match(text) is not None
+
+
 def is_image_file(text: str) -> bool:
     """Tell whether this names a file that begins like an image; most texts do not even name a file."""
     try:
         if not Path(text).is_file():
             return False
-        with Image.open(text, formats=_READABLE):
+        with Image.open(text, formats=_formats()):
             return True
     except (OSError, ValueError):  # also UnidentifiedImageError, and names too long for a file
         return False
     except Image.DecompressionBombError:
         return True  # and says so when it is read
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Open an image of a format that is read here; its pixels are not read yet. Pillow's errors come as they are."""
+    return Image.open(file, formats=(*_formats(), *_READABLE_WITHOUT_MARK))
+
+
+def why_not_read(head: bytes) -> str:
+    """Say why a file that begins like this is not read; head has up to 1024 bytes."""
+    if _is_heic(head) and "HEIF" not in _formats():
+        return "HEIC, which needs the package pillow-heif; install it with: pip install 'jina-v4-client[heif]'"
+    if _SVG.match(head):
+        return "SVG, a drawing without pixels; convert it to PNG"
+    return NOT_READ
 
 
 def describe(source: object) -> str:
@@ -78,70 +117,122 @@ def describe(source: object) -> str:
 
 
 def read_source(source: object) -> bytes | Image.Image:
-    """Give the bytes of a path, a data URI or bytes; a PIL image is given as it is.
-
-    Raises:
-        ImageError: there is nothing to read, or not at this address.
-    """
+    """Return the bytes of a path, a data URI, base64 or bytes; a PIL image is returned as it is."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, bytes | bytearray):
         return bytes(source)
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return _decode_data_uri(source)
-    if isinstance(source, str | os.PathLike):
-        return _read_file(source)
+    if isinstance(source, str):
+        return read_string(source, Path())
+    if isinstance(source, os.PathLike):
+        return _read_file(source, Path())
     raise ImageError(f"an image is a path, a URL, a data URI, bytes or a PIL image, not {type(source).__name__}")
 
 
-def prepare(source: bytes | Image.Image) -> PreparedImage:
-    """Check an image and choose what is sent for it.
+def read_string(text: str, folder: Path) -> bytes:
+    """Return the bytes of the image that a data URI, base64 or a path, relative to a folder, stands for."""
+    stripped = text.strip(BLANKS)
+    return _decode_data_uri(stripped) if stripped[:5].lower() == "data:" else _read_file(text, folder)
 
-    Raises:
-        ImageError: no image, a broken one, or one that the model refuses.
-    """
+
+def read_base64(text: str) -> bytes:
+    """Decode base64; white space, %-escapes, either alphabet and missing padding are accepted, as by our servers."""
+    digits = "".join(unquote(text).split()).rstrip("=")
+    wrong = _NOT_BASE64.search(digits)
+    if wrong is not None:
+        raise ValueError(f"character {wrong.start() + 1} (white space not counted) is {wrong[0]!a}")
+    if len(digits) % 4 == 1:
+        raise ValueError(f"its end is missing: {len(digits)} characters without padding are never whole bytes")
+    return base64.b64decode(digits.translate(_URL_SAFE) + "=" * (-len(digits) % 4))
+
+
+def prepare(source: bytes | Image.Image) -> PreparedImage:
+    """Check an image and choose what is sent for it; warn of pixels of more than 8 bits."""
+    prepared, mode = _prepared(source)
+    if mode in CLIPPED_MODES:
+        warnings.warn(f"an image of mode {mode} has {CLIPPED}", ImageWarning, stacklevel=2)
+    return prepared
+
+
+def _prepared(source: bytes | Image.Image) -> tuple[PreparedImage, str]:
+    """Return what is sent, and the mode of the image as it was."""
     if isinstance(source, Image.Image):
         _check_shape(source)
-        return _as_png(source)
+        return _as_png(source), source.mode
     try:
-        with Image.open(io.BytesIO(source), formats=_READABLE) as image:
+        with open_image(io.BytesIO(source)) as image:
             _check_shape(image)
             image.load()
             media_type = _SENT_AS_THEY_ARE.get(image.format or "")
             if media_type is not None and _reads_alike(image):
-                return PreparedImage(source, media_type, image.width, image.height)
-            return _as_png(image)
+                return PreparedImage(source, media_type, image.width, image.height), image.mode
+            return _as_png(image), image.mode
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("not an image, or in a format that is not read here") from error
+        raise ImageError(why_not_read(source[:1024])) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"more pixels than Pillow allows, see PIL.Image.MAX_IMAGE_PIXELS ({error})") from error
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
         raise ImageError(f"a broken image ({type(error).__name__}: {error})") from error
 
 
+def _is_heic(head: bytes) -> bool:
+    """Tell by the brands, of which a file names several."""
+    end = min(int.from_bytes(head[:4]), len(head))
+    return head[4:8] == b"ftyp" and any(head[i : i + 4] in _HEIC_BRANDS for i in range(8, end, 4))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are known by how a file begins: Pillow's, and HEIF where pillow-heif is installed."""
+    try:
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore] # an extra of the client
+    except ImportError:
+        return _READABLE
+    pillow_heif.register_heif_opener()
+    return (*_READABLE, "HEIF")
+
+
 def _decode_data_uri(uri: str) -> bytes:
-    head = _DATA_URI.match(uri)
-    if head is None:
+    head, comma, payload = uri.partition(",")
+    if not comma or "base64" not in [word.strip().lower() for word in head.split(";")[1:]]:
         raise ImageError("a data URI must be base64: data:image/png;base64,...")
     try:
-        return base64.b64decode(uri[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"a data URI with broken base64 ({error})") from error
+        return read_base64(payload)
+    except ValueError as error:
+        raise ImageError(f"a data URI with broken base64: {error}") from error
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
+def _read_file(path: str | os.PathLike[str], folder: Path) -> bytes:
     try:
-        file = Path(path)
+        file = folder / path
         if file.is_file():
             return file.read_bytes()
-        exists = file.exists()
+        why = "not a regular file" if file.exists() else _NO_FILE
     except OSError as error:
-        raise ImageError(f"cannot be read ({error.strerror})") from error
+        # Base64 is too long for the name of a file.
+        why = _NO_FILE if error.errno == errno.ENAMETOOLONG else f"cannot be read ({error.strerror})"
     except ValueError as error:
-        raise ImageError(f"cannot be read ({error})") from error
-    raise ImageError("not a regular file" if exists else "no such file (and no http, https or data URL)")
+        why = f"cannot be read ({error})"
+    content = _image_in_base64(path) if isinstance(path, str) and why == _NO_FILE else None
+    if content is None:
+        raise ImageError(why)
+    return content
+
+
+def _image_in_base64(text: str) -> bytes | None:
+    """Decode a bare base64 string; None if what it holds does not begin like an image."""
+    try:
+        content = read_base64(text)
+        with Image.open(io.BytesIO(content), formats=_formats()):
+            return content
+    except UnidentifiedImageError:
+        return None if why_not_read(content[:1024]) == NOT_READ else content
+    except ValueError:
+        return None
+    except Exception:  # it begins like an image, and is broken or too large: said when it is read
+        return content
 
 
 def _check_shape(image: Image.Image) -> None:

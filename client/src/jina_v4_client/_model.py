@@ -10,6 +10,7 @@ Task = Literal["retrieval", "text-matching", "code"]
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
 PromptName = Literal["query", "passage"]
 PROMPT_NAMES: Final[tuple[PromptName, ...]] = get_args(PromptName)
+Output = Literal["dense", "multivector"]
 MODEL: Final = "jina-embeddings-v4"
 TRUNCATE_DIMS: Final = (128, 256, 512, 1024, 2048)
 MULTIVECTOR_DIM: Final = 128  # of each row

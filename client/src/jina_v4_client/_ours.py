@@ -7,7 +7,9 @@ Nothing is taken on trust: a reply that does not hold one whole vector of length
 each of its tokens, is an error.
 """
 
-from collections.abc import Iterable
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,36 +17,44 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from jina_v4_client._batches import Batch, Item, Texts, together
-from jina_v4_client._json_reply import read_tensors
-from jina_v4_client._model import MULTIVECTOR_DIM
-from jina_v4_client._pooling import UNIT_TOLERANCE, Vector, row_lengths
+from jina_v4_client._items import MAX_BYTES, UNIT_TOLERANCE, Batch, BatchLimits, Item, row_lengths, together
+from jina_v4_client._model import MULTIVECTOR_DIM, Output
 from jina_v4_client._server import Server
-from jina_v4_client._wire import WIRE_FORMATS, Reply, Request, WireDtype, WireFormat
+from jina_v4_client._wire import WIRE_FORMATS, Reply, Request, WireDtype, WireFormat, is_list_of_dicts, read_json
 from jina_v4_client.errors import BadReplyError, ServerError
+from jina_v4_client.results import Vector
 
 SAFETENSORS = "application/x-safetensors"
 JSON = "application/json"
 MAX_ITEMS = 2048  # of a request, unless the server is set otherwise
 MAX_TOKENS = 16384  # one scheduling step on a GPU, an eighth of what a server on a CPU takes at a time
-MAX_BYTES = 32 * 2**20  # half of what it takes in one body
 
 
-def write_request(server: Server, batch: Batch, wire_dtype: WireDtype, wire_format: WireFormat) -> Request:
+def batch_limits(whole: Batch) -> BatchLimits:
+    """Return what goes into one request."""
+    return BatchLimits(min(whole.call.batch_size, MAX_ITEMS), MAX_TOKENS, MAX_BYTES)
+
+
+def write_request(
+    server: Server, batch: Batch, wire_dtype: WireDtype, wire_format: WireFormat, priority: int
+) -> Request:
     """Write the request for one batch."""
-    body: dict[str, Any] = {"model": server.model, "task": server.task}
-    body["outputs"] = list(batch.outputs)
-    if isinstance(batch, Texts):
-        body |= {"input": [{"text": text} for text in batch.items], "prompt_name": batch.prompt_name or "none"}
+    call = batch.call
+    body: dict[str, Any] = {"model": server.model, "task": server.task, "outputs": list(call.outputs)}
+    if batch.is_text:
+        body |= {"input": [{"text": text} for text in batch.items], "prompt_name": call.prompt_name or "none"}
         # Over its own limit the server refuses max_length; without it, it refuses only texts that are too long.
-        if batch.max_length <= server.max_model_len:
-            body["max_length"] = batch.max_length
+        if call.max_length <= server.max_model_len:
+            body["max_length"] = call.max_length
     else:
-        body["input"] = [{"image": image.data_uri()} for image in batch.items]
-        if batch.max_pixels is not None:
-            body["max_pixels"] = batch.max_pixels
-    if batch.truncate_dim is not None and "dense" in batch.outputs:
-        body["dimensions"] = batch.truncate_dim
+        file = batch.file(0)
+        body["input"] = [file.item(batch.items)] if file else [{"image": image.data_uri()} for image in batch.items]
+        if call.max_pixels is not None:
+            body["max_pixels"] = call.max_pixels
+    if priority:
+        body["priority"] = priority
+    if call.truncate_dim is not None and "dense" in call.outputs:
+        body["dimensions"] = call.truncate_dim
     if wire_format != "safetensors":
         body["encoding_format"] = wire_format
         return Request("/v1/embeddings", body, JSON)
@@ -69,26 +79,28 @@ def is_json(reply: Reply) -> bool:
 def read_reply(
     server: Server, batch: Batch, reply: Reply, wire_dtype: WireDtype, wire_format: WireFormat
 ) -> list[Item]:
-    """Read the vectors of one batch, in its order.
-
-    Returns:
-        For each item (dim,) or, of a multi-vector, (n_tokens, 128) float32, every row of unit length, or both.
-
-    Raises:
-        BadReplyError: anything else than these came.
-    """
-    if is_json(reply):
-        tensors, wire_dtype = read_tensors(reply, server.url, len(batch.items), batch.outputs), "float32"
-    elif wire_format == "safetensors":
+    """Read the vectors of one batch, in its order: (dim,) or (n_tokens, 128) float32 of unit length, or both."""
+    outputs, kind = batch.call.outputs, _media_type(reply)
+    expected_kind = SAFETENSORS if wire_format == "safetensors" else JSON
+    if kind == JSON:
+        tensors, wire_dtype = _read_json_tensors(reply, server.url, len(batch.items), outputs), "float32"
+    elif kind == expected_kind:
         tensors = _load(reply, server.url)
     else:
-        kind = _media_type(reply) or "no content type"
-        raise BadReplyError(f"{server.url} answered with {kind} where {JSON} was asked for")
-    expected = {*batch.outputs, *(("offsets",) if "multivector" in batch.outputs else ())}
+        raise BadReplyError(
+            f"{server.url} answered with {kind or 'no content type'} where {expected_kind} was asked for; install the "
+            "client of the server's version"
+        )
+    if (file := batch.file(0)) is not None:
+        found, counts, _ = (np.ravel(tensors.pop(name, ())).tolist() for name in ("pages", "n_pages", "items"))
+        if found != [page.number for page in batch.items] or len({*counts}) != 1 or counts[0] < found[-1]:
+            raise BadReplyError(f"{server.url} answered with the pages {found[:20]} where others were requested")
+        file.n_pages = int(counts[0])
+    expected = {*outputs, *(("offsets",) if "multivector" in outputs else ())}
     if tensors.keys() != expected:
         raise BadReplyError(f"{server.url} answered with {_named(tensors)} where {_named(expected)} was asked for")
-    dense = _read_dense(tensors["dense"], server.url, batch, wire_dtype) if "dense" in batch.outputs else None
-    if "multivector" not in batch.outputs:
+    dense = _read_dense(tensors["dense"], server.url, batch, wire_dtype) if "dense" in outputs else None
+    if "multivector" not in outputs:
         return together(dense, None)
     rows = _read_rows(tensors["multivector"], "multivector", server.url, wire_dtype)  # (n_rows, 128)
     if rows.shape[1] != MULTIVECTOR_DIM:
@@ -103,10 +115,8 @@ def _read_dense(tensor: NDArray[Any], url: str, batch: Batch, wire_dtype: WireDt
     rows = _read_rows(tensor, "dense", url, wire_dtype)  # (n_items, dim)
     if len(rows) != len(batch.items):
         raise BadReplyError(f"{url} answered with {len(rows)} vectors to a request of {len(batch.items)}")
-    if batch.truncate_dim not in (None, rows.shape[1]):
-        raise BadReplyError(
-            f"{url} answered with {rows.shape[1]} dimensions where truncate_dim={batch.truncate_dim} was asked"
-        )
+    if (dim := batch.call.truncate_dim) not in (None, rows.shape[1]):
+        raise BadReplyError(f"{url} answered with {rows.shape[1]} dimensions where truncate_dim={dim} was asked")
     return [row.copy() for row in rows]
 
 
@@ -115,11 +125,6 @@ def _media_type(reply: Reply) -> str:
 
 
 def _load(reply: Reply, url: str) -> dict[str, NDArray[Any]]:
-    if _media_type(reply) != SAFETENSORS:
-        kind = reply.headers.get("content-type", "no content type")
-        raise BadReplyError(
-            f"{url} answered with {kind} where {SAFETENSORS} was asked for; install the client of the server's version"
-        )
     try:
         return load(reply.content)
     except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that numpy does not have
@@ -132,14 +137,14 @@ def _read_rows(rows: NDArray[Any], name: str, url: str, wire_dtype: WireDtype) -
         raise BadReplyError(
             f"{url} answered with {name} of {rows.dtype} {rows.shape} where a table of {wire_dtype} was asked for"
         )
-    wide = rows.astype(np.float32)
+    wide = rows.astype(np.float32, copy=False)
     lengths = row_lengths(wide)  # (n,)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))  # NaN and infinity fail here too
     if wrong.size:
         raise BadReplyError(
             f"{url} answered with a vector of length {lengths[wrong[0]]:g} instead of 1 in row {wrong[0]} of {name}"
         )
-    # float32 is handed on bit for bit; rounded to float16 a vector is no longer of length 1.
+    # float32 is returned bit for bit; rounded to float16 a vector is no longer of length 1.
     if wire_dtype == "float32":
         return wide
     unit: Vector = (wide / lengths[:, None]).astype(np.float32)
@@ -161,3 +166,53 @@ def _read_ends(offsets: NDArray[Any], url: str, n_items: int, n_rows: int) -> ND
 def _named(names: Iterable[str]) -> str:
     line = " and ".join(sorted(names)) or "nothing"
     return line if line.isprintable() and len(line) <= 100 else f"{line[:100]!a}..."
+
+
+def _read_json_tensors(reply: Reply, url: str, n_items: int, outputs: Sequence[Output]) -> dict[str, NDArray[Any]]:
+    """Read JSON, in OpenAI's or Jina's form, as the tensors that a safetensors reply would hold.
+
+    Its items may stand in any order; each says which it is.
+    """
+    entries = read_json(reply, url).get("data")
+    if not is_list_of_dicts(entries):
+        raise BadReplyError(f"{url} answered with JSON that lists no vectors")
+    indexes = [entry.get("index") for entry in entries]
+    places = {index: place for place, index in enumerate(indexes) if type(index) is int}
+    if len(indexes) != n_items or places.keys() != set(range(n_items)):
+        shown = f"{indexes[:20]}{'...' if len(indexes) > 20 else ''}"
+        raise BadReplyError(f"{url} answered with the items {shown} to a request of {n_items}, counted from 0")
+    ordered = [entries[places[index]] for index in range(n_items)]
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, key in (("pages", "page"), ("n_pages", "n_pages")) if "page" in ordered[0] else ():
+        tensors[name] = np.array([count if type(count := entry.get(key)) is int else 0 for entry in ordered])
+    if "dense" in outputs:
+        tensors["dense"] = _read_json_rows([entry.get("embedding") for entry in ordered], url)
+    if "multivector" in outputs:
+        lists = [rows for entry in ordered if isinstance(rows := entry.get("embeddings"), list)]
+        if len(lists) != n_items:
+            raise BadReplyError(f"{url} answered with an item that has no list of embeddings")
+        tensors["multivector"] = _read_json_rows([row for rows in lists for row in rows], url)
+        tensors["offsets"] = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+    return tensors
+
+
+def _read_json_rows(values: Sequence[object], url: str) -> NDArray[np.float32]:
+    """Give vectors, each a list of numbers or the base64 of little-endian float32, as (n, dim) float32."""
+    rows = [_read_json_row(value, url) for value in values]
+    widths = {len(row) for row in rows}
+    if len(widths) > 1:
+        raise BadReplyError(f"{url} answered one request with vectors of {sorted(widths)} dimensions")
+    return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+
+
+def _read_json_row(value: object, url: str) -> NDArray[np.float32]:
+    try:
+        if isinstance(value, str):
+            return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
+        row = np.array(value if isinstance(value, list) else None, dtype=np.float64)
+    except (binascii.Error, ValueError, TypeError, OverflowError) as error:
+        raise BadReplyError(f"{url} answered with a vector that cannot be read ({error})") from error
+    if row.ndim != 1:
+        raise BadReplyError(f"{url} answered with a vector that is no list of numbers")
+    with np.errstate(over="ignore"):  # what is out of range becomes infinity, and is refused with its length
+        return row.astype(np.float32)

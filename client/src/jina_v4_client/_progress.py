@@ -6,23 +6,19 @@ from typing import Any
 from jina_v4_client.errors import ArgumentError
 
 Progress = bool | Callable[[int, int], object]
+# Runs a function where the caller waits for the call: at once in coroutines, in the caller's thread otherwise.
+Post = Callable[[Callable[[], object]], object]
 
 
 class Meter:
-    """Reports how many of a call's items are done.
+    """Reports how many of a call's items are done."""
 
-    Args:
-        progress: True for a bar on stderr, False for nothing, or a function that gets the items done and their number.
-
-    Raises:
-        ArgumentError: a bar without tqdm, or something else.
-    """
-
-    def __init__(self, progress: object, n_items: int) -> None:
+    def __init__(self, progress: object, n_items: int, post: Post) -> None:
         self._n_items = n_items
         self._n_done = 0
-        self._tell: Callable[[int, int], object] | None = None
+        self._post = post
         self._bar: Any = None
+        self._report: Callable[[int, int], object] | None = None
         if progress is True:
             try:
                 from tqdm.auto import tqdm  # type: ignore[import-untyped] # its types are a package of their own
@@ -30,20 +26,20 @@ class Meter:
                 message = "progress=True needs tqdm: install it, or give a function (done, total) instead of True"
                 raise ArgumentError(message) from error
             self._bar = tqdm(total=n_items, unit="item")
+            self._report = lambda done, _: self._bar.update(done - self._bar.n)
         elif callable(progress):
-            self._tell = progress
+            self._report = progress
         elif progress is not False and progress is not None:
             raise ArgumentError(f"progress={progress!r} is not allowed; give True, False or a function (done, total)")
 
     def advance(self, n_items: int) -> None:
         """Count items that are done, with or without success."""
         self._n_done += n_items
-        if self._bar is not None:
-            self._bar.update(n_items)
-        if self._tell is not None and n_items:
-            self._tell(self._n_done, self._n_items)
+        if (report := self._report) is not None and n_items:
+            n_done = self._n_done
+            self._post(lambda: report(n_done, self._n_items))
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
-            self._bar.close()
+            self._post(self._bar.close)

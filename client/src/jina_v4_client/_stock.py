@@ -1,40 +1,83 @@
-"""A stock vLLM: the request for a batch, and the vectors made from the hidden states in its reply."""
+"""A stock vLLM: the request for a batch, and the vectors made from the hidden states in its reply.
+
+Sums over hidden states are kept in float64: one page is 768 rows, and it costs nothing beside fetching them.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, deserialize
 
-from jina_v4_client._arguments import structure_token_error
-from jina_v4_client._batches import Batch, Images, Item, Texts, together
-from jina_v4_client._images import PreparedImage
-from jina_v4_client._model import MAX_PIXELS, MIN_PIXELS, MODEL, count_image_tokens, text_prefix
-from jina_v4_client._pooling import STOCK_FLAGS, Vector, check_rows, pool, vision_span
-from jina_v4_client._projector import PROJECTOR_FILE, Projector
-from jina_v4_client._server import Server
-from jina_v4_client._wire import Reply, Request, is_list_of_dicts
+from jina_v4_client._items import MAX_BYTES, UNIT_TOLERANCE, Batch, BatchLimits, Item, row_lengths, together
+from jina_v4_client._model import (
+    IMAGE_HEAD,
+    IMAGE_TAIL,
+    MAX_PIXELS,
+    MIN_PIXELS,
+    MODEL,
+    MULTIVECTOR_DIM,
+    STRUCTURE_TOKENS,
+    TASKS,
+    Task,
+    count_image_tokens,
+    text_prefix,
+)
+from jina_v4_client._server import ImageFrame, Send, Server
+from jina_v4_client._wire import STOCK_FLAGS, Reply, Request, is_list_of_dicts, read_json
 from jina_v4_client.errors import ArgumentError, BadReplyError, WrongServerError
+from jina_v4_client.results import Vector
 
 # A reply of /pooling describes its items in one header, some 130 bytes each; HTTP libraries refuse one over 100 KB.
 MAX_TEXTS = 256
 MAX_TOKENS = 4096  # whose hidden states are 32 MB
+_STRUCTURE_TOKEN = re.compile("|".join(map(re.escape, STRUCTURE_TOKENS)))
+PROJECTOR_FILE = "multi_vector_projector.safetensors"
+_WEIGHT, _BIAS = "multi_vector_projector.weight", "multi_vector_projector.bias"
+_MAX_BYTES = 64 * 2**20  # the real one has 1 MB: anything near this is another file
 
 
-def check_items(batch: Batch) -> dict[int, ArgumentError]:
-    """Find what a server of ours would embed and a stock one would not; give errors by place in the call."""
-    if not isinstance(batch, Texts):
-        return {}
-    found = ((place, structure_token_error(place, text)) for place, text in zip(batch.places, batch.items, strict=True))
-    return {place: error for place, error in found if error is not None}
+@dataclass(frozen=True)
+class Projector:
+    """What turns hidden states into the rows of a multi-vector."""
+
+    path: Path
+    weight: Vector  # (128, hidden)
+    bias: Vector  # (128,)
+    task: Task | None  # if the checkpoint's manifest is beside it
+
+    def project(self, rows: Vector) -> Vector:
+        """Turn (n_tokens, hidden), not normalised, of the whole prompt, into (n_tokens, 128) of unit length."""
+        if rows.shape[1] != self.weight.shape[1]:
+            raise WrongServerError(
+                f"the server's hidden states have {rows.shape[1]} numbers and projector={str(self.path)!r} takes "
+                f"{self.weight.shape[1]}: it belongs to another model"
+            )
+        return normalise_rows(rows @ self.weight.T + self.bias)  # (n_tokens, 128)
+
+
+def check_items(batches: Sequence[Batch]) -> dict[int, ArgumentError]:
+    """Find texts that a stock vLLM would read as part of the prompt; return errors by place in the call."""
+    return {
+        place: ArgumentError(
+            f"texts[{place}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as part of "
+            "the prompt and not as text; take it out, break it up, or ask a server of ours"
+        )
+        for batch in batches
+        if batch.is_text
+        for place, text in zip(batch.places, batch.items, strict=True)
+        if (token := _STRUCTURE_TOKEN.search(text))
+    }
 
 
 def check_projector(server: Server, projector: Projector | None) -> None:
-    """Refuse multi-vectors without a projector, or with another task's.
-
-    Raises:
-        ArgumentError: saying which file to give.
-    """
+    """Refuse multi-vectors without a projector, or with another task's."""
     if projector is None:
         raise ArgumentError(
             f"{server.url} is a stock vLLM, which gives no multi-vectors by itself: give the file {PROJECTOR_FILE} of "
@@ -47,66 +90,61 @@ def check_projector(server: Server, projector: Projector | None) -> None:
         )
 
 
-def batch_size(batch: Batch, asked: int) -> int:
-    """Give how many items go into one request; /pooling takes one conversation, so one image."""
-    return min(asked, MAX_TEXTS) if isinstance(batch, Texts) else 1
+def batch_limits(whole: Batch) -> BatchLimits:
+    """Return what goes into one request; /pooling takes one conversation, so one image."""
+    return BatchLimits(min(whole.call.batch_size, MAX_TEXTS) if whole.is_text else 1, MAX_TOKENS, MAX_BYTES)
+
+
+async def with_frame(server: Server, send: Send) -> Server:
+    """Count the tokens of the image prompt around the vision span, which vision_start and vision_end are part of."""
+    counts = []
+    for prompt in (IMAGE_HEAD, IMAGE_TAIL):
+        body = {"model": server.model, "add_special_tokens": False, "prompt": prompt}
+        count = read_json(await send(partial(Request, "/tokenize", body)), server.url).get("count")
+        if not isinstance(count, int) or count < 1:
+            raise BadReplyError(f"{server.url}/tokenize does not count tokens: this is no vLLM server")
+        counts.append(count - 1)
+    return replace(server, frame=ImageFrame(*counts))
 
 
 def write_request(server: Server, batch: Batch) -> Request:
     """Write the request for one batch."""
+    call = batch.call
     body: dict[str, Any] = {"model": server.model, "task": "token_embed", "use_activation": False}
     body |= {"encoding_format": "bytes", "embed_dtype": "float32", "endianness": "little"}
-    if isinstance(batch, Texts):
-        prefix = text_prefix(server.task, batch.prompt_name)
+    if batch.is_text:
+        prefix = text_prefix(server.task, call.prompt_name)
         body["input"] = [prefix + text for text in batch.items]
         # Over its own limit vLLM refuses to truncate; without truncation it refuses only texts that are too long.
-        if batch.max_length <= server.max_model_len:
-            body |= {"truncate_prompt_tokens": batch.max_length, "truncation_side": "right"}
+        if call.max_length <= server.max_model_len:
+            body |= {"truncate_prompt_tokens": call.max_length, "truncation_side": "right"}
     else:
-        (image,) = batch.items
-        body["messages"] = _conversation(image)
-        if batch.max_pixels is not None:
+        content = [{"type": "image_url", "image_url": {"url": image.data_uri()}} for image in batch.items]
+        body["messages"] = [{"role": "user", "content": content}]
+        if call.max_pixels is not None:
             # vLLM fails on one of the two alone.
-            body["mm_processor_kwargs"] = {"min_pixels": MIN_PIXELS, "max_pixels": batch.max_pixels}
+            body["mm_processor_kwargs"] = {"min_pixels": MIN_PIXELS, "max_pixels": call.max_pixels}
     return Request("/pooling", body)
 
 
 def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector | None) -> list[Item]:
-    """Make the vectors of one batch, in its order.
-
-    Args:
-        server: that was asked, with its frame if these are images.
-        batch: that was sent.
-        reply: to its request.
-        projector: the served checkpoint's, if multi-vectors are wanted.
-
-    Returns:
-        For each item (dim,) or, of a multi-vector, (n_tokens, 128) float32, every row of unit length, or both.
-
-    Raises:
-        BadReplyError: no hidden states of every item.
-        WrongServerError: a server that is set up in another way.
-    """
-    items = _read_rows(reply, server.url, len(batch.items))
+    """Make the vectors of one batch, in its order: (dim,) or (n_tokens, 128) float32 of unit length, or both."""
+    call, items = batch.call, _read_rows(reply, server.url, len(batch.items))
     spans = items
-    if isinstance(batch, Images):
+    if not batch.is_text:
         if server.frame is None:
             raise ValueError("images of a stock server are pooled within the frame of its image prompt")
-        max_pixels = MAX_PIXELS if batch.max_pixels is None else batch.max_pixels
+        max_pixels = call.max_pixels or MAX_PIXELS
         spans = [
             vision_span(rows, server.frame, count_image_tokens(image.width, image.height, max_pixels))
             for rows, image in zip(items, batch.items, strict=True)
         ]
-    dense = [pool(rows, batch.truncate_dim) for rows in spans] if "dense" in batch.outputs else None
-    if "multivector" not in batch.outputs:
+    dense = [pool(rows, call.truncate_dim) for rows in spans] if "dense" in call.outputs else None
+    if "multivector" not in call.outputs:
         return together(dense, None)
     if projector is None:
         raise ValueError("multi-vectors of a stock server are made with a projector")
     return together(dense, [projector.project(rows) for rows in items])
-
-
-def _conversation(image: PreparedImage) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image.data_uri()}}]}]
 
 
 def _read_rows(reply: Reply, url: str, n_items: int) -> list[Vector]:
@@ -117,7 +155,8 @@ def _read_rows(reply: Reply, url: str, n_items: int) -> list[Vector]:
     items = metadata.get("data") if isinstance(metadata, dict) else None
     if not is_list_of_dicts(items):
         raise BadReplyError(f"{url}/pooling answered with a header that does not list its items")
-    _check_indexes(items, url, n_items)
+    if (indexes := [item.get("index") for item in items]) != list(range(n_items)):
+        raise BadReplyError(f"{url} answered with the items {indexes} to a request of {n_items}, counted from 0")
     rows, start = [], 0
     for item in items:
         shape = item.get("shape")
@@ -148,7 +187,88 @@ def _read_rows(reply: Reply, url: str, n_items: int) -> list[Vector]:
     return rows
 
 
-def _check_indexes(items: Sequence[Mapping[str, Any]], url: str, n_items: int) -> None:
-    indexes = [item.get("index") for item in items]
-    if indexes != list(range(n_items)):
-        raise BadReplyError(f"{url} answered with the items {indexes} to a request of {n_items}, counted from 0")
+def normalise_rows(rows: Vector) -> Vector:
+    """Bring each row of (n, dim) to unit length; a row of zeros has no direction and is refused."""
+    lengths = row_lengths(rows)  # (n,)
+    if not (lengths > 0).all():
+        raise BadReplyError("the server's hidden states make a row of zeros: nothing is returned")
+    unit: Vector = (rows / lengths[:, None]).astype(np.float32)
+    return unit
+
+
+def check_rows(rows: Vector) -> None:
+    """Refuse hidden states (n_tokens, hidden) that cannot be what the model computed."""
+    if not np.isfinite(rows).all():
+        raise BadReplyError("the server's hidden states hold NaN or infinity: nothing is returned")
+    if (np.abs(row_lengths(rows) - 1) < UNIT_TOLERANCE).all():
+        raise WrongServerError(
+            f"the server normalises every token by itself, so their mean is another; start it with {STOCK_FLAGS}"
+        )
+
+
+def vision_span(rows: Vector, frame: ImageFrame, n_image_tokens: int) -> Vector:
+    """Return the tokens from vision_start to vision_end, both included, of (n_tokens, hidden) of an image prompt.
+
+    Refuse a prompt of another length than the published model's: its vectors are others.
+    """
+    expected = frame.head + 1 + n_image_tokens + 1 + frame.tail
+    if len(rows) != expected:
+        raise WrongServerError(
+            f"the server made {len(rows)} tokens of an image where the published model makes {expected}: its chat "
+            "template or its pixel limits differ; serve a checkpoint of jina-v4-merge, or give its limit as max_pixels="
+        )
+    return rows[frame.head : len(rows) - frame.tail]  # (n_image_tokens + 2, hidden)
+
+
+def pool(rows: Vector, truncate_dim: int | None) -> Vector:
+    """Average tokens, (n_tokens, hidden), not normalised, to (dim,) of unit length: all of a text, an image's span."""
+    hidden = rows.shape[1]
+    if truncate_dim is not None and truncate_dim > hidden:
+        raise WrongServerError(f"truncate_dim={truncate_dim} is more than the {hidden} dimensions of the served model")
+    cut = rows.mean(axis=0, dtype=np.float64)[:truncate_dim]  # (dim,)
+    length = np.linalg.norm(cut)
+    if not length > 0:
+        raise BadReplyError("the server's hidden states are all zero: nothing is returned")
+    # Normalising before the cut as well, as the published code does, changes nothing after it.
+    unit: Vector = (cut / length).astype(np.float32)
+    return unit
+
+
+def read_projector(path: object) -> Projector:
+    """Read the file of a projector; not by safetensors.numpy, because numpy has no bfloat16, in which most keep it."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError(f"projector must be the path of a {PROJECTOR_FILE}, not {type(path).__name__}")
+    file = Path(path)
+    where = f"projector={str(file)!r}"
+    try:
+        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
+            raise ArgumentError(f"{where} is no {PROJECTOR_FILE}; give the path of a checkpoint's")
+        # deserialize is not typed
+        tensors: dict[str, Any] = dict(deserialize(file.read_bytes()))  # type: ignore[no-untyped-call]
+    except (OSError, SafetensorError) as error:
+        raise ArgumentError(f"{where} cannot be read ({error}); copy it anew") from error
+    if tensors.keys() != {_WEIGHT, _BIAS}:
+        raise ArgumentError(f"{where} does not hold {_WEIGHT} and {_BIAS}; give the checkpoint's {PROJECTOR_FILE}")
+    weight, bias = (_as_float32(tensors[name]) for name in (_WEIGHT, _BIAS))
+    if weight is None or bias is None or weight.ndim != 2 or weight.shape[0] != MULTIVECTOR_DIM:
+        raise ArgumentError(f"{where} has tensors of a shape or dtype that is not the model's")
+    if bias.shape != (MULTIVECTOR_DIM,) or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ArgumentError(f"{where} has NaN, infinity or a bias that is not the model's")
+    return Projector(file, weight, bias, _manifest_task(file.with_name("manifest.json")))
+
+
+def _as_float32(tensor: dict[str, Any]) -> Vector | None:
+    if tensor["dtype"] == "BF16":
+        upper = np.frombuffer(tensor["data"], "<u2").astype(np.uint32)
+        return (upper << 16).view(np.float32).reshape(tensor["shape"])
+    dtype = {"F32": "<f4", "F16": "<f2"}.get(tensor["dtype"])
+    return None if dtype is None else np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"]).astype(np.float32)
+
+
+def _manifest_task(manifest: Path) -> Task | None:
+    """Read the task from a checkpoint's manifest; a projector that was copied elsewhere has none beside it."""
+    try:
+        said = json.loads(manifest.read_bytes())["task"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return next((task for task in TASKS if task == said), None)

@@ -1,13 +1,13 @@
 """Requests and replies as data, without sockets, and what a refusal says."""
 
+import email.utils
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeGuard, get_args
 
-from jina_v4_client._pooling import STOCK_FLAGS
-from jina_v4_client._retries import read_retry_after_s
 from jina_v4_client.errors import (
     BadReplyError,
     ServerAuthenticationError,
@@ -22,6 +22,11 @@ WireFormat = Literal["safetensors", "base64", "float"]
 WIRE_FORMATS: Final[tuple[WireFormat, ...]] = get_args(WireFormat)  # what cannot do one does the next
 
 
+# What a stock server must be started with, for messages.
+STOCK_FLAGS = """--runner pooling --convert embed --pooler-config '{"task":"token_embed","use_activation":false}' \
+--no-enable-prefix-caching"""
+
+
 @dataclass(frozen=True)
 class Request:
     """One HTTP request: a GET without a body, else a POST of JSON."""
@@ -33,14 +38,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back with status 200; header names are in lower case."""
+    """What came back with status 200; its headers are found in any case."""
 
     headers: Mapping[str, str]
     content: bytes
 
 
 def read_json(reply: Reply, url: str) -> dict[str, Any]:
-    """Give the JSON object of a reply; anything else did not come from a server of this kind."""
+    """Return the JSON object of a reply; anything else did not come from a server of this kind."""
     try:
         document = json.loads(reply.content)
     except (ValueError, RecursionError) as error:
@@ -61,24 +66,24 @@ def is_list_of_dicts(value: object) -> TypeGuard[list[dict[str, Any]]]:
 def refusal(url: str, path: str, status: int, headers: Mapping[str, str], content: bytes) -> ServerError:
     """Make the error for a status that is not 200, with the server's own reason in one line."""
     reason, param = _reason(content)
-    told: dict[str, Any] = {"status_code": status, "retry_after_s": read_retry_after_s(headers, time.time())}
+    facts: dict[str, Any] = {"status_code": status, "retry_after_s": read_retry_after_s(headers, time.time())}
     if status in (401, 403):
         return ServerAuthenticationError(
             f"{url} did not accept the API key ({status}): give the server's key as api_key= or in JINA_V4_API_KEY",
-            **told,
+            **facts,
         )
     if 300 <= status < 400:
         return ServerRefusedError(
             f"{url} is not there any more ({status}); it points to {headers.get('location')}: give that as base_url",
-            **told,
+            **facts,
         )
     if status >= 500:
-        return ServerFailedError(f"{url}{path} failed with status {status}: {reason}", **told)
+        return ServerFailedError(f"{url}{path} failed with status {status}: {reason}", **facts)
     if status == 404 and path == "/v1/models":
         reason = f"is base_url the address of the server? It says: {reason}"
     elif path == "/pooling" and (status == 404 or "pooler-config" in reason):
         reason = f"a stock vLLM must be started with {STOCK_FLAGS}. It says: {reason}"
-    return ServerRefusedError(f"{url}{path} refused with status {status}: {reason}", param=param, **told)
+    return ServerRefusedError(f"{url}{path} refused with status {status}: {reason}", param=param, **facts)
 
 
 def _reason(content: bytes) -> tuple[str, str | None]:
@@ -98,3 +103,19 @@ def _reason(content: bytes) -> tuple[str, str | None]:
         text = "an HTML page; is a proxy in the way?"
     line = " ".join(text.split()) or "no reason given"
     return line if len(line) <= 600 else f"{line[:600]}...", param if isinstance(param, str) else None
+
+
+def read_retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Read how long a server asks to be left alone; now, in seconds since 1970, is for a header that holds a date."""
+    for name, per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(headers.get(name, "")) / per_second
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    try:
+        until = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        return max(0.0, until.timestamp() - now)
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None

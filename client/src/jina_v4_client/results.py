@@ -1,13 +1,17 @@
-"""What a call gives where vectors alone would not do."""
+"""What a call returns where vectors alone would not do."""
 
 from dataclasses import dataclass
 
-from jina_v4_client._pooling import Vector
+import numpy as np
+from numpy.typing import NDArray
+
 from jina_v4_client.errors import JinaV4Error
+
+Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Both:
+class DenseAndMulti:
     """The two kinds of vectors of one item, from one pass through the model.
 
     Attributes:
@@ -20,8 +24,8 @@ class Both:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """The outcome of a call with ``on_error="skip"``: the vectors that could be had, and why the others could not.
+class PartialResult:
+    """What a call with ``on_error="skip"`` returns.
 
     Attributes:
         vectors: for each item, in order, (dim,) or, of a multi-vector, (n_tokens, 128) float32 of unit length; None for

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jina_v4_client._arguments import check_known_task, check_max_pixels, check_truncate_dim
+from jina_v4_client._calls import check_known_task, check_max_pixels, check_truncate_dim
 from jina_v4_client._images import ImageSource
 from jina_v4_client._model import PromptName
-from jina_v4_client.async_client import AsyncEmbeddingsClient
-from jina_v4_client.client import EmbeddingsClient
+from jina_v4_client.client import AsyncEmbeddingsClient, EmbeddingsClient
 
 Numbers = list[float]  # of one vector: (dim,), unit length
 

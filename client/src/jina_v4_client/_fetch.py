@@ -1,0 +1,90 @@
+"""The images of a call that are URLs: fetched here, and checked, before the first item is sent."""
+
+import asyncio
+import functools
+import ssl
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import httpx2  # the HTTP library that openai 3 is built on and depends on
+
+from jina_v4_client._calls import Call
+from jina_v4_client._images import PreparedImage, prepare
+from jina_v4_client._items import located
+from jina_v4_client.errors import ImageError, JinaV4Error
+
+MAX_FETCHED_BYTES = 64 * 2**20
+USER_AGENT = f"jina-v4-client/{version('jina-v4-client')}"
+_FETCH_TIMEOUT_S = 60.0
+_HEADERS = {"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"}
+
+
+async def fetch_images(
+    call: Call, urls: Mapping[int, str], max_concurrency: int, deadline: float
+) -> tuple[dict[int, PreparedImage], dict[int, JinaV4Error]]:
+    """Fetch and check the images of a call that are URLs; return those that can be sent and the errors of the others.
+
+    `max_concurrency` are fetched at a time, and no fetch begins before an earlier image is checked, so no more than
+    that many files wait in memory. Without skip, nothing behind an image that failed is fetched any more; what stands
+    before it is seen through, because it may fail as well and is then the first.
+    """
+    images: dict[int, PreparedImage] = {}
+    errors: dict[int, JinaV4Error] = {}
+    at_once = asyncio.Semaphore(max_concurrency)
+
+    async def fetch(place: int, http: httpx2.AsyncClient) -> None:
+        async with at_once:
+            try:
+                content = await fetch_image(http, urls[place], deadline - asyncio.get_running_loop().time())
+                images[place] = await asyncio.to_thread(prepare, content)
+            except ImageError as error:
+                errors[place] = located(call, place, error)
+                for other, task in tasks.items():
+                    if other > place and not call.skip:
+                        task.cancel()
+
+    async with httpx2.AsyncClient(verify=trusted(), headers=_HEADERS, follow_redirects=True) as http:
+        tasks = {place: asyncio.create_task(fetch(place, http)) for place in urls}
+        try:
+            outcomes = await asyncio.gather(*tasks.values(), return_exceptions=True)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return images, errors
+
+
+async def fetch_image(http: httpx2.AsyncClient, url: str, time_left_s: float) -> bytes:
+    """Fetch the file behind a URL, following redirects, in this process as the published model does.
+
+    Neither the server's key nor the caller's http_client goes along: the URL belongs to somebody else.
+    """
+    timeout_s = min(_FETCH_TIMEOUT_S, time_left_s)
+    late = f"not fetched within {timeout_s:.3g} s"
+    if time_left_s < _FETCH_TIMEOUT_S:
+        late = "not fetched, because the time limit of the call was reached"
+    if time_left_s <= 0:
+        raise ImageError(late)
+    content = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s), http.stream("GET", url, timeout=timeout_s) as response:
+            if response.status_code != httpx2.codes.OK:
+                raise ImageError(f"the URL answered with status {response.status_code}")
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > MAX_FETCHED_BYTES:
+                    raise ImageError(f"more than {MAX_FETCHED_BYTES} bytes; fetch it yourself and give its path")
+    except TimeoutError as error:
+        raise ImageError(late) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, ExceptionGroup) as error:
+        reason = error.exceptions[0] if isinstance(error, ExceptionGroup) else error  # such as of a port over 65535
+        raise ImageError(f"cannot be fetched ({type(reason).__name__}: {reason})".replace(": )", ")")) from error
+    return bytes(content)
+
+
+@functools.cache
+def trusted() -> ssl.SSLContext:
+    """Return the certificates that are trusted, read once: that takes 30 ms of CPU, also for plain http."""
+    return httpx2.create_ssl_context()

@@ -1,0 +1,130 @@
+"""The event loop of a synchronous client: in a thread of its own, from the first call to the end of the client."""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from jina_v4_client import _forks as forks
+from jina_v4_client._progress import Post
+from jina_v4_client.errors import ArgumentError
+
+T = TypeVar("T")
+Close = Callable[[], Awaitable[None]]
+
+
+class _Running(NamedTuple):
+    thread: threading.Thread
+    loop: asyncio.AbstractEventLoop
+    ending: asyncio.Event
+
+
+class BackgroundLoop:
+    """Runs coroutines for threads that wait for them; a forked child has a loop of its own.
+
+    Args:
+        close: awaited in the loop when it ends.
+    """
+
+    def __init__(self, close: Close) -> None:
+        self._close = close
+        self._changing = threading.RLock()  # a signal handler may come in between and use the client
+        self._running: _Running | None = None
+        self._stopped = False
+        forks.watch(self)
+
+    def run(self, work: Callable[[Post], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine and wait for it; whatever interrupts the wait, such as Ctrl-C, cancels it.
+
+        The coroutine may post functions to be called in the waiting thread.
+        """
+        if (running := self._running) is not None and running.thread is threading.current_thread():
+            raise ArgumentError("this client was called from its own event loop and would wait for itself")
+        posted: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        coroutine = work(posted.put)
+        tasks: list[asyncio.Task[T]] = []
+
+        def start() -> None:
+            tasks.append(asyncio.create_task(coroutine))
+            tasks[0].add_done_callback(lambda _: posted.put(None))
+
+        try:
+            with self._changing:  # so that what is submitted is either run or cancelled by stop()
+                loop = self._started()
+                loop.call_soon_threadsafe(start)
+        except BaseException:
+            coroutine.close()
+            raise
+        try:
+            while (act := posted.get()) is not None:
+                act()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the call with it
+                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            raise
+        if tasks[0].cancelled():
+            raise ArgumentError("this client was closed in the middle of the call")
+        try:
+            return tasks[0].result()
+        finally:
+            tasks.clear()  # an error holds this frame, which must not hold the error
+
+    def stop(self) -> None:
+        """Cancel what still runs, close its connections and end the thread."""
+        with self._changing:
+            self._stopped = True
+            running, self._running = self._running, None
+        if running is None:
+            return
+        running.loop.call_soon_threadsafe(running.ending.set)
+        if running.thread is not threading.current_thread():  # it may be there that the client is collected
+            running.thread.join()
+
+    def leave_to_parent(self) -> object:
+        """Start anew in a forked child; another thread of the parent may have held the lock."""
+        left, self._running = self._running, None
+        self._changing = threading.RLock()
+        return left
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._stopped:
+            raise ArgumentError("this client is closed; make a new one")
+        if self._running is None:
+            loop, ending = asyncio.new_event_loop(), asyncio.Event()
+            arguments = (loop, ending, self._close)  # and not this object, which must be collected while it runs
+            thread = threading.Thread(target=_run_loop, args=arguments, name="jina-v4-client", daemon=True)
+            self._running = _Running(thread, loop, ending)
+            try:
+                thread.start()
+            except BaseException:
+                self._running = None
+                loop.close()
+                raise
+        return self._running.loop
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop, ending: asyncio.Event, close: Close) -> None:
+    """Run a loop until it is told to end; asyncio.run would start a thread for that, too late at a program's end."""
+    pool = ThreadPoolExecutor(thread_name_prefix="jina-v4-client")
+    loop.set_default_executor(pool)
+    main = loop.create_task(_until_ended(ending, close))
+    try:
+        while not main.done():
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of a call: its waiting thread gets it
+                loop.run_until_complete(main)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+        pool.shutdown(wait=False)  # it may be in a thread of the pool that the client is collected
+
+
+async def _until_ended(ending: asyncio.Event, close: Close) -> None:
+    await ending.wait()
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await close()
