@@ -1,14 +1,15 @@
 """The command line: `jina-v4-embed [OPTIONS] INPUT... OUTPUT`.
 
 Exit codes: 0 all rows are in the output; 1 stopped, run it again to go on; 2 the command cannot be run as given; 3 the
-output is whole but for rows that were skipped; 130 and 143 ended by Ctrl-C and SIGTERM.
+output is whole but for rows that were skipped, or for files in a folder that have no rows; 130 and 143 ended by Ctrl-C
+and SIGTERM.
 """
 
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jina_v4_client._model import MAX_LENGTH, MIN_PIXELS, TRUNCATE_DIMS, Task
+from jina_v4_client._model import MAX_LENGTH, MIN_PIXELS, TRUNCATE_DIMS
+from jina_v4_client.embed.content import Kind
 from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import Interrupted, StoppedError, UsageError
 from jina_v4_client.embed.inputs import open_inputs
-from jina_v4_client.embed.output import Shape
+from jina_v4_client.embed.output import FORMATS, Shape
 from jina_v4_client.embed.run import Outcome, Run
 from jina_v4_client.embed.tables import STDIN, Columns
 from jina_v4_client.embed.work import Settings
@@ -29,7 +31,7 @@ from jina_v4_client.errors import ArgumentError
 
 if TYPE_CHECKING:
     from jina_v4_client.client import EmbeddingsClient
-    from jina_v4_client.embed.ray.pool import Pool
+    from jina_v4_client.embed.ray.corpus import Plan
 
 SKIPPED = 3
 BASE_URL = "http://127.0.0.1:8000"
@@ -96,17 +98,21 @@ def embed(
     ],
     task: Annotated[TaskName, typer.Option(help="What the vectors are for.")],
     base_url: Annotated[
-        str | None, typer.Option(help="The address of the server or gateway.", show_default=BASE_URL)
+        str | None,
+        typer.Option(
+            help="The address of the server or gateway; with --ray several, by commas.", show_default=BASE_URL
+        ),
     ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Start servers on this Ray cluster instead: HOST:PORT, auto, or local for one of its own.",
+            help="Embed on this Ray cluster: HOST:PORT, auto, or local for one of its own. OUTPUT is a folder then.",
         ),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR", help="With --ray: the merged checkpoint of the task, on every node.")
+        str | None,
+        typer.Option(metavar="DIR", help="With --ray: start servers of this merged checkpoint, on every node."),
     ] = None,
     server_args: Annotated[
         str, typer.Option(help="With --ray: arguments of jina-v4-serve, as in '--dtype bfloat16'.")
@@ -129,7 +135,7 @@ def embed(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, max=256, help="Requests in flight; with --ray servers.", show_default="4; with --ray one a GPU"
+            min=1, max=256, help="Requests in flight; with --ray actors.", show_default="4; with --ray one a GPU"
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts a request.")] = 16,
@@ -175,36 +181,49 @@ def embed(
             "id-column": id_column,
             "input-format": None if input_format is None else input_format.value,
         }
-        calls: EmbeddingsClient | Pool
-        if ray is None:
-            if checkpoint is not None or server_args:
-                raise UsageError("--checkpoint and --server-args go with --ray; give one, or neither of these")
-            calls = _client(base_url or BASE_URL, task.value, model, api_key_file, timeout_s, max_retries)
-            encode, n_requests = make_encode(calls, options), workers or 4
-        else:
-            if base_url is not None or checkpoint is None:
-                raise UsageError("--ray starts servers of its own: give it --checkpoint DIR, and no --base-url")
-            of_client = {"timeout_s": timeout_s, "max_retries": max_retries}
-            calls = _pool(ray, workers, task.value, checkpoint, server_args, of_client, options)
-            encode, n_requests = calls.encode, calls.n_requests
-        with calls:
-            run = Run(
-                inputs=open_inputs(
-                    inputs,
-                    Columns(columns["text-column"], image_column, id_column),
-                    columns["input-format"],
-                    pdf_scale,
-                ),
-                shape=Shape(
-                    dtype.value, multivector, {name: options[name] for name in options if options[name] is not None}
-                ),
-                options={**options, "dtype": dtype.value, **columns},
-                settings=Settings(
-                    n_requests, {"text": batch_size, "image": image_batch_size}, on_error is OnError.SKIP
-                ),
-                as_base64=encoding is Encoding.BASE64,
-                quiet=quiet,
+        job_options = {**options, "dtype": dtype.value, **columns}
+        table_columns = Columns(columns["text-column"], image_column, id_column)
+        batch_sizes: dict[Kind, int] = {"text": batch_size, "image": image_batch_size}
+        client = {
+            "api_key": _read_key(api_key_file),
+            "task": task.value,
+            "model": model,
+            "timeout_s": timeout_s,
+            "max_retries": max_retries,
+            "priority": 999,  # the last: queries that come meanwhile go before a corpus
+        }
+        if ray is not None:
+            if (base_url is None) == (checkpoint is None):
+                raise UsageError("--ray needs either --checkpoint DIR, to start servers, or --base-url of servers")
+            if Path(output).suffix in FORMATS or STDIN in (output, *inputs):
+                raise UsageError("with --ray INPUTs are files or folders, and OUTPUT is a folder of parquet parts")
+            on_ray, make_plan = _import_ray()
+            plan = make_plan(
+                options=job_options,
+                urls=base_url.split(",") if base_url else [],
+                server=[task.value, "--checkpoint", str(Path(checkpoint or "").absolute()), *_split(server_args)],
+                client=client,
+                batch_sizes=batch_sizes,
+                skip=on_error is OnError.SKIP,
             )
+            n_failed, lines = on_ray(plan, inputs, output, ray, workers, force=force, restart=restart, quiet=quiet)
+            if n_failed or not quiet:
+                sys.stderr.write(lines)
+            raise typer.Exit(SKIPPED if n_failed else 0)
+        if checkpoint is not None or server_args:
+            raise UsageError("--checkpoint and --server-args go with --ray; give one, or neither of these")
+        run = Run(
+            inputs=open_inputs(inputs, table_columns, columns["input-format"], pdf_scale),
+            shape=Shape(
+                dtype.value, multivector, {name: options[name] for name in options if options[name] is not None}
+            ),
+            options=job_options,
+            settings=Settings(workers or 4, batch_sizes, on_error is OnError.SKIP),
+            as_base64=encoding is Encoding.BASE64,
+            quiet=quiet,
+        )
+        with _client(base_url or BASE_URL, client) as calls:
+            encode = make_encode(calls, options)
             if output == STDIN:
                 outcome = run.to_lines(encode, calls.revision)
             else:
@@ -212,46 +231,51 @@ def embed(
         _tell_skipped(outcome, output)
 
 
-def _client(
-    base_url: str, task: Task, model: str | None, key_file: Path | None, timeout_s: float, max_retries: int
-) -> "EmbeddingsClient":
-    # Imported no sooner than here: it takes about a second, and mistaken options shall answer at once.
-    from jina_v4_client import EmbeddingsClient
-
+def _import_ray() -> "tuple[Callable[..., tuple[int, str]], type[Plan]]":
     try:
-        key = None if key_file is None else key_file.read_text().strip()
-        return EmbeddingsClient(base_url, key, task=task, model=model, timeout_s=timeout_s, max_retries=max_retries)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--api-key-file {key_file} cannot be read: {error}") from error
-    except ArgumentError as error:
-        raise UsageError(str(error)) from error
-
-
-def _pool(
-    address: str,
-    n_workers: int | None,
-    task: Task,
-    checkpoint: str,
-    server_args: str,
-    client: dict[str, Any],
-    options: dict[str, Any],
-) -> "Pool":
-    try:
-        from jina_v4_client.embed.ray.pool import Pool
-        from jina_v4_client.embed.ray.server import ServerSettings
+        from jina_v4_client.embed.ray.corpus import Plan
+        from jina_v4_client.embed.ray.run import run
     except ModuleNotFoundError as error:
         if error.name not in ("ray", "pandas", "pyarrow"):
             raise
         raise UsageError(
             f"--ray needs {error.name} here; install it with: pip install 'jina-v4-client[embed,ray]'"
         ) from error
-    return Pool(address, n_workers, ServerSettings(task, checkpoint, tuple(shlex.split(server_args))), client, options)
+    return run, Plan
+
+
+def _split(server_args: str) -> list[str]:
+    try:
+        return shlex.split(server_args)
+    except ValueError as error:
+        raise UsageError(f"--server-args {server_args} cannot be read: {error}") from error
+
+
+def _read_key(file: Path | None) -> str | None:
+    try:
+        return None if file is None else file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--api-key-file {file} cannot be read: {error}") from error
+
+
+def _client(base_url: str, arguments: Mapping[str, Any]) -> "EmbeddingsClient":
+    # Imported no sooner than here: it takes about a second, and mistaken options shall answer at once.
+    from jina_v4_client import EmbeddingsClient
+
+    try:
+        return EmbeddingsClient(base_url, **arguments)
+    except ArgumentError as error:
+        raise UsageError(str(error)) from error
 
 
 def _tell_skipped(outcome: Outcome, output: str) -> None:
+    where = "their lines say why" if output == STDIN else f"{output}.errors.jsonl says why"
     if outcome.n_failed:
-        where = "their lines say why" if output == STDIN else f"{output}.errors.jsonl says why"
         sys.stderr.write(f"{outcome.n_failed:,} of {outcome.n_rows:,} rows were skipped; {where}\n")
+    if outcome.left_out.count:
+        files = "1 file was" if outcome.left_out.count == 1 else f"{outcome.left_out.count:,} files were"
+        sys.stderr.write(f"{files} left out; {where}: {outcome.left_out}\n")
+    if outcome.n_failed or outcome.left_out.count:
         raise typer.Exit(SKIPPED)
 
 

@@ -4,16 +4,21 @@ Rows are read lazily: a resumed run passes over the rows that are done without o
 """
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
+from jina_v4_client._images import BLANKS, CLIPPED, CLIPPED_MODES, describe, is_url, open_image, read_string
 from jina_v4_client.embed.errors import RowError
+from jina_v4_client.errors import ImageError
 
 Kind = Literal["text", "image"]
+FIRST_FRAME = "an animation or several pictures in one file: the first is embedded, as by the published code"
 DIGEST_BYTES = 16  # of sha256: among 10 million rows two different ones share it with a chance of 1e-25
 
 
@@ -24,11 +29,13 @@ class Content:
     Attributes:
         value: a text; or an image as the bytes of a file, a URL, a data URI or a PIL image.
         digest: equal for equal content.
+        note: what somebody should know of what the model will see; None if nothing.
     """
 
     kind: Kind
     value: str | bytes | Image.Image
     digest: bytes
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Row:
     """A row of the corpus.
 
     Attributes:
-        read: gives the content; raises RowError if there is none. To be called before the next row is asked for.
+        read: returns the content; raises RowError if there is none. Call it before the next row is read. That of a
+            table's row can be pickled: with `--ray`, another process calls it.
     """
 
     id: str
@@ -50,22 +58,37 @@ def make_row(row_id: object, read: Callable[[], Content]) -> Row:
 
 def broken_row(row_id: object, message: str) -> Row:
     """Make a row that has no content."""
-
-    def read() -> Content:
-        raise RowError(message)
-
-    return make_row(row_id, read)
+    return make_row(row_id, partial(_no_content, message))
 
 
 def text_content(text: str) -> Content:
-    """Give a text as content."""
-    # A lone surrogate cannot be sent; the client says so, and the row fails there.
-    return Content("text", text, _digest(b"text", text.encode("utf-8", "surrogatepass")))
+    """Make content of a text.
+
+    Raises:
+        RowError: it holds half of a character, which cannot be sent.
+    """
+    try:
+        return Content("text", text, _digest(b"text", text.encode()))
+    except UnicodeEncodeError as error:
+        raise RowError(
+            f"a lone surrogate, {text[error.start]!a}, at character {error.start + 1}: half of a character, "
+            "which UTF-8 does not have"
+        ) from error
 
 
 def bytes_content(file: bytes) -> Content:
     """Give the bytes of an image file as content."""
-    return Content("image", file, _digest(b"file", file))
+    digest, note = _digest(b"file", file), None
+    try:
+        with open_image(io.BytesIO(file)) as image:
+            if image.mode in CLIPPED_MODES:
+                return Content("image", image.convert("RGB"), digest, CLIPPED)
+            # What is behind the first picture of a phone's JPEG (MPO) is no other page, but a help to show it.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                note = FIRST_FRAME
+    except Exception:  # the client says what is wrong with it
+        note = None
+    return Content("image", file, digest, note)
 
 
 def file_content(path: Path) -> Content:
@@ -81,22 +104,34 @@ def file_content(path: Path) -> Content:
 
 
 def named_image_content(name: str, folder: Path) -> Content:
-    """Give an image that is named by a path, a URL or a data URI as content.
+    """Make content of an image that a string refers to (path, URL) or holds (data URI, base64).
 
     Args:
         name: of the image.
         folder: what a path is relative to.
+
+    Raises:
+        RowError: there is nothing to read.
     """
-    # What is behind a URL is fetched by a worker, so equal URLs are equal content.
-    if name[:8].lower().startswith(("http://", "https://", "data:")):
-        return Content("image", name, _digest(b"name", name.encode("utf-8", "surrogatepass")))
-    return file_content(folder / name)
+    text = name.strip(BLANKS)
+    if is_url(text):
+        # What is behind a URL is fetched by a worker, so equal URLs are equal content.
+        return Content("image", text, _digest(b"name", text.encode("utf-8", "surrogatepass")))
+    try:
+        file = read_string(name, folder)
+    except ImageError as error:
+        raise RowError(f"{describe(name)}: {error}") from error
+    return bytes_content(file)
 
 
-def picture_content(picture: Image.Image) -> Content:
+def picture_content(picture: Image.Image, note: str | None = None) -> Content:
     """Give a picture as content."""
     size = f"{picture.mode} {picture.width} {picture.height}".encode()
-    return Content("image", picture, _digest(size, picture.tobytes()))
+    return Content("image", picture, _digest(size, picture.tobytes()), note)
+
+
+def _no_content(message: str) -> Content:
+    raise RowError(message)
 
 
 def _digest(kind: bytes, content: bytes) -> bytes:

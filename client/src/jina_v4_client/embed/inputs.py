@@ -1,15 +1,18 @@
 """What the command line names as inputs, as sources of rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from jina_v4_client.embed.content import Row
+from jina_v4_client._images import NOT_READ
+from jina_v4_client.embed.content import Content, Row
 from jina_v4_client.embed.errors import UsageError
-from jina_v4_client.embed.pages import IMAGE_ENDINGS, PDF_ENDING, Folder, ImageFile, Pdf, check_pdf_reader
+from jina_v4_client.embed.files import kind_of
+from jina_v4_client.embed.folder import Folder, LeftOut, open_file
 from jina_v4_client.embed.tables import STDIN, Columns, Csv, JsonLines, Parquet, TextLines
 
+_NAMED = 10  # of many names, this many are printed
 FORMATS = ("jsonl", "csv", "parquet", "text")
 _FORMAT_OF = {
     ".jsonl": "jsonl",
@@ -35,16 +38,53 @@ class Source(Protocol):
         """Count the rows, about; None if that cannot be done."""
 
 
+@dataclass
+class Names:
+    """How many rows or files there are of a kind, and the names of the first."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < _NAMED:
+            self.first.append(name)
+
+    def __str__(self) -> str:
+        """Return the names, and how many more there are."""
+        more = self.count - len(self.first)
+        return ", ".join(self.first) + (f" and {more:,} more" if more else "")
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """All inputs of a run, one behind the other."""
+    """All inputs of a run, one behind the other.
+
+    Attributes:
+        notes: the remarks on rows whose content this run has read, and the ids of those rows.
+    """
 
     sources: Sequence[Source]
+    notes: dict[str, Names] = field(default_factory=dict)
 
     def rows(self) -> Iterator[Row]:
         """Give all rows in order."""
         for source in self.sources:
-            yield from source.rows()
+            for row in source.rows():
+                yield Row(row.id, lambda row=row: self._noted(row))  # type: ignore[misc] # mypy infers no lambda that has a default
+
+    def left_out(self) -> Iterator[LeftOut]:
+        """Yield the files of folders that have no rows."""
+        for source in self.sources:
+            if isinstance(source, Folder):
+                yield from source.left_out()
+
+    def _noted(self, row: Row) -> Content:
+        content = row.read()
+        if content.note is not None:
+            self.notes.setdefault(content.note, Names()).add(row.id)
+        return content
 
     def count(self) -> int | None:
         """Count the rows, about; None if that cannot be done."""
@@ -76,11 +116,12 @@ def open_inputs(paths: Sequence[str], columns: Columns, input_format: str | None
     """
     if paths.count(STDIN) > 1:
         raise UsageError("the standard input can be read once only")
-    return Inputs([_open(path, columns, input_format, pdf_scale) for path in paths])
+    return Inputs([open_input(path, columns, input_format, pdf_scale) for path in paths])
 
 
-def _open(path: str, columns: Columns, input_format: str | None, pdf_scale: float) -> Source:
-    ending = Path(path).suffix.lower()
+def open_input(path: str, columns: Columns, input_format: str | None, pdf_scale: float) -> Source:
+    """Open one input; see `open_inputs`."""
+    ending, why = Path(path).suffix.lower(), ""
     if path != STDIN:
         if not Path(path).exists():
             raise UsageError(f"{path} is not there")
@@ -88,11 +129,10 @@ def _open(path: str, columns: Columns, input_format: str | None, pdf_scale: floa
             return Folder(path, pdf_scale)
         if not Path(path).is_file():
             raise UsageError(f"{path} is neither a file nor a folder; pipe it into `-`")
-        if input_format is None and ending in IMAGE_ENDINGS:
-            return ImageFile(path)
-        if input_format is None and ending == PDF_ENDING:
-            check_pdf_reader()
-            return Pdf(path, pdf_scale)
+        if input_format is None and ending not in _FORMAT_OF:
+            kind, why = kind_of(path)
+            if kind is not None:
+                return open_file(path, kind, pdf_scale)
     match input_format or ("jsonl" if path == STDIN else _FORMAT_OF.get(ending)):
         case "jsonl":
             return JsonLines(path, columns)
@@ -102,10 +142,12 @@ def _open(path: str, columns: Columns, input_format: str | None, pdf_scale: floa
             return Parquet(path, columns)
         case "text":
             return TextLines(path)
+        case _ if why != NOT_READ:
+            raise UsageError(f"{path}: {why}")
         case _:
             raise UsageError(
-                f"{path}: what it holds cannot be told by its name; say it with --input-format, one of "
-                f"{', '.join(FORMATS)}, or give images, PDF files or folders of these"
+                f"{path}: {why}. If it is a table or text, say so with --input-format, one of {', '.join(FORMATS)}; "
+                "or give images, PDF files or folders of these"
             )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from jina_v4_client.embed.errors import UsageError
 
-_FILE = "job.json"
-_FORMAT = 1  # of the work folder; a folder of another format is not resumed
+JOB_FILE = "job.json"
+# Of the work folder; one of another format is not resumed. 2: forms are filled in, and the frames of a TIFF are rows.
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,17 @@ class Job:
 
     def write(self, folder: Path) -> None:
         """Write the job into a work folder, whole or not at all."""
+        write_whole(folder / JOB_FILE, self.dump())
+
+    def dump(self) -> bytes:
+        """Return the content of the file."""
         document = {
             "format": _FORMAT,
             "revision": self.revision,
             "options": dict(self.options),
             "inputs": [dict(entry) for entry in self.inputs],
         }
-        write_whole(folder / _FILE, json.dumps(document, indent=1).encode())
+        return json.dumps(document, indent=1).encode()
 
 
 def read_job(folder: Path) -> Job | None:
@@ -45,11 +50,28 @@ def read_job(folder: Path) -> Job | None:
         UsageError: it cannot be read by this version.
     """
     try:
-        document = json.loads((folder / _FILE).read_bytes())
+        content = (folder / JOB_FILE).read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder / _FILE} cannot be read ({error}); start anew with --restart") from error
+    except OSError as error:
+        raise UsageError(f"{folder / JOB_FILE} cannot be read ({error}); start anew with --restart") from error
+    return load_job(content, folder)
+
+
+def load_job(content: bytes, folder: object) -> Job:
+    """Read a job from the content of its file.
+
+    Args:
+        content: of the file.
+        folder: that it is in, for the message.
+
+    Raises:
+        UsageError: it cannot be read by this version.
+    """
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise UsageError(f"{JOB_FILE} in {folder} cannot be read ({error}); start anew with --restart") from error
     if document.get("format") != _FORMAT:
         raise UsageError(f"{folder} was made by another version of this command; start anew with --restart")
     return Job(document["options"], document["inputs"], document.get("revision"))

@@ -212,7 +212,8 @@ class Journal:
         return row.number, row.id, row.digest, span.start, span.length, None
 
     def _append(self, content: bytes) -> None:
-        # Where an earlier append was broken off, what it left is overwritten.
+        # A full disk breaks off an append or the transaction behind it, and what is in flight is kept all the same:
+        # nothing that was left here may stand before it.
         self._file.truncate(self._end * self._width * self._dtype.itemsize)
         view = memoryview(content)
         while view:

@@ -6,7 +6,7 @@ The same journal gives the same bytes: the groups of a parquet file are cut by w
 import base64
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from jina_v4_client.embed import missing
 from jina_v4_client.embed.errors import UsageError
+from jina_v4_client.embed.folder import LeftOut
 from jina_v4_client.embed.job import sync_folder
 from jina_v4_client.embed.journal import Journal, Recorded, Span
 
@@ -23,7 +24,6 @@ FORMATS = (".parquet", ".npy", ".safetensors")
 # So much is in memory at once, and in one group of a parquet file.
 _GROUP_BYTES = 2**24  # of vectors
 _GROUP_ROWS = 2**15  # ids take memory too
-_PARQUET_TYPES = {"float32": "float", "float16": "halffloat"}
 _SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
 
 
@@ -76,7 +76,9 @@ def beside(path: Path, what: str) -> Path:
     return path.with_name(f"{path.name}.{what}")
 
 
-def write_output(journal: Journal, path: Path, folder: Path, shape: Shape) -> list[Path]:
+def write_output(
+    journal: Journal, path: Path, folder: Path, shape: Shape, left_out: Callable[[], Iterable[LeftOut]] = tuple
+) -> list[Path]:
     """Write the output, and put it in its place when it is whole and on the disk.
 
     Args:
@@ -84,6 +86,7 @@ def write_output(journal: Journal, path: Path, folder: Path, shape: Shape) -> li
         path: its ending tells the format.
         folder: for what is not whole yet; on the disk of `path`.
         shape: what kind of vectors they are.
+        left_out: the files that have no rows.
 
     Returns:
         The files that are now there; the output itself last.
@@ -92,12 +95,15 @@ def write_output(journal: Journal, path: Path, folder: Path, shape: Shape) -> li
     n_failed = journal.count(failed=True)
     if path.suffix != ".parquet":
         parts[beside(path, "ids.json")] = _written(folder / "ids", lambda file: _write_ids(journal, file))
-    if n_failed:
-        parts[beside(path, "errors.jsonl")] = _written(folder / "errors", lambda file: _write_errors(journal, file))
+    any_errors = n_failed > 0 or any(True for _ in left_out())
+    if any_errors:
+        parts[beside(path, "errors.jsonl")] = _written(
+            folder / "errors", lambda file: _write_errors(journal, left_out(), file)
+        )
     write = {".parquet": _write_parquet, ".npy": _write_npy, ".safetensors": _write_safetensors}[path.suffix]
     parts[path] = _written(folder / "output", lambda file: write(journal, shape, file))
     journal.mark_finishing()
-    if not n_failed:
+    if not any_errors:
         beside(path, "errors.jsonl").unlink(missing_ok=True)  # of the output that is replaced
     for place, part in parts.items():
         part.replace(place)
@@ -123,6 +129,12 @@ class Lines:
                 break
             self._file.write(json.dumps(self._line(row), ensure_ascii=False) + "\n")
             self._next += 1
+        self._file.flush()
+
+    def write_left_out(self, left_out: Iterable[LeftOut]) -> None:
+        """Write, behind all rows, the files that have none."""
+        for entry in left_out:
+            self._file.write(json.dumps({"id": entry.path, "error": entry.why}) + "\n")
         self._file.flush()
 
     def _line(self, row: Recorded) -> dict[str, object]:
@@ -158,29 +170,40 @@ def _group(journal: Journal, ids: list[str], spans: Sequence[Span]) -> _Group:
     return _Group(ids, [span.length for span in spans], journal.vectors(spans))
 
 
+# Numbers of an embedding do not get smaller by dictionaries or compression; reading is faster without.
+PARQUET_OPTIONS = {"compression": "none", "use_dictionary": False, "write_statistics": ["id"]}
+
+
+def vector_column(vectors: NDArray[np.generic], lengths: Sequence[int] | None) -> Any:
+    """Make a column of parquet.
+
+    Args:
+        vectors: (n_vectors, width).
+        lengths: of multi-vectors, how many vectors each has; None if there is one a row.
+    """
+    import pyarrow
+
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
+    if lengths is None:
+        return column
+    return pyarrow.ListArray.from_arrays(pyarrow.array(np.cumsum([0, *lengths], dtype=np.int32)), column)
+
+
 def _write_parquet(journal: Journal, shape: Shape, file: IO[bytes]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    vector_type = pyarrow.list_(pyarrow.type_for_alias(_PARQUET_TYPES[shape.dtype]), journal.width)
+    empty = np.zeros((0, journal.width), shape.dtype)
     schema = pyarrow.schema(
         [
             pyarrow.field("id", pyarrow.string(), nullable=False),
-            pyarrow.field("vector", pyarrow.list_(vector_type) if shape.multivector else vector_type, nullable=False),
+            pyarrow.field("vector", vector_column(empty, [] if shape.multivector else None).type, nullable=False),
         ],
         metadata={"jina_v4": json.dumps(shape.facts)},
     )
-    # Numbers of an embedding do not get smaller by dictionaries or compression; reading is faster without.
-    with parquet.ParquetWriter(
-        file, schema, compression="none", use_dictionary=False, write_statistics=["id"], store_schema=True
-    ) as writer:
+    with parquet.ParquetWriter(file, schema, store_schema=True, **PARQUET_OPTIONS) as writer:
         for group in _groups(journal, shape):
-            column: Any = pyarrow.FixedSizeListArray.from_arrays(
-                pyarrow.array(group.vectors.reshape(-1)), journal.width
-            )
-            if shape.multivector:
-                offsets = np.cumsum([0, *group.lengths], dtype=np.int32)
-                column = pyarrow.ListArray.from_arrays(pyarrow.array(offsets), column)
+            column = vector_column(group.vectors, group.lengths if shape.multivector else None)
             table = pyarrow.Table.from_arrays([pyarrow.array(group.ids, pyarrow.string()), column], schema=schema)
             writer.write_table(table, row_group_size=len(group.ids))
 
@@ -223,11 +246,14 @@ def _write_ids(journal: Journal, file: IO[bytes]) -> None:
     file.write(b"]\n")
 
 
-def _write_errors(journal: Journal, file: IO[bytes]) -> None:
+def _write_errors(journal: Journal, left_out: Iterable[LeftOut], file: IO[bytes]) -> None:
     for row in journal.recorded():
         if row.error is not None:
-            line = {"row": row.number + 1, "id": row.id, "error": row.error}
+            line: dict[str, object] = {"row": row.number + 1, "id": row.id, "error": row.error}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    for entry in left_out:
+        line = {"row": None, "id": entry.path, "error": entry.why}
+        file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def _written(path: Path, write: Callable[[IO[bytes]], None]) -> Path:

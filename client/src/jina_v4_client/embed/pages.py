@@ -1,23 +1,31 @@
-"""Inputs that are looked at: image files, the pages of PDF files, and folders of both."""
+"""Inputs that are looked at: image files, the pages of PDF files, and the frames of TIFF files."""
 
-import hashlib
-import os
+import io
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from jina_v4_client._images import CLIPPED, CLIPPED_MODES, open_image
+from jina_v4_client._model import MAX_ASPECT_RATIO
 from jina_v4_client.embed import missing
 from jina_v4_client.embed.content import Content, Row, broken_row, file_content, make_row, picture_content
 from jina_v4_client.embed.errors import RowError, UsageError
 
-IMAGE_ENDINGS = (
-    *(".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
-    *(".qoi", ".tif", ".tiff", ".webp"),
-)
-PDF_ENDING = ".pdf"
-_MAX_PAGE_PIXELS = 100_000_000  # a poster at a large scale would take all memory
+# What a server takes of one image (JINA_V4_MAX_IMAGE_PIXELS and _BYTES); it scales a page to 602,112 pixels anyway.
+_SERVER_PIXELS = 64_000_000
+_SERVER_BYTES = 20 * 2**20
+_SAFE_PIXELS = 6_900_000  # a PNG file of so many is never over the bytes
+_NEW_SUBFILE_TYPE = 254  # a tag of TIFF
+_COPY_OR_MASK = 0b101  # in it: a smaller copy of another frame, or a mask
+_DYNAMIC_XFA = 2  # pdfium's FORMTYPE_XFA_FULL
+
+NO_XFA = "an XFA form: what its program would show is not rendered, but what other readers show in its place"
+NOT_PAGES = "a TIFF file with frames that are smaller copies of its pages, or masks: these are no rows"
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,57 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
+class Tiff:
+    """A TIFF file, a row a page; the id is the path, where there are several with the number of the frame."""
+
+    path: str
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the pages in order; where the file breaks off there is a row without content."""
+        pages, n_frames = self._pages()
+        if len(pages) == 1:
+            yield from ImageFile(self.path).rows()
+            return
+        note = NOT_PAGES if n_frames > len(pages) else None
+        try:
+            with Path(self.path).open("rb") as file, open_image(file) as image:
+                for index in pages:
+                    # mypy infers no lambda that has a default
+                    yield make_row(f"{self.path}#{index + 1}", lambda index=index: _frame(image, index, note))  # type: ignore[misc]
+        except OSError as error:
+            yield broken_row(self.path, f"cannot be read ({error})")
+
+    def count(self) -> int | None:
+        """Count the pages."""
+        return len(self._pages()[0])
+
+    def _pages(self) -> tuple[list[int], int]:
+        """Return which frames are pages, and how many frames there are; a broken one is the last page."""
+        pages, index = [0], 0
+        try:
+            with Path(self.path).open("rb") as file, open_image(file) as image:
+                while True:
+                    index += 1
+                    image.seek(index)
+                    # Pillow's type for any file has no tag_v2; a TIFF's has
+                    if not image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _COPY_OR_MASK:  # type: ignore[attr-defined]
+                        pages.append(index)
+        except EOFError:  # there is no such frame
+            return pages, index
+        except Exception:  # Pillow's reader raises whatever a broken file makes it stumble over
+            return sorted({*pages, index}), index + 1
+
+
+def _frame(image: Image.Image, index: int, note: str | None) -> Content:
+    try:
+        image.seek(index)
+        picture = image.convert("RGB")
+    except Exception as error:  # as above
+        raise RowError(f"the frame cannot be read ({type(error).__name__}: {error})") from error
+    return picture_content(picture, CLIPPED if image.mode in CLIPPED_MODES else note)
+
+
+@dataclass(frozen=True)
 class Pdf:
     """A PDF file, a row a page; the id is the path and the number of the page.
 
@@ -49,105 +108,111 @@ class Pdf:
     def rows(self) -> Iterator[Row]:
         """Give the pages in order; a file that cannot be opened is one row without content."""
         try:
-            document = _open_pdf(self.path)
+            document = open_pdf(self.path)
         except RowError as error:
             yield broken_row(self.path, str(error))
             return
         with closing(document):
+            note = NO_XFA if document.get_formtype() == _DYNAMIC_XFA else None
             for index in range(len(document)):
-                yield make_row(f"{self.path}#{index + 1}", lambda index=index: self._render(document, index))  # type: ignore[misc]
+                yield make_row(
+                    f"{self.path}#{index + 1}",
+                    # mypy infers no lambda that has a default
+                    lambda index=index: picture_content(render_page(document, index, self.scale), note),  # type: ignore[misc]
+                )
 
     def count(self) -> int | None:
         """Count the pages."""
         try:
-            with closing(_open_pdf(self.path)) as document:
+            with closing(open_pdf(self.path)) as document:
                 return len(document)
         except RowError:
             return 1
-
-    def _render(self, document: Any, index: int) -> Content:
-        import pypdfium2  # type: ignore[import-untyped] # it has no types
-
-        try:
-            with closing(document[index]) as page:
-                width, height = page.get_size()  # points
-                n_pixels = width * height * self.scale**2
-                if not 1 <= n_pixels <= _MAX_PAGE_PIXELS:
-                    raise RowError(
-                        f"a page of {width:g} x {height:g} points at --pdf-scale {self.scale:g} is {n_pixels:.2g} "
-                        f"pixels; 1 to {_MAX_PAGE_PIXELS:.0e} are rendered"
-                    )
-                # draw_annots and a white ground are the defaults: what a reader of the file sees.
-                picture = page.render(scale=self.scale).to_pil().convert("RGB")
-        except (pypdfium2.PdfiumError, ValueError, OSError) as error:
-            raise RowError(f"the page cannot be rendered ({error})") from error
-        return picture_content(picture)
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The images and PDF files below a folder, sorted by name; names that begin with a dot are left out."""
-
-    path: str
-    pdf_scale: float
-
-    def rows(self) -> Iterator[Row]:
-        """Give the rows in order."""
-        for file in self._files():
-            yield from self._source(file.path).rows()
-
-    def count(self) -> int | None:
-        """Count the rows."""
-        counts = [self._source(file.path).count() or 0 for file in self._files()]
-        if not counts:
-            raise UsageError(f"{self.path} holds neither images nor PDF files")
-        return sum(counts)
-
-    def fingerprint(self) -> dict[str, object]:
-        """Describe the files, so that a change is seen."""
-        listing, n_files = hashlib.sha256(), 0
-        for file in self._files():
-            status = file.stat()
-            listing.update(f"{file.path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
-            n_files += 1
-        return {"files": n_files, "listing": listing.hexdigest()}
-
-    def _source(self, path: str) -> "ImageFile | Pdf":
-        return Pdf(path, self.pdf_scale) if path.lower().endswith(PDF_ENDING) else ImageFile(path)
-
-    def _files(self) -> Iterator["os.DirEntry[str]"]:
-        yield from _walk(self.path)
-
-
-def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:
-    try:
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)  # no more in memory than one folder's names
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
-    for entry in listed:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
-        elif Path(entry.name).suffix.lower() in (*IMAGE_ENDINGS, PDF_ENDING) and entry.is_file():
-            yield entry
 
 
 def check_pdf_reader() -> None:
     """Refuse PDF files where pypdfium2 is not installed."""
     try:
-        import pypdfium2  # noqa: F401 - is it there?
+        import pypdfium2  # type: ignore[import-untyped] # noqa: F401 - it has no types; is it there?
     except ModuleNotFoundError as error:
         raise UsageError(missing("pypdfium2")) from error
 
 
-def _open_pdf(path: str) -> Any:
+def open_pdf(source: str | bytes) -> Any:
+    """Open a PDF file, so that its pages are rendered with what is filled into their forms.
+
+    Args:
+        source: a path or the bytes of a file.
+
+    Returns:
+        A pypdfium2.PdfDocument, to be closed.
+
+    Raises:
+        RowError: it is broken, encrypted or empty.
+    """
     check_pdf_reader()
+    import pypdfium2
+    from pypdfium2 import raw
+
+    # pdfium keeps the last error, also where it then says nothing of why it fails, as at a file without pages.
+    raw.FPDF_LoadMemDocument64(b"", 0, None)
+    try:
+        document = pypdfium2.PdfDocument(source)
+    except (pypdfium2.PdfiumError, OSError) as error:
+        if "password" in str(error).lower():
+            raise RowError("encrypted: it needs a password; save a copy without one") from error
+        raise RowError(f"a broken PDF file, or one without pages ({error})") from error
+    # As `init_forms` does where the file has a list of its fields: many programs that split files lose the list, and
+    # readers show the fields all the same.
+    config = raw.FPDF_FORMFILLINFO(version=2)
+    document.formenv = pypdfium2.PdfFormEnv(raw.FPDFDOC_InitFormFillEnvironment(document, config), config)
+    return document
+
+
+def render_page(document: Any, index: int, scale: float) -> Image.Image:
+    """Render a page as a reader of the file shows it: cropped, turned, with annotations and filled in forms.
+
+    A page that is larger than a server takes is rendered with fewer pixels.
+
+    Args:
+        document: from open_pdf.
+        index: of the page, from 0.
+        scale: pixels a point; 1 is 72 dpi.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        RowError: the page cannot be rendered, or has no area or one that the model refuses.
+    """
     import pypdfium2
 
     try:
-        return pypdfium2.PdfDocument(path)
-    except (pypdfium2.PdfiumError, OSError) as error:
-        locked = "password" in str(error).lower()
-        raise RowError("encrypted: it needs a password" if locked else f"a broken PDF file ({error})") from error
+        with closing(document[index]) as page:
+            width, height = page.get_size()  # points
+            if width * height * scale**2 < 1:
+                raise RowError(f"a page of {width:g} x {height:g} points is less than a pixel at a scale of {scale:g}")
+            columns, rows = math.ceil(width * scale), math.ceil(height * scale)
+            if max(columns, rows) > MAX_ASPECT_RATIO * min(columns, rows):
+                raise RowError(f"{columns} x {rows} pixels: the model refuses aspect ratios above {MAX_ASPECT_RATIO}")
+            safe_scale = scale * min(1, math.sqrt(_SAFE_PIXELS / (columns * rows)))
+            if columns * rows > _SERVER_PIXELS:
+                return _rendered(page, safe_scale)
+            picture = _rendered(page, scale)
+            if columns * rows > _SAFE_PIXELS and _n_png_bytes(picture) > _SERVER_BYTES:
+                return _rendered(page, safe_scale)
+            return picture
+    except (pypdfium2.PdfiumError, ValueError, OSError) as error:
+        raise RowError(f"the page cannot be rendered ({error})") from error
+
+
+def _rendered(page: Any, scale: float) -> Image.Image:
+    # draw_annots and a white ground are the defaults.
+    picture: Image.Image = page.render(scale=scale).to_pil().convert("RGB")
+    return picture
+
+
+def _n_png_bytes(picture: Image.Image) -> int:
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)  # as the client does
+    return file.tell()

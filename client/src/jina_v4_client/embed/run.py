@@ -4,12 +4,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jina_v4_client.embed.encoder import Encode
 from jina_v4_client.embed.errors import StoppedError, UsageError
-from jina_v4_client.embed.inputs import Inputs
+from jina_v4_client.embed.inputs import Inputs, Names
 from jina_v4_client.embed.job import Job, differences, read_job, settle_revision, sync_folder
 from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, is_in_use
 from jina_v4_client.embed.output import Lines, Shape, beside, check_output, write_output
@@ -25,10 +25,15 @@ HoldRevision = Callable[[], str | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """What a run came to.
+
+    Attributes:
+        left_out: the files in folders that have no rows.
+    """
 
     n_rows: int
     n_failed: int
+    left_out: Names = field(default_factory=Names)
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,12 @@ class Run:
             then = read_job(folder)
             facts = {**self.shape.facts, **({"revision": then.revision} if then and then.revision else {})}
             try:
-                files = write_output(journal, path, folder, replace(self.shape, facts=facts))
+                files = write_output(journal, path, folder, replace(self.shape, facts=facts), self.inputs.left_out)
             except OSError as error:
                 raise StoppedError(f"{path} cannot be written: {error.strerror or error}") from error
         _discard(folder)
         self._say("wrote " + ", ".join(map(str, reversed(files))))
-        return outcome
+        return self._ended(outcome)
 
     def to_lines(self, encode: Encode, hold_revision: HoldRevision) -> Outcome:
         """Embed into lines of JSON on the standard output; there is nothing to resume.
@@ -122,7 +127,9 @@ class Run:
                 lines.write_done()
 
             work = Work(encode, journal, self.settings, on_progress=add)
-            return _checked(work.run(self.inputs.rows()), journal, output_needs_a_vector=False)
+            outcome = _checked(work.run(self.inputs.rows()), journal, output_needs_a_vector=False)
+            lines.write_left_out(self.inputs.left_out())
+        return self._ended(outcome)
 
     def _begin(self, folder: Path, job: Job, path: Path, *, force: bool) -> bool:
         """Make the work folder, or check that it is this run's; tell whether it is new."""
@@ -144,6 +151,15 @@ class Run:
         except OSError as error:
             raise UsageError(f"{folder} cannot be made, where the work is kept: {error.strerror}") from error
         return True
+
+    def _ended(self, outcome: Outcome) -> Outcome:
+        """Say what somebody should know of the rows, and add the files that have none to what the run came to."""
+        for note, names in self.inputs.notes.items():
+            self._say(f"note: {names.count:,} {'row' if names.count == 1 else 'rows'}: {note}: {names}")
+        left_out = Names()
+        for entry in self.inputs.left_out():
+            left_out.add(entry.path)
+        return replace(outcome, left_out=left_out)
 
     def _say(self, line: str) -> None:
         if not self.quiet:

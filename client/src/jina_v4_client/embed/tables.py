@@ -3,20 +3,28 @@
 import csv
 import io
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from jina_v4_client.embed import missing
 from jina_v4_client.embed.content import Row, broken_row, bytes_content, make_row, named_image_content, text_content
-from jina_v4_client.embed.errors import StoppedError, UsageError
+from jina_v4_client.embed.errors import UsageError
 
 STDIN = "-"
 _BLOCK_BYTES = 2**20
 _PARQUET_ROWS = 1024  # decoded at a time
+_MAX_CELL = (
+    2**27
+)  # characters: longer than any text or image, so that a quote that is not closed does not take all memory
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
+_NO_UTF8 = "not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8"
 
 
 @dataclass(frozen=True)
@@ -60,14 +68,11 @@ def row_of(record: Mapping[str, Any], number: object, columns: Columns, folder: 
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
-            file = value
-            return make_row(row_id, lambda: bytes_content(file))
+            return make_row(row_id, partial(bytes_content, value))
         if isinstance(value, str) and value:
-            name = value
-            return make_row(row_id, lambda: named_image_content(name, folder))
+            return make_row(row_id, partial(named_image_content, value, folder))
     elif isinstance(value, str):
-        text = value
-        return make_row(row_id, lambda: text_content(text))
+        return make_row(row_id, partial(text_content, value))
     kind = "path, URL or file" if found[0] == columns.image else "text"
     return broken_row(row_id, f"{found[0]!r} holds no {kind} but a value of type {type(value).__name__}")
 
@@ -84,8 +89,7 @@ class TextLines:
             if error:
                 yield broken_row(number, error)
             else:
-                text = line
-                yield make_row(number, lambda text=text: text_content(text))  # type: ignore[misc]
+                yield make_row(number, partial(text_content, line))
 
     def count(self) -> int | None:
         """Count the rows, about, for the progress; None if that cannot be done."""
@@ -135,39 +139,89 @@ class Csv:
         """Look at the columns."""
         if self.path != STDIN:
             with _opened_text(self.path) as file:
-                self._check(self._reader(file))
+                self._names(_Records(file, self._delimiter))
 
     def rows(self) -> Iterator[Row]:
         """Give the rows in order."""
         with _opened_text(self.path) as file:
-            reader = self._reader(file)
-            self._check(reader)
-            try:
-                for number, record in enumerate(reader, 1):
-                    if None in record:  # where DictReader puts what is beyond the last column
-                        yield broken_row(
-                            _id(self.path, number), f"more than {len(record) - 1} cells; is a quote missing?"
-                        )
-                    else:
-                        yield row_of(record, _id(self.path, number), self.columns, _folder(self.path))
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise StoppedError(f"{_name(self.path)}, after line {reader.line_num}: no CSV ({error})") from error
+            records = _Records(file, self._delimiter)
+            names = self._names(records)
+            for number, (line, cells, error) in enumerate(records, 1):
+                row_id = _id(self.path, number)
+                if error:
+                    yield broken_row(row_id, f"line {line}: {error}")
+                elif len(cells) > len(names):
+                    yield broken_row(row_id, f"line {line}: more than {len(names)} cells; is a quote missing?")
+                elif any(map(_UNDECODED.search, cells)):
+                    yield broken_row(row_id, f"line {line}: {_NO_UTF8}")
+                else:
+                    yield row_of(dict(zip(names, cells, strict=False)), row_id, self.columns, _folder(self.path))
 
     def count(self) -> int | None:
         """Count the rows, about, for the progress; None if that cannot be done."""
         n_lines = _count_lines(self.path)
         return None if n_lines is None else max(n_lines - 1, 0)
 
-    def _reader(self, file: IO[str]) -> "csv.DictReader[str]":
-        csv.field_size_limit(2**31 - 1)  # a text may be as long as it likes
-        return csv.DictReader(file, delimiter="\t" if self.path.lower().endswith(".tsv") else ",", strict=True)
+    @property
+    def _delimiter(self) -> str:
+        return "\t" if self.path.lower().endswith(".tsv") else ","
 
-    def _check(self, reader: "csv.DictReader[str]") -> None:
-        try:
-            names = list(reader.fieldnames or [])
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UsageError(f"{_name(self.path)} is no CSV ({error})") from error
+    def _names(self, records: "_Records") -> list[str]:
+        """Read the names of the columns, and check them."""
+        _, names, error = next(records, (1, [], ""))
+        _check_encoding(self.path, "".join(names).encode("utf-8", "surrogateescape"))
+        if not error and any(map(_UNDECODED.search, names)):
+            error = _NO_UTF8
+        if error:
+            raise UsageError(f"{_name(self.path)} is no CSV: the names of its columns, line 1: {error}")
         check_columns(self.path, self.columns, names)
+        return names
+
+
+class _Records:
+    """The records of a CSV file: for each the line it begins in, its cells, and what is wrong with it.
+
+    An unclosed quote swallows all lines up to the next quote, or to the end. So after a broken record, reading goes on
+    in the line after the one in which that record begins.
+    """
+
+    def __init__(self, lines: Iterable[str], delimiter: str) -> None:
+        csv.field_size_limit(_MAX_CELL)
+        self._lines, self._delimiter = iter(lines), delimiter
+        self._number = 0  # of lines that are behind us
+        self._again: deque[str] = deque()  # lines to be read once more
+        self._read: list[str] = []  # lines of this record
+        self._reader = self._begin()
+
+    def __iter__(self) -> Self:
+        """Return this iterator."""
+        return self
+
+    def __next__(self) -> tuple[int, list[str], str]:
+        """Return the next record that is not an empty line."""
+        while True:
+            self._number += len(self._read)
+            self._read = []
+            try:
+                cells, error = next(self._reader), ""
+            except csv.Error as broken:
+                cells, error = [], f"no CSV ({broken}); is a quote missing, or not doubled within quotes?"
+                self._again.extendleft(reversed(self._read[1:]))
+                del self._read[1:]
+                self._reader = self._begin()
+            if cells or error:
+                return self._number + 1, cells, error
+
+    def _begin(self) -> "Iterator[list[str]]":
+        return csv.reader(self._take(), delimiter=self._delimiter, strict=True)
+
+    def _take(self) -> Iterator[str]:
+        while True:
+            line = self._again.popleft() if self._again else next(self._lines, None)
+            if line is None:
+                return
+            self._read.append(line)
+            yield line
 
 
 @dataclass(frozen=True)
@@ -188,21 +242,35 @@ class Parquet:
         check_columns(self.path, self.columns, self._file().schema_arrow.names)
 
     def rows(self) -> Iterator[Row]:
-        """Give the rows in order."""
-        number = 0
-        # The same column twice is once in the answer.
-        batches = self._file().iter_batches(batch_size=_PARQUET_ROWS, columns=list(dict.fromkeys(self.columns.all())))
-        while True:
+        """Yield the rows in order; those after the first damage in a row group have no content."""
+        file, number = self._file(), 0
+        for group in range(file.num_row_groups):
+            end = number + file.metadata.row_group(group).num_rows
             try:
-                batch = next(batches, None)
-                records = [] if batch is None else batch.to_pylist()
+                for record in self._records(file, group):
+                    number += 1
+                    if isinstance(record, str):
+                        yield broken_row(_id(self.path, number), record)
+                    else:
+                        yield row_of(record, _id(self.path, number), self.columns, _folder(self.path))
             except (OSError, ValueError) as error:
-                raise StoppedError(f"{self.path}, after row {number}: broken parquet ({error})") from error
-            if batch is None:
-                return
-            for record in records:
-                number += 1
-                yield row_of(record, _id(self.path, number), self.columns, _folder(self.path))
+                while number < end:
+                    number += 1
+                    yield broken_row(_id(self.path, number), f"broken parquet, in row group {group + 1} ({error})")
+
+    def _records(self, file: Any, group: int) -> Iterator[dict[str, Any] | str]:
+        """Yield the rows of a row group; a string says why one cannot be decoded."""
+        # The same column twice is once in the answer.
+        columns = list(dict.fromkeys(self.columns.all()))
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group], columns=columns):
+            try:
+                yield from batch.to_pylist()
+            except UnicodeDecodeError:
+                for i in range(len(batch)):
+                    try:
+                        yield from batch.slice(i, 1).to_pylist()
+                    except UnicodeDecodeError as error:
+                        yield f"a text that is not UTF-8 ({error.reason} at byte {error.start + 1})"
 
     def count(self) -> int | None:
         """Count the rows."""
@@ -234,6 +302,8 @@ def _lines(path: str) -> Iterator[tuple[str, str, str]]:
     """Give for each line that is not empty its id, its text without the line's end, and what is wrong with it."""
     with _opened(path) as file:
         for number, raw in enumerate(file, 1):
+            if number == 1:
+                _check_encoding(path, raw)
             line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             line = line.rstrip(b"\r\n")
             if not line.strip():
@@ -241,7 +311,17 @@ def _lines(path: str) -> Iterator[tuple[str, str, str]]:
             try:
                 yield _id(path, number), line.decode("utf-8"), ""
             except UnicodeDecodeError as error:
-                yield _id(path, number), "", f"no UTF-8 ({error.reason} at byte {error.start} of the line)"
+                where = f"byte {error.start + 1} of the line, 0x{line[error.start]:02x}"
+                yield _id(path, number), "", f"line {number}: {where}, is {_NO_UTF8}"
+
+
+def _check_encoding(path: str, head: bytes) -> None:
+    """Refuse a file in UTF-16 or UTF-32, of which no line is UTF-8."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or b"\0" in head[:4]:
+        raise UsageError(
+            f"{_name(path)}, line 1: it begins like UTF-16 or UTF-32, not like UTF-8; convert the file, as with: "
+            "iconv -f UTF-16 -t UTF-8"
+        )
 
 
 def _count_lines(path: str) -> int | None:
@@ -270,7 +350,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
 @contextmanager
 def _opened_text(path: str) -> Iterator[IO[str]]:
     with _opened(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
         try:
             yield text
         finally:

@@ -1,26 +1,27 @@
 """The work: rows are read, equal content is found, batches are embedded by several requests at once, results are kept.
 
-One thread reads rows and writes the journal; the workers only ask the server. Whatever is finished is in the journal
-before the worker that finished it gets more to do: a kill costs what the requests in flight hold and nothing else.
+One thread reads rows and writes the journal; the others only wait for the server. Whatever is finished is in the
+journal before more is sent: a kill costs what the requests in flight hold and nothing else. What is wrong with one item
+of a batch is the client's to find out (``on_error="skip"``).
 """
 
-import queue
 import re
-import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 from jina_v4_client.embed.content import Content, Kind, Row
-from jina_v4_client.embed.encoder import Encode, Vector
+from jina_v4_client.embed.encoder import Encode, Outcome
 from jina_v4_client.embed.errors import RowError, StoppedError
 from jina_v4_client.embed.journal import Journal, Settled
 from jina_v4_client.errors import ArgumentError, JinaV4Error, ServerError, ServerFailedError, ServerRefusedError
+from jina_v4_client.results import Vector
 
 _LOOKED_UP = 1024  # rows of which it is asked at once whether they are done
 _SETTLED = 1024  # rows without new vectors (copies, failures) that are kept at once
 _REFUSALS = (400, 413, 415, 422)  # what a server answers because of an item
 _INTERNAL = 500
-_PLACE = re.compile(r"^(texts|images|input)\[0\]( \([^)]*\))?: ")  # in a message about a request of one item
+PLACE = re.compile(r"^(texts|images|input)\[\d+\]( \([^)]*\))?: ")  # of the batch, which the row knows nothing of
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,6 @@ class _Open:
     rows: list[tuple[int, str]]
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What became of a batch: for each item vectors or an error, or what stops everything."""
-
-    batch: list[_Open]
-    vectors: list[Vector | JinaV4Error] = field(default_factory=list)
-    fatal: BaseException | None = None
-
-
 class Work:
     """Embeds the rows that are not in the journal yet, and puts them there.
 
@@ -83,9 +75,8 @@ class Work:
         self._pending: dict[Kind, list[_Open]] = {"text": [], "image": []}
         self._settled: list[Settled] = []
         self._n_open_rows = 0
-        self._n_in_flight = 0
-        self._tasks: queue.SimpleQueue[list[_Open] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        self._in_flight: dict[Future[list[Outcome]], list[_Open]] = {}
+        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="jina-v4-embed")
 
     def run(self, rows: Iterable[Row]) -> int:
         """Embed what is not done yet.
@@ -98,9 +89,6 @@ class Work:
                 finished is in the journal.
             UsageError: an input cannot be read.
         """
-        # Daemons: a run that is interrupted does not wait for the requests in flight.
-        for _ in range(self._settings.workers):
-            threading.Thread(target=self._serve, daemon=True).start()
         try:
             n_rows = self._read(rows)
             while self._n_open_rows:
@@ -110,8 +98,8 @@ class Work:
             self._keep_what_comes()
             raise
         finally:
-            for _ in range(self._settings.workers):
-                self._tasks.put(None)
+            # An interrupted run does not wait for the requests in flight: the client ends them when it is closed.
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._keep({})
         return n_rows
 
@@ -129,7 +117,7 @@ class Work:
             if len(self._settled) >= _SETTLED:
                 self._keep({})
             while self._n_open_rows >= self._settings.max_open:
-                if not self._n_in_flight:
+                if not self._in_flight:
                     self._send_pending()
                 self._collect()
         if n_rows <= last:
@@ -161,46 +149,48 @@ class Work:
                 self._send(kind)
 
     def _send(self, kind: Kind) -> None:
-        """Hand the waiting batch of a kind to the workers, once one is free."""
-        while self._n_in_flight >= self._settings.workers:
+        """Have the waiting batch of a kind sent, once a request may be."""
+        while len(self._in_flight) >= self._settings.workers:
             self._collect()
-        self._tasks.put(self._pending[kind])
-        self._pending[kind] = []
-        self._n_in_flight += 1
+        batch, self._pending[kind] = self._pending[kind], []
+        future = self._pool.submit(self._encode, kind, [opened.content.value for opened in batch])
+        self._in_flight[future] = batch
 
     def _collect(self) -> None:
-        """Wait for a result, and keep all that are there."""
-        results = [self._results.get()]
-        while not self._results.empty():
-            results.append(self._results.get())
-        self._n_in_flight -= len(results)
+        """Wait for a batch, and keep all that are there."""
+        done = wait(self._in_flight, return_when=FIRST_COMPLETED).done
         vectors: dict[bytes, Vector] = {}
-        stops = [self._take_result(result, vectors) for result in results]
+        stops = [self._settle(self._in_flight.pop(future), future, vectors) for future in done]
         self._keep(vectors)
         for stop in stops:
             if stop is not None:
                 raise stop
 
-    def _take_result(self, result: _Result, vectors: dict[bytes, Vector]) -> BaseException | None:
-        """Settle the rows of a result; give why the run must stop, if it must."""
-        if result.fatal is not None:
-            whole = f"{_named(result.batch)}: {result.fatal}"
-            return StoppedError(whole) if isinstance(result.fatal, JinaV4Error) else result.fatal
-        errors = [outcome for outcome in result.vectors if isinstance(outcome, ServerError)]
-        if len(errors) == len(result.batch) and self._journal.n_vectors == 0 and not vectors:
-            # Then it is not the rows that are wrong: a model that is not there, dimensions that it does not have.
-            return StoppedError(f"{_named(result.batch)}, and nothing came through before: {errors[0]}")
+    def _settle(
+        self, batch: list[_Open], future: Future[list[Outcome]], vectors: dict[bytes, Vector]
+    ) -> BaseException | None:
+        """Settle the rows of a batch that was embedded; return why the run must stop, if it must."""
+        if (error := future.exception()) is not None:
+            return StoppedError(f"{_named(batch)}: {error}") if isinstance(error, JinaV4Error) else error
+        outcomes = future.result()
+        errors = [outcome for outcome in outcomes if isinstance(outcome, JinaV4Error)]
+        n_refused = sum(isinstance(error, ServerError) for error in errors)
         stop: BaseException | None = None
-        for opened, outcome in zip(result.batch, result.vectors, strict=True):
+        if (fatal := owed_to_no_row(errors, len(batch))) is not None:
+            stop = StoppedError(f"{_named(batch)}: {fatal}")
+        elif n_refused == len(batch) and self._journal.n_vectors == 0 and not vectors:
+            # Then it is not the rows that are wrong: a model that is not there, dimensions that it does not have.
+            stop = StoppedError(f"{_named(batch)}, and nothing came through before: {errors[0]}")
+        for opened, outcome in zip(batch, outcomes, strict=True):
             digest = opened.content.digest
             if not isinstance(outcome, JinaV4Error):
                 vectors[digest] = outcome
                 self._settled += [Settled(number, row_id, digest) for number, row_id in opened.rows]
-            else:
+            elif stop is None:
                 try:
-                    self._fail(opened.rows, digest, _PLACE.sub("", str(outcome)))
+                    self._fail(opened.rows, digest, PLACE.sub("", str(outcome)))
                 except StoppedError as error:
-                    stop = stop or error
+                    stop = error
             del self._open[digest]
             self._n_open_rows -= len(opened.rows)
         return stop
@@ -220,10 +210,10 @@ class Work:
     def _keep_what_comes(self) -> None:
         """Keep what the requests in flight bring; what else they meet is no news after what stopped the run."""
         vectors: dict[bytes, Vector] = {}
-        while self._n_in_flight:
-            result = self._results.get()
-            self._n_in_flight -= 1
-            for opened, outcome in zip(result.batch, result.vectors, strict=False):
+        for future, batch in self._in_flight.items():
+            if future.exception() is not None:
+                continue
+            for opened, outcome in zip(batch, future.result(), strict=True):
                 if not isinstance(outcome, JinaV4Error):
                     vectors[opened.content.digest] = outcome
                     self._settled += [Settled(number, row_id, opened.content.digest) for number, row_id in opened.rows]
@@ -237,46 +227,20 @@ class Work:
         if not same:
             raise StoppedError(f"row {row.id} is not what it was when it was embedded; start anew with --restart")
 
-    def _serve(self) -> None:
-        """Do batches until there are no more: what a worker's thread runs."""
-        while (batch := self._tasks.get()) is not None:
-            try:
-                result = _Result(batch, self._embed(batch))
-            except BaseException as error:  # it must be seen by the other thread, whatever it is
-                result = _Result(batch, fatal=error)
-            self._results.put(result)
-
-    def _embed(self, batch: list[_Open]) -> list[Vector | JinaV4Error]:
-        kind = batch[0].content.kind
-        try:
-            return [*self._encode(kind, [opened.content.value for opened in batch])]
-        except JinaV4Error as error:
-            if not _is_of_a_row(error):
-                raise
-            if len(batch) == 1:
-                if isinstance(error, ServerFailedError):
-                    raise  # nothing else came through that would show that the server is well
-                return [error]
-        # One at a time, to find out which it is.
-        outcomes: list[Vector | JinaV4Error] = []
-        for opened in batch:
-            try:
-                outcomes += self._encode(kind, [opened.content.value])
-            except JinaV4Error as error:
-                failed_only = bool(outcomes) and all(isinstance(one, ServerFailedError) for one in outcomes)
-                if not _is_of_a_row(error) or (failed_only and isinstance(error, ServerFailedError)):
-                    raise
-                outcomes.append(error)
-        return outcomes
-
 
 def _named(batch: list[_Open]) -> str:
     ids = [row_id for opened in batch for _, row_id in opened.rows]
     return f"row {ids[0]}" if len(ids) == 1 else f"rows {ids[0]} to {ids[-1]}"
 
 
-def _is_of_a_row(error: JinaV4Error) -> bool:
-    """Whether an error may be owed to one item of the request."""
+def owed_to_no_row(errors: list[JinaV4Error], n_items: int) -> JinaV4Error | None:
+    """Return an error that no row is to blame for: the server is gone, or fails for all, or serves something else."""
+    if len(errors) == n_items and all(isinstance(error, ServerFailedError) for error in errors):
+        return errors[0]  # nothing came through that would show that the server is well
+    return next((error for error in errors if not _may_be_of_a_row(error)), None)
+
+
+def _may_be_of_a_row(error: JinaV4Error) -> bool:
     if isinstance(error, ServerRefusedError):
         return error.status_code in _REFUSALS
     if isinstance(error, ServerFailedError):

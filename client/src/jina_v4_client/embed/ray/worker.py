@@ -1,95 +1,123 @@
-"""A worker: an actor with a server of its own, which embeds what the stream brings."""
+"""A worker: an actor that embeds blocks of rows, with a server of its own or at given addresses."""
 
+import itertools
+import json
 import os
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import pyarrow  # type: ignore[import-untyped] # it has no types
 import ray
 
-from jina_v4_client._model import Task
 from jina_v4_client.embed.content import Kind
-from jina_v4_client.embed.encoder import Encode, Vector, make_encode
+from jina_v4_client.embed.encoder import Outcome, make_encode
 from jina_v4_client.embed.errors import StoppedError
-from jina_v4_client.embed.ray.feed import block
-from jina_v4_client.embed.ray.server import Server, ServerSettings
-from jina_v4_client.errors import JinaV4Error
+from jina_v4_client.embed.output import vector_column
+from jina_v4_client.embed.ray.corpus import Plan
+from jina_v4_client.embed.work import PLACE, owed_to_no_row
+from jina_v4_client.errors import JinaV4Error, ServerError
+from jina_v4_client.results import Vector
 
-_FAILED = 1  # exit code
-_TRIES = 5  # of a call whose worker was lost: it may be what ends them
-
-
-@dataclass(frozen=True)
-class Call:
-    """Contents of one kind; none only ask who is there."""
-
-    kind: Kind
-    values: list[Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Vectors and the revision of the model that made them, or why there are none."""
-
-    vectors: list[Vector]
-    revision: str | None = None
-    error: JinaV4Error | None = None
+# Serve's own: starts `jina-v4-serve`, prints its address once it serves, and ends with its standard input.
+_SERVER = (sys.executable, "-P", "-m", "jina_v4_serve.ray.child")
+_PATIENCE_S = 3.0  # at the end of a run Ray ends the processes of a worker before the worker
+_NAMES: dict[Kind, tuple[str, ...]] = {"text": ("text",), "image": ("image", "url")}
 
 
 class Worker:
-    """What Ray Data runs as an actor; its calls come from several threads.
+    """What Ray Data runs as an actor; several threads call it.
 
     Args:
-        feed: that its calls come from.
-        server: how its server is started.
-        client: arguments of the client, but for the address.
-        options: of the command, by the name of the flag.
+        output: the actor that holds all workers to one revision.
+        plan: of the run.
+
+    Raises:
+        StoppedError: a server does not start, or has another revision.
     """
 
-    def __init__(
-        self, feed: Any, server: ServerSettings, client: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> None:
-        self._feed = feed
-        self._server: Server | None = None
-        self._encode: Encode | None = None
-        self._revision: str | None = None
-        self._error: JinaV4Error | None = None
-        try:
-            self._start(server, client, options)
-        except JinaV4Error as error:
-            self._error = error  # told with the first answer: what fails here, Ray would try again and again
-
-    def __call__(self, table: Any) -> Any:
-        """Embed a block of one call: (number, call) becomes (number, answer)."""
-        (row,) = table.to_pylist()
-        if ray.get(self._feed.begin.remote(row["number"])) > _TRIES:
-            lost = StoppedError(f"{_TRIES} workers were lost one after the other while they had this")
-            answer = Answer([], self._revision, lost)
-        else:
-            answer = self._answer(pickle.loads(row["call"]))  # noqa: S301 - the command's own
-        return block({"number": row["number"], "answer": pickle.dumps(answer, protocol=5)})
-
-    def __del__(self) -> None:
-        """End the server: Ray Data lets go of this when the stream has ended."""
-        if self._server is not None:
-            self._server.stop()
-
-    def _start(self, server: ServerSettings, client: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, output: Any, plan: Plan) -> None:
         from jina_v4_client import EmbeddingsClient
 
-        running = self._server = Server(server)
-        # Ray starts another in this one's place, and gives it what this one held.
-        running.when_ended(lambda: os._exit(_FAILED))
-        connected = EmbeddingsClient(running.url, task=cast(Task, server.task), **client)
-        self._revision = connected.revision()
-        self._encode = make_encode(connected, options)
+        self._plan, self._any_vector = plan, False
+        clients = [EmbeddingsClient(url, **plan.client) for url in plan.urls or [_start_server(plan.server)]]
+        for client in clients:
+            revision = client.revision()
+            if (held := ray.get(output.hold.remote(revision))) != revision:
+                raise StoppedError(
+                    f"a server has revision {revision} of the model, and other vectors are of {held}: they do not go"
+                    " together. Give every node the same checkpoint and the same --dtype in --server-args, or start"
+                    " anew with --restart"
+                )
+        facts = {name: value for name, value in plan.options.items() if value is not None}
+        self._metadata = {"jina_v4": json.dumps(facts | {"revision": revision})}
+        self._encodes = itertools.cycle([make_encode(client, plan.options, plan.batch_sizes) for client in clients])
 
-    def _answer(self, call: Call) -> Answer:
-        if self._encode is None:
-            return Answer([], error=self._error)
-        try:
-            vectors = self._encode(call.kind, call.values) if call.values else []
-        except JinaV4Error as error:
-            return Answer([], self._revision, error)
-        return Answer(vectors, self._revision)
+    def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
+        """Embed rows: (row, id, kind, content, note, error) becomes (row, id, vector, note, error).
+
+        Raises:
+            StoppedError: a row cannot be embedded, and rows are not to be skipped, or no row is to blame.
+        """
+        ids, kinds, contents, errors = (rows[name].to_pylist() for name in ("id", "kind", "content", "error"))
+        vectors: dict[int, Vector] = {}
+        for kind, names in _NAMES.items():
+            places = [place for place, name in enumerate(kinds) if name in names]
+            values = [contents[place] if kinds[place] == "image" else contents[place].decode() for place in places]
+            for place, outcome in zip(places, self._outcomes(kind, values), strict=True):
+                if not isinstance(outcome, JinaV4Error):
+                    vectors[place] = outcome
+                    continue
+                errors[place] = PLACE.sub("", str(outcome))
+                if not self._plan.skip:
+                    raise StoppedError(f"row {ids[place]}: {errors[place]}")
+        made = {"vector": self._column(vectors, len(ids)), "error": pyarrow.array(errors, "string")}
+        return pyarrow.table({name: rows[name] for name in ("row", "id", "note")} | made, metadata=self._metadata)
+
+    def _outcomes(self, kind: Kind, values: list[Any]) -> list[Outcome]:
+        if not values:
+            return []
+        outcomes = next(self._encodes)(kind, values)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, JinaV4Error)]
+        fatal = owed_to_no_row(errors, len(values))
+        if not self._any_vector and sum(isinstance(error, ServerError) for error in errors) == len(values):
+            fatal = errors[0]  # not the rows are wrong: a model that is not there, dimensions that it does not have
+        if fatal is not None:
+            raise StoppedError(str(fatal))
+        self._any_vector |= len(errors) < len(values)
+        return outcomes
+
+    def _column(self, vectors: Mapping[int, Vector], n_rows: int) -> Any:
+        """Make the column of vectors, null where a row has none."""
+        if not vectors:
+            return pyarrow.nulls(n_rows)
+        parts = [np.atleast_2d(vector) for vector in vectors.values()]  # (1, width), of multi-vectors (n, width)
+        lengths = [len(part) for part in parts] if self._plan.options["multivector"] else None
+        column = vector_column(np.concatenate(parts).astype(self._plan.options["dtype"], copy=False), lengths)
+        order = {place: i for i, place in enumerate(vectors)}
+        return column.take(pyarrow.array([order.get(place) for place in range(n_rows)], "int64"))
+
+
+def _start_server(arguments: Sequence[str]) -> str:
+    """Start a server that ends with this process, as this process ends with it; return its address."""
+    process = subprocess.Popen([*_SERVER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    url = "" if process.stdout is None else process.stdout.readline().strip()
+    if not url:
+        raise StoppedError(
+            f"jina-v4-serve {arguments[0]} ended with exit code {process.wait()} on the node {socket.gethostname()}"
+            " before it was ready. Every node that may get a worker needs jina-v4-serve[vllm]; the log of its worker,"
+            " below Ray's folder for this session, says more"
+        )
+
+    def end_too() -> None:
+        process.wait()
+        time.sleep(_PATIENCE_S)
+        os._exit(1)  # Ray starts another worker in this one's place, which gets what this one held
+
+    threading.Thread(target=end_too, name="server-watch", daemon=True).start()
+    return url

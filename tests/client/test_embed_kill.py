@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from pyarrow import parquet
+from servers import PATIENCE_S
+
+pytestmark = pytest.mark.proof
 
 # Forks a run for each line of arguments and says how it ended: to import everything anew each time would take minutes.
 FORKER = """
@@ -103,7 +106,7 @@ def forker() -> Iterator[subprocess.Popen[str]]:
         yield process
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.fixture
@@ -132,7 +135,7 @@ class Counter:
 
     def wait(self, n_texts: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.texts) >= n_texts, timeout=60)
+            assert self._changed.wait_for(lambda: len(self.texts) >= n_texts, timeout=PATIENCE_S)
 
 
 def write_corpus(path: Path, n_rows: int) -> int:
@@ -279,7 +282,7 @@ def test_ctrl_c_and_sigterm_end_with_a_line_that_says_how_to_go_on(
     write_corpus(corpus, 40)
     runs.options += ["--workers", "2", "--batch-size", "4"]
     hanging = threading.Event()
-    counter = Counter(server, before=lambda: len(counter.texts) < 12 or hanging.wait(30))
+    counter = Counter(server, before=lambda: len(counter.texts) < 12 or hanging.wait(PATIENCE_S))
     pid = runs.start(corpus, out)
     counter.wait(12)
     while not Path(f"{out}.partial/vectors.bin").stat().st_size:
@@ -290,7 +293,7 @@ def test_ctrl_c_and_sigterm_end_with_a_line_that_says_how_to_go_on(
     elapsed_s = time.monotonic() - start
     hanging.set()
     assert code == 128 + number
-    assert elapsed_s < 10  # it did not wait for the requests that hang
+    assert elapsed_s < PATIENCE_S / 2  # it did not wait for the requests that hang
     (line,) = runs.said()
     how = f"what is done is kept in {out}.partial: give the same command again to go on"
     assert line == f"{'interrupted' if number == signal.SIGINT else 'ended by SIGTERM'}; {how}"
@@ -303,7 +306,7 @@ def test_two_runs_for_one_output_do_not_mix(runs: Runs, server: Any, tmp_path: P
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "out.npy"
     write_corpus(corpus, 40)
     hanging = threading.Event()
-    counter = Counter(server, before=lambda: len(counter.texts) < 4 or hanging.wait(30))
+    counter = Counter(server, before=lambda: len(counter.texts) < 4 or hanging.wait(PATIENCE_S))
     command = [sys.executable, "-m", "jina_v4_client.embed", "--base-url", server.url, "--task", "retrieval"]
     command += ["--batch-size", "4", "--workers", "1", str(corpus), str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as first:
@@ -312,7 +315,7 @@ def test_two_runs_for_one_output_do_not_mix(runs: Runs, server: Any, tmp_path: P
         assert runs.said() == [f"error: {out}.partial cannot be used: another run is at work in it"]
         assert runs.run("--restart", corpus, out) == 2
         hanging.set()
-        assert first.wait(30) == 0
+        assert first.wait(PATIENCE_S) == 0
     assert np.load(out).shape == (40, 256)
 
 
@@ -325,8 +328,9 @@ def test_a_damaged_work_folder_is_not_gone_on_with(runs: Runs, server: Any, tmp_
     counter.wait(20)
     os.kill(pid, signal.SIGKILL)
     assert runs.end() == -signal.SIGKILL
-    vectors = tmp_path / "out.npy.partial" / "vectors.bin"
-    os.truncate(vectors, vectors.stat().st_size - 4)
+    # A kill between the file and the transaction leaves more in the file than is done.
+    folder = tmp_path / "out.npy.partial"
+    os.truncate(folder / "vectors.bin", len(done_digests(folder)) * 256 * 4 - 4)
     assert runs.run(corpus, out) == 2
     assert runs.said() == [
         f"error: {out}.partial is damaged: vectors are missing at the end; start anew with --restart"
@@ -347,4 +351,4 @@ def test_a_reader_that_goes_away_ends_a_pipe_quietly(server: Any) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(30) == 128 + signal.SIGPIPE
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGPIPE

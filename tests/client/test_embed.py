@@ -3,18 +3,19 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pypdfium2
 import pytest
+from embed_command import Embed, embed_with, read, write_jsonl
 from jina_v4_client.embed.cli import app
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,22 +28,6 @@ HIDDEN = 256
 ROWS = [{"id": f"doc-{i}", "text": f"text number {i % 30}"} for i in range(50)]  # the last 20 are copies
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def line(self) -> str:
-        """The one line that the run ended with."""
-        (line,) = self.stderr.splitlines()
-        return line
-
-
-Embed = Callable[..., Ran]
-
-
 @pytest.fixture
 def embed(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Embed]:
     """Run the command in a folder of its own, quietly, without retries."""
@@ -50,21 +35,9 @@ def embed(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     server.play_ours()
-
-    def run(*arguments: object, stdin: bytes | None = None) -> Ran:
-        options = ["--base-url", server.url, "--task", "retrieval", "--max-retries", "0", "--quiet"]
-        result = CliRunner().invoke(app, [*options, *map(str, arguments)], input=stdin)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Ran(result.exit_code, result.stdout, result.stderr)
-
     before = signal.getsignal(signal.SIGTERM)
-    yield run
+    yield embed_with("--base-url", server.url, "--task", "retrieval", "--max-retries", 0, "--quiet")
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def write_jsonl(path: Path, rows: list[Any]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> None:
@@ -84,11 +57,6 @@ def write_pdf(path: Path, sizes: list[tuple[int, int]]) -> None:
 
 def vectors_of(server: Any, rows: list[Any], prefix: str = "Passage: ") -> NDArray[np.float32]:
     return np.stack([server.vector(prefix + row["text"]) for row in rows])
-
-
-def read(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    table = parquet.read_table(path)
-    return table["id"].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
 
 
 def sent(server: Any) -> list[Any]:
@@ -175,6 +143,7 @@ def test_options_reach_the_server(embed: Embed, server: Any) -> None:
     bodies = server.bodies("/v1/embeddings")
     assert sorted(len(body["input"]) for body in bodies) == [1, 2]
     assert {(body["prompt_name"], body["dimensions"], body["max_length"]) for body in bodies} == {("query", 128, 64)}
+    assert {body["priority"] for body in bodies} == {999}  # live queries go before a corpus
     assert np.load("out.npy").shape == (3, 128)
 
 
@@ -197,7 +166,8 @@ def test_a_folder_gives_its_images_and_pages_sorted(embed: Embed, server: Any) -
         Image.new("RGB", (40, 30), colour).save(path)
     Path("folder/notes.md").write_text("no image")
     write_pdf(Path("folder/paper.pdf"), [(100, 50), (60, 60)])
-    assert embed("--pdf-scale", 1.5, "--max-pixels", 3136, "folder", "out.parquet").code == 0
+    ran = embed("--pdf-scale", 1.5, "--max-pixels", 3136, "folder", "out.parquet")
+    assert (ran.code, ran.line) == (3, "1 file was left out; out.parquet.errors.jsonl says why: folder/notes.md")
     ids, vectors = read(Path("out.parquet"))
     pages = ["folder/paper.pdf#1", "folder/paper.pdf#2"]
     assert ids == ["folder/a.webp", "folder/b.png", *pages, "folder/sub/a.jpg"]
@@ -260,7 +230,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
     ),
     "no parquet": ({"a.parquet": b"PAR1 not really"}, ["a.parquet", "out.npy"], ["a.parquet is no parquet file"]),
     "no CSV": ({"a.csv": b'"text\n1,2'}, ["a.csv", "out.npy"], ["a.csv is no CSV"]),
-    "CSV that is not UTF-8": ({"a.csv": b"text\xff\n"}, ["a.csv", "out.npy"], ["a.csv is no CSV", "utf-8"]),
+    "CSV that is not UTF-8": ({"a.csv": b"text\xff\n"}, ["a.csv", "out.npy"], ["a.csv is no CSV", "line 1", "iconv"]),
     "an unknown ending": ({"a.docx": b"x"}, ["a.docx", "out.npy"], ["a.docx", "--input-format", "jsonl, csv"]),
     "an empty input": ({"a.jsonl": b""}, ["a.jsonl", "out.npy"], ["the input has no rows"]),
     "an empty folder": ({"folder/notes.md": b""}, ["folder", "out.npy"], ["folder holds neither images nor PDF"]),
@@ -337,7 +307,7 @@ BAD_ROWS: dict[str, tuple[str, bytes, str, str]] = {
     "no text": ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', "a.jsonl#2", "nothing in 'text'"),
     "a number for a text": ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', "a.jsonl#2", "no text but a value of type int"),
     "a lone surrogate": ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud800"}\n', "a.jsonl#2", "lone surrogate"),
-    "text that is not UTF-8": ("a.txt", b"x\n\xff\xfe\n", "a.txt#2", "no UTF-8"),
+    "text that is not UTF-8": ("a.txt", b"x\n\xff\xfe\n", "a.txt#2", "not UTF-8"),
     "a cell too many": ("a.csv", b"text\nx\ny,z\n", "a.csv#2", "more than 1 cells"),
     "no image": ("folder/z.png", b"not an image", "folder/z.png", "not an image"),
     "an image cut short": ("folder/z.png", b"\x89PNG\r\n\x1a\n\x00\x00", "folder/z.png", "not an image"),
@@ -374,7 +344,8 @@ def test_a_bad_row_stops_the_run_or_is_skipped_and_listed(case: str, embed: Embe
 def test_an_image_that_a_table_names_in_vain_is_a_bad_row(embed: Embed) -> None:
     write_jsonl(Path("a.jsonl"), [{"image": "gone.png"}])
     ran = embed("--image-column", "image", "a.jsonl", "out.npy")
-    assert (ran.code, ran.line) == (1, "error: row a.jsonl#1: gone.png: No such file or directory")
+    why = "no such file, and neither an http(s) URL, a data URI nor the base64 of an image file"
+    assert (ran.code, ran.line) == (1, f"error: row a.jsonl#1: 'gone.png': {why}")
     assert not Path("out.npy.partial").exists()  # nothing was done that could be gone on with
 
 
@@ -408,6 +379,21 @@ def test_a_skipped_row_of_a_pipe_is_a_line_that_says_why(embed: Embed) -> None:
     assert ["error" in line for line in lines] == [False, True, False]
 
 
+def test_what_came_of_a_batch_before_the_server_died_is_kept(embed: Embed, server: Any) -> None:
+    """The client sends a batch of long texts as several requests."""
+    write_jsonl(Path("rows.jsonl"), [{"text": f"{n} " + "word " * 6000} for n in range(4)])
+    play, asked = server.routes["/v1/embeddings"], itertools.count()
+    server.routes["/v1/embeddings"] = lambda seen: play(seen) if next(asked) < 1 else server.json_answer({}, 503)
+    arguments = ("--batch-size", 4, "--workers", 1, "--max-retries", 0, "rows.jsonl", "out.parquet")
+    ran = embed(*arguments)
+    assert (ran.code, ran.line.startswith("error: rows rows.jsonl#1 to rows.jsonl#4: ")) == (1, True)
+    server.routes["/v1/embeddings"] = play
+    n_before = len(server.bodies("/v1/embeddings"))
+    assert embed(*arguments).code == 0
+    again = [item["text"][0] for body in server.bodies("/v1/embeddings")[n_before:] for item in body["input"]]
+    assert len(again) == 2
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 500, 503])
 def test_a_server_that_answers_nothing_stops_the_run_even_where_rows_are_skipped(
     status: int, embed: Embed, server: Any
@@ -419,7 +405,7 @@ def test_a_server_that_answers_nothing_stops_the_run_even_where_rows_are_skipped
     assert ran.line.startswith("error: rows rows.jsonl#1 to rows.jsonl#5")
     assert not Path("out.parquet").exists()
     assert not Path("out.parquet.partial").exists()
-    assert len(server.bodies("/v1/embeddings")) <= 6
+    assert len(server.bodies("/v1/embeddings")) <= 2 * 5  # two an item, as the client promises
 
 
 def test_a_server_that_goes_away_leaves_what_is_done_to_be_gone_on_with(embed: Embed, server: Any) -> None:

@@ -1,0 +1,125 @@
+"""Folders. Every file below one is a row or several, or it is left out and its name reported."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from jina_v4_client.embed.content import Row
+from jina_v4_client.embed.errors import UsageError
+from jina_v4_client.embed.files import Kind, kind_of
+from jina_v4_client.embed.pages import ImageFile, Pdf, Tiff, check_pdf_reader
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that has no rows.
+
+    Attributes:
+        why: in words.
+    """
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The images and PDF files below a folder, sorted by name; names that begin with a dot are left out.
+
+    A linked folder is followed once, unless what it leads to is below this folder anyway.
+    """
+
+    path: str
+    pdf_scale: float
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows in order."""
+        for file in self._files():
+            yield from open_file(file.path, file.kind, self.pdf_scale).rows()
+
+    def count(self) -> int | None:
+        """Count the rows."""
+        counts = [open_file(file.path, file.kind, self.pdf_scale).count() or 0 for file in self._files()]
+        if not counts:
+            left_out = "".join(f"; {entry.path}: {entry.why}" for entry in islice(self.left_out(), 3))
+            raise UsageError(f"{self.path} holds neither images nor PDF files{left_out}")
+        return sum(counts)
+
+    def left_out(self) -> Iterator[LeftOut]:
+        """Yield the files that have no rows, in order."""
+        return (entry for entry in _walk(self.path) if isinstance(entry, LeftOut))
+
+    def fingerprint(self) -> dict[str, object]:
+        """Describe the files, so that a change is seen."""
+        listing, n_files = hashlib.sha256(), 0
+        for file in self._files():
+            status = Path(file.path).stat()
+            listing.update(f"{file.path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            n_files += 1
+        return {"files": n_files, "listing": listing.hexdigest()}
+
+    def _files(self) -> Iterator[_File]:
+        return (entry for entry in _walk(self.path) if isinstance(entry, _File))
+
+
+def open_file(path: str, kind: Kind, pdf_scale: float) -> ImageFile | Tiff | Pdf:
+    """Open a file of a known kind as a source of rows."""
+    if kind == "pdf":
+        check_pdf_reader()
+        return Pdf(path, pdf_scale)
+    return Tiff(path) if kind == "tiff" else ImageFile(path)
+
+
+def walk(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the paths of the files below a folder, in order, each with why it cannot be read ("" if it may be)."""
+    return _below(folder, [Path(folder).resolve()])
+
+
+def _walk(folder: str) -> Iterator[_File | LeftOut]:
+    for path, why_not in walk(folder):
+        kind, why = (None, why_not) if why_not else kind_of(path)
+        yield LeftOut(path, why) if kind is None else _File(path, kind)
+
+
+def _below(folder: str, read: list[Path]) -> Iterator[tuple[str, str]]:
+    """Yield what is below a folder; `read` holds the folders whose whole content is read anyway."""
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)  # no more in memory than one folder's names
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
+    for entry in listed:
+        if entry.name.startswith("."):
+            continue
+        path = Path(entry.path)
+        try:
+            if path.is_dir():
+                if entry.is_symlink():
+                    target = path.resolve()
+                    if any(_is_read_with(target, other) for other in read):
+                        continue
+                    if any(other.is_relative_to(target) for other in read):
+                        yield entry.path, "a link to a folder that this one is in"
+                        continue
+                    read.append(target)
+                yield from _below(entry.path, read)
+            elif path.is_file():
+                yield entry.path, ""
+            else:
+                yield entry.path, "a link that leads nowhere" if entry.is_symlink() else "not a regular file"
+        except OSError as error:
+            yield entry.path, f"cannot be read: {error.strerror}"
+
+
+def _is_read_with(folder: Path, other: Path) -> bool:
+    """Whether reading the other folder reads this one: it is below it, under no hidden name."""
+    return folder.is_relative_to(other) and not any(part.startswith(".") for part in folder.relative_to(other).parts)

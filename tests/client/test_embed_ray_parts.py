@@ -1,0 +1,208 @@
+"""`jina-v4-embed --ray` without a cluster: what is listed, read, resumed and refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from embed_command import embed_with
+from jina_v4_client.embed.errors import StoppedError, UsageError
+from jina_v4_client.embed.folder import Folder
+from jina_v4_client.embed.job import Job
+from jina_v4_client.embed.places import list_files, on_this_machine
+from jina_v4_client.embed.ray.corpus import Corpus, Plan, read_contents
+from jina_v4_client.embed.ray.parts import Output
+from jina_v4_client.embed.ray.run import _errors_in_words
+from PIL import Image
+from pyarrow import fs, parquet
+
+OPTIONS = {"pdf-scale": 1.0, "text-column": "text", "image-column": None, "id-column": None, "input-format": None}
+JOB = Job(OPTIONS, [{"path": "corpus.txt"}], "a revision")
+STORE = "s3://USER:SECRET@bucket/corpus?region=us-east-1&endpoint_override=127.0.0.1:"
+
+
+def plan(*, skip: bool) -> Plan:
+    return Plan(OPTIONS, [], [], {}, {"text": 1, "image": 1}, skip)
+
+
+def save_tiff(path: Path, n_frames: int) -> None:
+    frames = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(n_frames)]
+    frames[0].save(path, "TIFF", save_all=True, append_images=frames[1:])
+
+
+def listed(path: Path) -> Any:
+    files, filesystems, _ = list_files([str(path)], "out")
+    return pa.concat_tables(table for task in Corpus(files, filesystems, plan(skip=True)).tasks for table in task())
+
+
+def names(path: Path) -> list[str]:
+    return [file.name for file in list_files([str(path)], "out")[0]]
+
+
+@pytest.mark.parametrize("n_left", [2, 0])
+def test_pages_that_are_lost_between_listing_and_reading_are_errors(tmp_path: Path, n_left: int) -> None:
+    file = tmp_path / "pages.tiff"
+    save_tiff(file, 4)
+    rows = listed(file)
+    file.unlink() if n_left == 0 else save_tiff(file, n_left)
+    read = read_contents(rows, {}, plan(skip=True)).to_pylist()
+    assert [row["row"] for row in read] == [0, 1, 2, 3]
+    assert [row["error"] is None for row in read] == [number < n_left for number in range(4)]
+    assert read[3]["error"] == "the file has changed, or cannot be read on this node"
+    with pytest.raises(StoppedError, match=r"row .*pages\.tiff#3: the file has changed"):
+        read_contents(rows.slice(2), {}, plan(skip=False))
+
+
+def test_a_tiff_file_that_is_named_as_an_image_in_an_object_store_is_an_error(tmp_path: Path) -> None:
+    save_tiff(tmp_path / "two.png", 2)
+    row = {"row": 0, "id": "s3:///two.png", "read": None, "file": "s3:///two.png", "error": None}
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    (read,) = read_contents(pa.Table.from_pylist([row]), {"s3": store}, plan(skip=True)).to_pylist()
+    assert read["error"] == "named as an image, but a TIFF file: rename it"
+
+
+def test_a_folder_is_listed_as_without_ray(tmp_path: Path) -> None:
+    for name in ("b.png", "a/x.png", "a.b/x.png", "line\nfeed.png", "notes.xyz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "self").symlink_to(".")
+    (tmp_path / "lost.png").symlink_to("nowhere")
+    folder = Folder(str(tmp_path), 1.0)
+    left_out = {entry.path: entry.why for entry in folder.left_out()}
+    rows = [row.id for row in folder.rows()]
+    assert len(rows) == 4
+    found = listed(tmp_path).to_pylist()
+    assert [row["id"] for row in found if not row["error"]] == rows
+    assert {row["id"]: row["error"] for row in found if row["error"]} == left_out
+    assert left_out[str(tmp_path / "lost.png")] == "a link that leads nowhere"
+    with pytest.raises(UsageError, match=r"lost\.png"):
+        names(tmp_path / "*.png")
+    (tmp_path / "lost.png").unlink()
+    assert names(tmp_path / "*.png") == [str(tmp_path / name) for name in ("b.png", "line\nfeed.png")]
+
+
+def test_the_output_is_no_input(tmp_path: Path) -> None:
+    for name in ("a.png", "out/vectors/a.png", "out.partial/a.png", "outer/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    files = list_files([str(tmp_path)], str(tmp_path / "out"))[0]
+    assert [file.name for file in files] == [str(tmp_path / name) for name in ("a.png", "outer/a.png")]
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    Path(f"{tmp_path}/\udcff.png").touch()
+    with pytest.raises(UsageError, match=r"udcff\.png': the name is not UTF-8; rename it"):
+        list_files([str(tmp_path)], "out")
+    with pytest.raises(UsageError, match="the name is not UTF-8"):
+        list_files([f"{tmp_path}/\udcff.png"], "out")
+
+
+def test_a_key_may_hold_a_scheme(tmp_path: Path) -> None:
+    (tmp_path / "a:").mkdir()
+    (tmp_path / "a:/b.txt").write_text("x")
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    with on_this_machine("s3://a://b.txt", {"s3": store}) as copy:
+        assert Path(copy).read_text() == "x"
+    with on_this_machine("/a://b.txt", {}) as path:
+        assert path == "/a://b.txt"
+
+
+def test_two_endpoints_of_one_scheme_are_refused() -> None:
+    with pytest.raises(UsageError, match="all inputs with s3:// need the same endpoint"):
+        list_files([f"{STORE}1", f"{STORE}2"], "out")
+
+
+def test_keys_are_in_no_fingerprint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.png").touch()
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        "jina_v4_client.embed.places.place", lambda name: ("s3", store, "out" if name == "out" else "corpus")
+    )
+    files, _, (fingerprint,) = list_files([f"{STORE}1"], "out")
+    assert (files[0].name, fingerprint["path"]) == ("s3://corpus/a.png", "s3://bucket/corpus")
+
+
+def begun(path: Path, *, force: bool = False, restart: bool = False) -> Output:
+    output = Output(str(path / "out"))
+    output.begin(JOB, force=force, restart=restart)
+    return output
+
+
+def write_part(path: Path, name: str, **columns: object) -> Path:
+    part = path / f"out/{name}/1.parquet"
+    parquet.write_table(pa.table({key: [value] for key, value in columns.items()}), part)
+    return part
+
+
+def test_force_removes_a_whole_output_and_resumes_its_own_work(tmp_path: Path) -> None:
+    begun(tmp_path)
+    part = write_part(tmp_path, "vectors", row=1)
+    begun(tmp_path, force=True)
+    assert part.exists()
+    assert begun(tmp_path, force=True).finish() == 0
+    with pytest.raises(UsageError, match="is there already; use --force"):
+        begun(tmp_path, restart=True)
+    begun(tmp_path, force=True)
+    assert not part.exists()
+    write_part(tmp_path, "vectors", row=1)
+    begun(tmp_path, restart=True)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+def test_what_was_removed_by_half_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    begun(tmp_path)
+    part = write_part(tmp_path, "vectors", row=1)
+    checkpoint = tmp_path / "out.partial/done/1.parquet"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    calls: list[str] = []
+
+    def killed_after_some(filesystem: fs.FileSystem, path: str) -> None:
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        calls.append(path)
+        remove(filesystem, path)
+
+    from jina_v4_client.embed.ray.parts import remove
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jina_v4_client.embed.ray.parts.remove", killed_after_some)
+        with pytest.raises(KeyboardInterrupt):
+            begun(tmp_path, restart=True)
+    if (tmp_path / "out/errors").exists():
+        with pytest.raises(UsageError, match="is there already"):
+            begun(tmp_path)
+    begun(tmp_path, restart=step % 2 == 1 or (tmp_path / "out/errors").exists())
+    assert not part.exists()
+    assert not checkpoint.exists()
+
+
+def test_without_rows_or_vectors_no_output_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the input has no rows"):
+        begun(tmp_path).finish()
+    assert not (tmp_path / "out.partial").exists()
+    output = begun(tmp_path)
+    write_part(tmp_path, "errors", id="a", error="is broken")
+    with pytest.raises(StoppedError, match="no row could be embedded; one of them: a: is broken"):
+        output.finish()
+    assert not (tmp_path / "out/job.json").exists()
+    assert json.loads((tmp_path / "out.partial/job.json").read_text())["revision"] == "a revision"
+
+
+def test_the_last_error_of_a_chain_is_the_one_that_is_said() -> None:
+    said = (
+        "jina_v4_client.embed.errors.RowError: broken\n\nThe above exception was the direct cause\n\n"
+        "jina_v4_client.embed.errors.StoppedError: row a.pdf#1: broken"
+    )
+    with pytest.raises(StoppedError, match=r"^row a\.pdf#1: broken$"), _errors_in_words():
+        raise ray.exceptions.RayError(said)
+
+
+def test_server_args_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
+    run = embed_with("--task", "retrieval", "--ray", "local", "--checkpoint", "x", "--server-args", "'")
+    ran = run(tmp_path, tmp_path / "out")
+    assert (ran.code, ran.line) == (2, "error: --server-args ' cannot be read: No closing quotation")
