@@ -1,9 +1,10 @@
 """Folds again and again, killing each run with SIGKILL somewhere; prints a line of JSON on what each left.
 
-One process imports torch and forks a child a run: a fold takes less time than that import. `test_merge_killed.py` runs
+One process imports torch and forks a child a run: a fold takes less time than that import. `merge/test_killed.py` runs
 it, in a process of its own because it forks.
 
     python killing.py bytes BASE OUT N_KILLS [--force]   at random shares of the bytes that a run writes
+    python killing.py gguf BASE OUT N_KILLS              the same of an export for llama.cpp
     python killing.py steps BASE OUT                     before and after each step of replacing checkpoints
 """
 
@@ -19,20 +20,27 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from jina_v4_merge import gguf_file as _imported_before_forks  # noqa: F401
 from jina_v4_merge import staging
+from jina_v4_merge.export_gguf import export_gguf
 from jina_v4_merge.fold import fold
 from jina_v4_merge.verify import verify
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import CheckpointError
 
+GGUF = "jina-embeddings-v4-code"
+
 
 def start(base: str, out: Path, dtype: str, force: bool, prepare: Callable[[], None] = lambda: None) -> int:
-    """Start a fold in a child process; return its process id."""
+    """Start a fold, or an export of q8_0, in a child process; return its process id."""
     if (child := os.fork()) != 0:
         return child
     try:
         prepare()
-        fold(base, out, dtype=dtype, force=force)
+        if dtype == "q8_0":
+            export_gguf(base, out / GGUF, "code", dtype)
+        else:
+            fold(base, out, dtype=dtype, force=force)
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
         os._exit(1)
@@ -86,21 +94,21 @@ def wait(child: int) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def kill_at_bytes(base: str, out: Path, n_kills: int, force: bool) -> None:
+def kill_at_bytes(base: str, out: Path, n_kills: int, dtype: str, force: bool) -> None:
     """Kill runs when they have written random shares of the bytes that a whole run writes; let a last one through."""
     whole = out.with_name("whole")
-    fold(base, whole)
+    wait(start(base, whole, dtype, False))
     total = sum(path.stat().st_size for path in whole.glob("*/*"))
     chance = random.Random(7)  # noqa: S311 - no secret
     for _ in range(n_kills):
         share, remains = chance.random(), {path.name for path in out.iterdir()}
-        child = start(base, out, "bfloat16", force)
+        child = start(base, out, dtype, force)
         ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
         while staged_bytes(out, remains) < share * total and not os.waitid(os.P_PID, child, ended):
             time.sleep(0.0005)
         os.kill(child, signal.SIGKILL)
         report(out, wait(child), share=share)
-    report(out, wait(start(base, out, "bfloat16", force)))
+    report(out, wait(start(base, out, dtype, force)))
 
 
 def kill_at_steps(base: str, out: Path) -> None:
@@ -135,4 +143,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "steps":
         kill_at_steps(sys.argv[2], Path(sys.argv[3]))
     else:
-        kill_at_bytes(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), "--force" in sys.argv)
+        kind = "q8_0" if sys.argv[1] == "gguf" else "bfloat16"
+        kill_at_bytes(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), kind, "--force" in sys.argv)

@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jina_v4_merge.adapter_config import LoraConfig, lora_config
+from jina_v4_merge.contents import pickles
 from jina_v4_merge.errors import ConfigError, LayoutError, SourceError
 from jina_v4_merge.layout import Shape, adapter_name, adapter_shapes, check, is_adapted, published_name
-from jina_v4_merge.lora import LoraConfig, lora_config
 from jina_v4_merge.sources import ADAPTERS_FOLDER, read_json
 from jina_v4_merge.weights import StoredTensor, stored_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-_TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.(?P<task>[^.]+))?\.weight")
+# PEFT puts `base_model.model.` before the module; tools that unwrap its model first leave it out.
+_TENSOR_NAME = re.compile(r"(base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(\.(?P<task>[^.]+))?\.weight")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def read_adapters(folder: Path, tasks: Sequence[str], base: Mapping[str, Shape])
         base: The shapes of the base's tensors, by published name.
 
     Raises:
-        SourceError: a file is missing or broken.
+        SourceError: a file is missing or broken, or there are adapters in two places.
         ConfigError: an adapter is not plain LoRA.
         LayoutError: a tensor is unknown, missing or misshapen.
     """
@@ -69,7 +71,7 @@ def read_adapters(folder: Path, tasks: Sequence[str], base: Mapping[str, Shape])
         files |= dict.fromkeys(part_tasks, names)
         configs |= dict.fromkeys(part_tasks, _read_config(folder / names[0]))
         for tensor in stored_tensors(folder / names[1]).values():
-            name = _published(tensor.name, part_tasks)
+            name = _published(tensor, part_tasks)
             if (other := tensors.setdefault(name, tensor)) is not tensor:
                 raise LayoutError(f"{tensor.path}: {other.name} and {tensor.name} are one tensor")
 
@@ -88,15 +90,26 @@ def read_adapters(folder: Path, tasks: Sequence[str], base: Mapping[str, Shape])
 
 def _parts(folder: Path, tasks: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     """Return what the names of files begin with, for each folder with a file, and the tasks that the file has."""
+    found: list[list[tuple[str, Sequence[str]]]] = []
     for prefix in (f"{ADAPTERS_FOLDER}/", ""):
         if (folder / prefix / WEIGHTS_NAME).exists():
-            return [(prefix, tasks)]
-        if present := [task for task in tasks if (folder / prefix / task).is_dir()]:
-            return [(f"{prefix}{task}/", [task]) for task in present]
+            found.append([(prefix, tasks)])
+        if present := [task for task in tasks if _holds_adapter(folder / prefix / task)]:
+            found.append([(f"{prefix}{task}/", [task]) for task in present])
+    if len(found) > 1:
+        first, second = (folder / parts[0][0] for parts in found[:2])
+        raise SourceError(f"there are adapters in {first} and in {second}; remove those that are not to be used")
+    if found:
+        return found[0]
     raise SourceError(
         f"{folder / ADAPTERS_FOLDER / WEIGHTS_NAME}: no such file, nor a folder for each task beside it, nor either "
-        f"in {folder} itself; --adapters says where else the adapters are"
+        f"in {folder} itself; --adapters says where else the adapters are."
+        f"{pickles(folder / ADAPTERS_FOLDER) or pickles(folder)}"
     )
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CONFIG_NAME, WEIGHTS_NAME))
 
 
 def _read_config(path: Path) -> LoraConfig:
@@ -114,12 +127,15 @@ def _module(tensors: Mapping[str, StoredTensor], task: str, base_name: str) -> s
     return match["module"] if match else name
 
 
-def _published(name: str, tasks: Sequence[str]) -> str:
+def _published(tensor: StoredTensor, tasks: Sequence[str]) -> str:
     """Return the published name of an adapter tensor; one that has none keeps its own, and is unknown."""
-    match = _TENSOR_NAME.fullmatch(name)
+    match = _TENSOR_NAME.fullmatch(tensor.name)
     if match is None:
-        return name
-    task = match["task"] or (tasks[0] if len(tasks) == 1 else None)
+        return tensor.name
+    only = tasks[0] if len(tasks) == 1 else None
+    task = match["task"] or only
     if task is None:
-        return name
+        return tensor.name
+    if only is not None and task != only:
+        raise LayoutError(f"{tensor.path}: {tensor.name} is not of task {only}, which this file is read for")
     return adapter_name(task, published_name(match["module"]) + ".weight", match["side"])

@@ -20,6 +20,9 @@ STANDIN_KEY = "standin"
 # What an exported folder is part of: one base, and an adapter a task. The base's folder, task and part have one name.
 BASE = "base"
 ADAPTER = "adapter"
+# An exported folder that holds a task's language model for llama.cpp, and what its weights can be written as.
+GGUF = "gguf"
+GGUF_DTYPES = ("f32", "f16", "bf16", "q8_0")
 
 # Keys of the published config.json that stock code has no use for.
 _PUBLISHED_ONLY = (
@@ -41,6 +44,11 @@ _PROCESSOR = "Qwen2_5_VLProcessor"
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Return JSON as all our files have it: readable, UTF-8, one newline at the end."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def json_line(content: Any) -> str:
+    """Return JSON on one line, for what has no place for more."""
+    return json.dumps(content, ensure_ascii=False)
 
 
 def task_names(config: Mapping[str, Any]) -> list[str]:
@@ -69,6 +77,11 @@ def dimensions(config: Mapping[str, Any]) -> list[int]:
     return dims
 
 
+def gguf_name(task: str, dtype: str) -> str:
+    """Return the name of a task's GGUF file, with the dtype in capitals as is usual for these files."""
+    return f"{MODEL}-{task}-{dtype.upper()}.gguf"
+
+
 def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Return a base's config.json as stock code reads it, for weights of the given dtype."""
     stock = {key: value for key, value in config.items() if key not in _PUBLISHED_ONLY}
@@ -85,18 +98,15 @@ def plain_files(base: Mapping[str, bytes], config: Mapping[str, Any], task: str,
     """Return all files of a task's checkpoint but weights, index and manifest.
 
     Args:
-        base: The base's small files, by name.
+        base: The base's small files, by name; those of JSON hold an object each.
         config: The base's config.json.
         task: Of the checkpoint.
         dtype: Of the weights.
-
-    Raises:
-        ConfigError: a file of the base that must be JSON is not.
     """
     files = {CONFIG_NAME: json_bytes(stock_config(config, dtype))}
     for name, content in base.items():
         if name in (PREPROCESSOR_NAME, "tokenizer_config.json"):
-            files[name] = json_bytes(_stock_processor(name, content))
+            files[name] = json_bytes(_stock_processor(json.loads(content)))
         else:
             files[name] = content
     files["chat_template.jinja"] = CHAT_TEMPLATE.encode()
@@ -121,14 +131,8 @@ def _with_dtype(section: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
-def _stock_processor(name: str, content: bytes) -> dict[str, Any]:
+def _stock_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a processor's or tokenizer's settings without code or template of the published model."""
-    try:
-        settings = json.loads(content)
-    except ValueError as error:
-        raise ConfigError(f"{name}: cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{name}: must be a JSON object")
     stock = {key: value for key, value in settings.items() if key not in ("auto_map", "chat_template")}
     if "processor_class" in stock:
         stock["processor_class"] = _PROCESSOR

@@ -29,6 +29,15 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class GgufDtype(StrEnum):
+    """What the matrices of a GGUF file can be written as."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+
+
 class Size(StrEnum):
     """How large a stand-in can be."""
 
@@ -87,6 +96,10 @@ def verify(
     revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
     adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
     adapters_revision: Annotated[str | None, typer.Option(help="Of adapters on the hub.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A checkpoint that somebody else merged, to compare with: a folder, or a name on the hub."),
+    ] = None,
     canary: Annotated[
         bool, typer.Option("--canary", help="If all is well, store what servers check themselves by.")
     ] = False,
@@ -94,15 +107,21 @@ def verify(
     """Check checkpoints: every file, tensor and value, and with --base against a second folding."""
     with _errors_for_people():
         with _quiet_ctrl_c():
-            from jina_v4_merge.checkpoint import BASE
+            from jina_v4_merge.against import compare_with
+            from jina_v4_merge.against import report as report_on
+            from jina_v4_merge.checkpoint import BASE, GGUF
             from jina_v4_merge.model import open_model
             from jina_v4_merge.reference import make_canary
             from jina_v4_merge.refold import compare
+            from jina_v4_merge.sources import find_other
             from jina_v4_merge.verify import find_checkpoints
             from jina_v4_merge.verify import verify as verify_checkpoints
 
         start_s = time.monotonic()
+        other = None if against is None else find_other(against)
         checkpoints = verify_checkpoints(find_checkpoints(folder), expect_canary=not canary)
+        if other is not None and (len(checkpoints) > 1 or checkpoints[0].part is not None):
+            raise ConfigError(f"--against compares with one checkpoint of `jina-v4-merge fold`; {folder} is none")
         model = None
         lines = {checkpoint.folder: checkpoint.summary() for checkpoint in checkpoints}
         if base is not None:
@@ -120,10 +139,17 @@ def verify(
             if checkpoint.problems:
                 continue
             typer.echo(lines[checkpoint.folder])
-            if canary and checkpoint.part != BASE:
+            if canary and checkpoint.part == GGUF:
+                typer.echo(f"{checkpoint.folder}: no canary, since no server that reads one loads a GGUF file")
+            elif canary and checkpoint.part != BASE:
                 typer.echo(f"{checkpoint.folder}: {make_canary(checkpoint, model)}")
+        compared = None
+        if other is not None and not checkpoints[0].problems:
+            compared = compare_with(checkpoints[0], other, model)
+            for line in report_on(other, compared):
+                typer.echo(line)
         typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
-        if any(checkpoint.problems for checkpoint in checkpoints):
+        if any(checkpoint.problems for checkpoint in checkpoints) or (compared and not compared.same_vectors):
             raise typer.Exit(1)
 
 
@@ -154,6 +180,29 @@ def export_adapters(
         )
         for exported in made:
             typer.echo(f"{exported.folder}: {exported.n_bytes / 1e9:.2f} GB")
+        typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
+
+
+@app.command()
+def export_gguf(
+    base: Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")],
+    task: Annotated[Task, typer.Option(help="Whose adapter is folded.")],
+    out: Annotated[Path, typer.Argument(help="The folder that is made; must not exist yet.")],
+    dtype: Annotated[GgufDtype, typer.Option(help="Of the matrices; norms and biases are float32.")] = GgufDtype.BF16,
+    revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
+    adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
+    adapters_revision: Annotated[str | None, typer.Option(help="Of --adapters on the hub.")] = None,
+) -> None:
+    """Write a task's folded language model as a GGUF file for llama.cpp, and its projector."""
+    with _errors_for_people():
+        with _quiet_ctrl_c():
+            from jina_v4_merge.export_gguf import export_gguf as export
+
+        start_s = time.monotonic()
+        made = export(
+            base, out, task.value, dtype.value, revision, adapters=adapters, adapters_revision=adapters_revision
+        )
+        typer.echo(f"{made.folder}: {made.n_bytes / 1e9:.2f} GB, {dtype.value}")
         typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
 
 

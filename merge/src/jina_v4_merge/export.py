@@ -6,7 +6,7 @@ adapters could put its adapter anywhere. Each folder has a manifest, as checkpoi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import reduce
@@ -19,8 +19,8 @@ from safetensors.torch import save
 from jina_v4_merge import checkpoint, provenance
 from jina_v4_merge.adapters import CONFIG_NAME, WEIGHTS_NAME
 from jina_v4_merge.digests import FileDigest, hashing, write_file
-from jina_v4_merge.errors import ConfigError, named
 from jina_v4_merge.exported import file_name, is_exported
+from jina_v4_merge.finite import damaged, is_finite, out_of_range
 from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, PROJECTOR_WEIGHT, adapter_name, module_name
 from jina_v4_merge.lora import fold as fold_rows
 from jina_v4_merge.model import Model, open_model
@@ -73,11 +73,7 @@ def export_adapters(
     names = [*tasks, *([checkpoint.BASE] if with_base else [])]
     require_absent([out / name for name in names])
     model = open_model(base, revision, adapters, adapters_revision)
-    if absent := [task for task in tasks if task not in model.adapters.tasks]:
-        raise ConfigError(
-            f"{model.adapter_source.name} has no adapter of task {named(absent)}; "
-            f"it has {', '.join(model.adapters.tasks)}"
-        )
+    model.require_tasks(tasks)
     sources = model.files if with_base else model.files[len(model.base_files) :]  # 8 GB to read for nothing
     with staging(out) as stage, one_thread():
         for name in names:
@@ -88,8 +84,9 @@ def export_adapters(
                 files[checkpoint.BASE] = _write_base(model, stage / checkpoint.BASE)
             digests = source_digests()
         for name in names:
+            part = checkpoint.BASE if name == checkpoint.BASE else checkpoint.ADAPTER
             dtype = _dtype_name(_base_dtype(model) if name == checkpoint.BASE else _adapter_dtype(model, name))
-            manifest = provenance.export_manifest(model, name, dtype, files[name], digests)
+            manifest = provenance.export_manifest(model, part, name, dtype, files[name], digests)
             write_file(stage / name / checkpoint.MANIFEST_NAME, manifest)
         publish([stage / name for name in names], out)
     return [Exported(out / name, sum(file.stat().st_size for file in (out / name).iterdir())) for name in names]
@@ -129,6 +126,18 @@ def peft_config(model: Model, task: str) -> dict[str, Any]:
     }
 
 
+def projector_bytes(model: Model, task: str) -> bytes:
+    """Return a task's folded projector as a safetensors file, in float32."""
+    stored = [model.tensors[name] for name in (PROJECTOR_WEIGHT, PROJECTOR_BIAS)]
+    weight, bias = (tensor.read().float() for tensor in stored)
+    folded = fold_rows(weight, *model.lora(task, PROJECTOR_WEIGHT), torch.float32)  # (projector dim, hidden)
+    if not (is_finite(folded) and is_finite(bias)):
+        raise damaged(list(zip(stored, (weight, bias), strict=True))) or out_of_range(
+            PROJECTOR_WEIGHT, "float32", "none"
+        )
+    return save({PROJECTOR_WEIGHT: folded, PROJECTOR_BIAS: bias}, {"format": "pt"})
+
+
 def _write_adapter(model: Model, task: str, folder: Path) -> dict[str, FileDigest]:
     """Write all of an adapter's folder but the manifest; return the digest of every file."""
     dtype = _adapter_dtype(model, task)
@@ -137,18 +146,11 @@ def _write_adapter(model: Model, task: str, folder: Path) -> dict[str, FileDiges
         for name in filter(is_exported, model.tensors)
         for side in "AB"
     }
-    weight, bias = (model.tensors[name].read().float() for name in (PROJECTOR_WEIGHT, PROJECTOR_BIAS))
-    folded = fold_rows(weight, *model.lora(task, PROJECTOR_WEIGHT), torch.float32)  # (projector dim, hidden)
-    projector = {PROJECTOR_WEIGHT: folded, PROJECTOR_BIAS: bias}
     return {
-        WEIGHTS_NAME: _write_safetensors(folder / WEIGHTS_NAME, tensors),
-        checkpoint.PROJECTOR_NAME: _write_safetensors(folder / checkpoint.PROJECTOR_NAME, projector),
+        WEIGHTS_NAME: write_file(folder / WEIGHTS_NAME, save(tensors, {"format": "pt"})),
+        checkpoint.PROJECTOR_NAME: write_file(folder / checkpoint.PROJECTOR_NAME, projector_bytes(model, task)),
         CONFIG_NAME: write_file(folder / CONFIG_NAME, checkpoint.json_bytes(peft_config(model, task))),
     }
-
-
-def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileDigest:
-    return write_file(path, save(dict(tensors), {"format": "pt"}))
 
 
 def _write_base(model: Model, folder: Path) -> dict[str, FileDigest]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from jina_v4_merge.adapter_config import LoraConfig, lora_config
 from jina_v4_merge.adapters import CONFIG_NAME, WEIGHTS_NAME
 from jina_v4_merge.checkpoint import BASE, MANIFEST_NAME, PROJECTOR_NAME
 from jina_v4_merge.errors import ConfigError, LayoutError, named
@@ -24,7 +25,6 @@ from jina_v4_merge.layout import (
     is_adapted,
     module_name,
 )
-from jina_v4_merge.lora import LoraConfig, lora_config
 from jina_v4_merge.shards import DTYPES
 from jina_v4_merge.sources import CONFIG_NAME as BASE_CONFIG_NAME
 from jina_v4_merge.sources import read_json

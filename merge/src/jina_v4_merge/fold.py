@@ -12,7 +12,7 @@ from pathlib import Path
 from jina_v4_merge import checkpoint, provenance
 from jina_v4_merge.checkpoint import MANIFEST_NAME
 from jina_v4_merge.digests import FileDigest, hashing, write_file
-from jina_v4_merge.errors import ConfigError, OutputError, named
+from jina_v4_merge.errors import OutputError, named
 from jina_v4_merge.exchange import can_exchange
 from jina_v4_merge.folded_weights import FoldedWeights
 from jina_v4_merge.model import Model, open_model
@@ -71,12 +71,7 @@ def fold(
     else:
         require_absent(targets, ", replace it with --force")
     model = open_model(base, revision, adapters, adapters_revision)
-    absent = [task for task in folders if task not in model.adapters.tasks]
-    if absent:
-        raise ConfigError(
-            f"{model.adapter_source.name} has no adapter of task {named(absent)}; "
-            f"it has {', '.join(model.adapters.tasks)}"
-        )
+    model.require_tasks(folders)
     plain_files = {task: checkpoint.plain_files(model.small_files, model.config, task, dtype) for task in folders}
     weights = FoldedWeights(model, DTYPES[dtype], max_shard_bytes)
     with staging(out) as stage:

@@ -18,6 +18,7 @@ import torch
 from jina_v4_merge import checkpoint
 from jina_v4_merge.digests import FileDigest, write_file
 from jina_v4_merge.errors import WeightError
+from jina_v4_merge.finite import damaged, is_finite, out_of_range
 from jina_v4_merge.lanes import Lane
 from jina_v4_merge.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, Shape, adapter_name, is_adapted
 from jina_v4_merge.lora import fold as fold_rows
@@ -25,7 +26,7 @@ from jina_v4_merge.model import Model
 from jina_v4_merge.progress import progress
 from jina_v4_merge.shards import Shard, ShardSeries, file_size, plan
 from jina_v4_merge.threads import one_thread
-from jina_v4_merge.weights import INDEX_NAME, StoredTensor
+from jina_v4_merge.weights import INDEX_NAME
 
 
 class FoldedWeights:
@@ -109,8 +110,8 @@ class FoldedWeights:
         tensor = self._model.tensors[name]
         for _, block in tensor.row_blocks():
             content = block.to(self._dtype)
-            if not _is_finite(content):
-                raise _not_finite(name, self._dtype, [(tensor, block)])
+            if not is_finite(content):
+                raise damaged([(tensor, block)]) or self._out_of_range(name)
             for target in targets:
                 target.append(name, content)
 
@@ -121,11 +122,14 @@ class FoldedWeights:
             weight = block.double()
             for task, (a, b, scaling) in pairs.items():
                 folded = fold_rows(weight, a, b[rows], scaling, self._dtype)
-                if not _is_finite(folded):
+                if not is_finite(folded):
                     sides = [adapters.tensors[adapter_name(task, name, side)] for side in "AB"]
                     inputs = [(tensor, weight), *zip(sides, (a, b), strict=True)]
-                    raise _not_finite(f"{name} of {task}", self._dtype, inputs)
+                    raise damaged(inputs) or self._out_of_range(f"{name} of {task}")
                 targets[task].append(name, folded)
+
+    def _out_of_range(self, name: str) -> WeightError:
+        return out_of_range(name, str(self._dtype), "bfloat16, float32")
 
 
 @dataclass(frozen=True)
@@ -148,19 +152,6 @@ def _shards(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes: in
         (f"model-{i:05}-of-{n_shards:05}.safetensors", held) for i, held in enumerate(common + own, 1)
     ]
     return shards[: len(common)], shards[len(common) :]
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    # The extremes are NaN where any value is; 20 times as fast as asking each value.
-    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))
-
-
-def _not_finite(name: str, dtype: torch.dtype, inputs: Sequence[tuple[StoredTensor, torch.Tensor]]) -> WeightError:
-    """Return the error for a result that is not finite: an input was not, or the dtype has not the range."""
-    for stored, values in inputs:
-        if not _is_finite(values):
-            return WeightError(f"{stored.path}: {stored.name} holds a value that is not finite; the file is damaged")
-    return WeightError(f"{name}: a value does not fit {dtype}; choose a --dtype of more range (bfloat16, float32)")
 
 
 def _link(source: Path, target: Path, links: bool) -> None:

@@ -1,8 +1,8 @@
 """The tensors that base and adapters must hold, derived from the base's config.json: names and shapes, no files.
 
-Everything is called by its published name (`model.layers.0...`, `visual...`). Newer saves of the base put
-`model.language_model.` and `model.visual.` there; `published_name` takes both. A tied `lm_head.weight` is not part of
-an embedding model and counts as unknown.
+Everything is called by its published name (`model.layers.0...`, `visual...`). Transformers has other names for the same
+layers, by version and by the class that was saved; `published_name` takes all of them. A tied `lm_head.weight` is not
+part of an embedding model and counts as unknown.
 """
 
 import re
@@ -21,11 +21,20 @@ PROJECTOR = (PROJECTOR_WEIGHT, PROJECTOR_BIAS)
 _ADAPTED = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight")
 
 
+# What a name begins with, and what the published one does. The first two are transformers' own names since 4.52, which
+# 5.x also writes (`save_original_format=False`); the third is of the inner model, without the head, saved by itself.
+_SPELLINGS = (
+    ("model.language_model.", "model."),
+    ("model.visual.", "visual."),
+    ("language_model.", "model."),
+)
+
+
 def published_name(name: str) -> str:
-    """Return the published name of a base tensor or module, whichever of the two spellings it has."""
-    for newer, published in (("model.language_model.", "model."), ("model.visual.", "visual.")):
-        if name.startswith(newer):
-            return published + name.removeprefix(newer)
+    """Return the published name of a base tensor or module, whatever transformers called it."""
+    for spelling, published in _SPELLINGS:
+        if name.startswith(spelling):
+            return published + name.removeprefix(spelling)
     return name
 
 
@@ -34,17 +43,27 @@ def is_adapted(name: str) -> bool:
     return name == PROJECTOR_WEIGHT or _ADAPTED.fullmatch(name) is not None
 
 
+def is_language_model(name: str) -> bool:
+    """Say whether the base tensor of this published name is the language model's."""
+    return name.startswith("model.")
+
+
 def base_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return every tensor that a base with this config.json holds, by published name.
 
     Raises:
-        ConfigError: a size is missing or no positive whole number, or the embeddings are not tied.
+        ConfigError: a size is missing or no positive whole number, the embeddings are untied, or a base is quantised.
     """
     text = config.get("text_config", config)
     if not isinstance(text, Mapping):
         raise ConfigError("config.json: text_config must be an object; the base must be a jina-embeddings-v4")
     if not config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)):
         raise ConfigError("config.json does not tie the word embeddings; only the tied 3B model is known here")
+    if config.get("quantization_config") or text.get("quantization_config"):
+        raise ConfigError(
+            "config.json has a quantization_config, and loaders would quantise the folded weights by it; use a base "
+            "that is not quantised, or remove the key if the weights are the published ones"
+        )
     return _text_shapes(text) | _vision_shapes(config) | _projector_shapes(config, text)
 
 

@@ -1,6 +1,6 @@
 """The model to be folded: a base and its adapters, of which every tensor is accounted for and no value is read yet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 
 from jina_v4_merge import checkpoint, sources
 from jina_v4_merge.adapters import Adapters, read_adapters
-from jina_v4_merge.errors import SourceError
+from jina_v4_merge.errors import ConfigError, SourceError, named
 from jina_v4_merge.layout import adapter_name, base_shapes, check
+from jina_v4_merge.tokenizer import check_tokenizer
 from jina_v4_merge.weights import StoredTensor, base_files, base_tensors
 
 
@@ -44,6 +45,18 @@ class Model:
             self.adapter_source.folder / name for name in adapter_files
         ]
 
+    def require_tasks(self, tasks: Iterable[str]) -> None:
+        """Check that there is an adapter of each of some tasks.
+
+        Raises:
+            ConfigError: with those that there is none of.
+        """
+        if absent := [task for task in tasks if task not in self.adapters.tasks]:
+            raise ConfigError(
+                f"{self.adapter_source.name} has no adapter of task {named(absent)}; "
+                f"it has {', '.join(self.adapters.tasks)}"
+            )
+
     def lora(self, task: str, base_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Return A (rank, n_in) and B (n_out, rank), float64, and the factor on `B @ A`, of a task and base tensor."""
         a, b = (self.adapters.tensors[adapter_name(task, base_name, side)].read().double() for side in "AB")
@@ -73,6 +86,7 @@ def open_model(
     found = {name: tensor.shape for name, tensor in tensors.items()}
     check(source.name, found, shapes, {name: tensor.path.name for name, tensor in tensors.items()})
     small_files = sources.small_files(source.folder)
+    check_tokenizer(source.folder / "tokenizer.json", small_files["tokenizer.json"], config)
     adapter_source = source if adapters is None else sources.find_adapters(adapters, adapters_revision)
     return Model(
         source,

@@ -28,40 +28,36 @@ def manifest(
         files: Every other file in it, by name.
         source_digests: Every file that was read, by path.
     """
-    return checkpoint.json_bytes(_head(task, dtype) | _of_task(model, task) | _tail(model, task, files, source_digests))
+    return checkpoint.json_bytes(_head(task, dtype) | facts(model, task) | _tail(model, task, files, source_digests))
 
 
 def export_manifest(
-    model: Model, name: str, dtype: str, files: Mapping[str, FileDigest], source_digests: Mapping[Path, FileDigest]
+    model: Model,
+    part: str,
+    task: str,
+    dtype: str,
+    files: Mapping[str, FileDigest],
+    source_digests: Mapping[Path, FileDigest],
 ) -> bytes:
     """Return the manifest of an exported folder; its `part` tells it from a checkpoint's.
 
     Args:
         model: What it was made from.
-        name: Of the folder: the task of an adapter, or `base`.
-        dtype: Of the base's or the adapter's weights.
+        part: What it is: `base`, `adapter` or `gguf`.
+        task: Of the folder; `base` for the base, which is of none.
+        dtype: Of the base's, the adapter's or the GGUF file's weights.
         files: Every other file in it, by name.
         source_digests: Every file that was read, by path. Of adapters without a base, the base's files are not among
             them, and not named.
     """
-    if name == checkpoint.BASE:
-        part = {"part": checkpoint.BASE, "dimensions": checkpoint.dimensions(model.config)}
-    else:
-        part = {"part": checkpoint.ADAPTER, **_of_task(model, name)}
-    return checkpoint.json_bytes(_head(name, dtype) | part | _tail(model, name, files, source_digests))
+    known = {"dimensions": checkpoint.dimensions(model.config)} if task == checkpoint.BASE else facts(model, task)
+    return checkpoint.json_bytes(
+        _head(task, dtype) | {"part": part} | known | _tail(model, task, files, source_digests)
+    )
 
 
 def _head(task: str, dtype: str) -> dict[str, Any]:
     return {"format": 1, "model": checkpoint.MODEL, "task": task, "dtype": dtype}
-
-
-def _of_task(model: Model, task: str) -> dict[str, Any]:
-    return {
-        "scaling": scaling(model.adapters, task),
-        "dimensions": checkpoint.dimensions(model.config),
-        "prompts": text_prefixes(task),
-        "image_prompt": IMAGE_PROMPT,
-    }
 
 
 def _tail(
@@ -79,9 +75,24 @@ def _tail(
         sources["adapters"] = source(model.adapter_source, model.adapters.files[task])
     return {
         "sources": sources,
-        "tool": {"name": _TOOL, "version": version(_TOOL)},
+        "tool": tool(),
         "files": {name: files[name].as_json() for name in sorted(files)},
     }
+
+
+def facts(model: Model, task: str) -> dict[str, Any]:
+    """Return what whoever embeds with a task's weights has to know: scaling, dimensions and prompts."""
+    return {
+        "scaling": scaling(model.adapters, task),
+        "dimensions": checkpoint.dimensions(model.config),
+        "prompts": text_prefixes(task),
+        "image_prompt": IMAGE_PROMPT,
+    }
+
+
+def tool() -> dict[str, str]:
+    """Return name and version of this program."""
+    return {"name": _TOOL, "version": version(_TOOL)}
 
 
 def require_replaceable(target: Path) -> None:

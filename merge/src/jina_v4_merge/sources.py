@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jina_v4_merge.contents import HEAD_BYTES, instead
 from jina_v4_merge.errors import ConfigError, SourceError
 from jina_v4_merge.prompts import TASKS
 
@@ -22,6 +23,8 @@ CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 GENERATION_NAME = "generation_config.json"
 
+_ALWAYS_THERE = ("tokenizer.json", "tokenizer_config.json", PREPROCESSOR_NAME)
+
 ADAPTERS_FOLDER = "adapters"
 
 _ADAPTERS_FETCHED = [f"{ADAPTERS_FOLDER}/*.json", f"{ADAPTERS_FOLDER}/*.safetensors"]
@@ -36,6 +39,19 @@ _FETCHED = [
 ]
 # Adapters with a place of their own may also lie at its top.
 _ADAPTERS_ALONE_FETCHED = [*_ADAPTERS_FETCHED, *(f"{folder}adapter_*" for folder in ("", *(f"{t}/" for t in TASKS)))]
+
+# A checkpoint that somebody else merged: newer and older names of what vectors depend on.
+_OTHER_FETCHED = [
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    "processor_config.json",
+    "config_sentence_transformers.json",
+    "chat_template.*",
+    *TOKENIZER_FILES,
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "multi_vector_projector.safetensors",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,15 @@ def find_adapters(adapters: str, revision: str | None) -> Source:
     return _find("--adapters", adapters, "--adapters-revision", revision, _ADAPTERS_ALONE_FETCHED)
 
 
+def find_other(name: str) -> Path:
+    """Return the folder of a checkpoint that somebody else merged, fetching it from the hub if it is not one here.
+
+    Raises:
+        SourceError: there is no such folder, or the hub does not have it or cannot be reached.
+    """
+    return _find("--against", name, "", None, _OTHER_FETCHED).folder
+
+
 def _find(option: str, name: str, revision_option: str, revision: str | None, fetched: Sequence[str]) -> Source:
     folder = Path(name).expanduser()
     try:
@@ -94,15 +119,34 @@ def read_json(path: Path) -> dict[str, Any]:
         SourceError: there is no such file, or it cannot be read.
         ConfigError: it is no JSON object.
     """
+    return _json_object(path, read(path))
+
+
+def read(path: Path) -> bytes:
+    """Read a small file.
+
+    Raises:
+        SourceError: there is no such file, it cannot be read, or it is a Git LFS pointer or a web page.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must be a JSON object")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    if reason := instead(content[:HEAD_BYTES]):
+        raise SourceError(f"{path}: this is {reason}")
     return content
+
+
+def _json_object(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{path}: must be a JSON object")
+    return parsed
 
 
 def _fetch(option: str, repository: str, revision: str | None, fetched: Sequence[str]) -> Path:
@@ -134,13 +178,11 @@ def small_files(folder: Path) -> dict[str, bytes]:
 
     Raises:
         SourceError: one that is always there is missing, or one cannot be read.
+        ConfigError: one that must hold a JSON object does not.
     """
     names = [*TOKENIZER_FILES, PREPROCESSOR_NAME, GENERATION_NAME]
-    try:
-        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-    except OSError as error:
-        raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    for name in ("tokenizer.json", "tokenizer_config.json", PREPROCESSOR_NAME):
-        if name not in files:
-            raise SourceError(f"{folder / name}: no such file")
+    files = {name: read(folder / name) for name in names if name in _ALWAYS_THERE or (folder / name).exists()}
+    for name, content in files.items():
+        if name.endswith(".json"):
+            _json_object(folder / name, content)
     return files

@@ -16,14 +16,18 @@ from jina_v4_merge.checkpoint import (
     ADAPTER,
     ARCHITECTURE,
     BASE,
+    GGUF,
+    GGUF_DTYPES,
     MANIFEST_NAME,
     MODEL,
     PROJECTOR_NAME,
     PROMPTS_NAME,
+    gguf_name,
 )
 from jina_v4_merge.digests import FileDigest
 from jina_v4_merge.errors import LayoutError, MergeError, SourceError, named
 from jina_v4_merge.exported import check_adapter, read_adapter
+from jina_v4_merge.gguf_check import check_gguf
 from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, base_shapes, check
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import IMAGE_PROMPT, TASKS, text_prefixes
@@ -46,6 +50,7 @@ _ALWAYS_THERE = {
     None: (*_BASE_FILES, PROJECTOR_NAME, PROMPTS_NAME),
     BASE: _BASE_FILES,
     ADAPTER: (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME, PROJECTOR_NAME),
+    GGUF: (PROJECTOR_NAME,),
 }
 
 
@@ -57,8 +62,8 @@ class Verified:
         folder: Where it lies.
         manifest: Empty where it cannot be read.
         files: What the manifest says of each file.
-        tensors: By published name, the projector's among them; empty where their headers cannot be read. An adapter's
-            under the names in its file.
+        tensors: By published name, the projector's among them; empty where their headers cannot be read, and of a GGUF
+            file. An adapter's under the names in its file.
         problems: All that is wrong with it, each a sentence that names the file or tensor.
     """
 
@@ -70,7 +75,7 @@ class Verified:
 
     @property
     def part(self) -> str | None:
-        """Of an export, which part this is, `base` or `adapter`; None for a checkpoint."""
+        """Of an export, which part this is, `base`, `adapter` or `gguf`; None for a checkpoint."""
         return self.manifest.get("part")
 
     @property
@@ -80,7 +85,8 @@ class Verified:
 
     def summary(self) -> str:
         """Return in one line what was looked at."""
-        sizes = f"{len(self.files)} files, {self.n_bytes / 1e9:.2f} GB, {len(self.tensors)} tensors"
+        n_tensors = f", {len(self.tensors)} tensors" if self.tensors else ""
+        sizes = f"{len(self.files)} files, {self.n_bytes / 1e9:.2f} GB{n_tensors}"
         return f"{self.folder}: {sizes}, {self.manifest.get('dtype')}"
 
 
@@ -117,6 +123,8 @@ def verify(folders: Sequence[Path], expect_canary: bool = True) -> list[Verified
             _check_prompts(checkpoint)
             if checkpoint.part == ADAPTER:
                 _check_adapter(checkpoint)
+            elif checkpoint.part == GGUF:
+                checkpoint.problems += check_gguf(checkpoint.folder, checkpoint.manifest)
             else:
                 _check_config(checkpoint)
                 _check_tensors(checkpoint)
@@ -135,7 +143,7 @@ def _open(folder: Path) -> Verified:
             raise ValueError(f"format {manifest['format']} of {manifest['model']}, task {task}")
         if part not in _ALWAYS_THERE or (part == BASE) != (task == BASE):
             raise ValueError(f"part {part}, task {task}")
-        if manifest["dtype"] not in DTYPES:
+        if manifest["dtype"] not in (GGUF_DTYPES if part == GGUF else DTYPES):
             raise ValueError(f"dtype {manifest['dtype']}")
         files = {
             name: FileDigest(str(entry["sha256"]), int(entry["size"])) for name, entry in manifest["files"].items()
@@ -160,13 +168,19 @@ def _check_list(checkpoint: Verified) -> None:
     ]
     checkpoint.problems += [
         f"{folder / name}: the manifest does not list it"
-        for name in _ALWAYS_THERE[checkpoint.part]
+        for name in _always_there(checkpoint.manifest)
         if name not in files
     ]
     checkpoint.problems += [
         f"{folder / name}: does not belong to the checkpoint: the manifest does not list it"
         for name in sorted(lying - files.keys() - {MANIFEST_NAME, CANARY_NAME})
     ]
+
+
+def _always_there(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    part = manifest.get("part")
+    names = _ALWAYS_THERE[part]
+    return (*names, gguf_name(manifest["task"], manifest["dtype"])) if part == GGUF else names
 
 
 def _check_prompts(checkpoint: Verified) -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from jina_v4_merge.contents import HEAD_BYTES, instead, pickles
 from jina_v4_merge.errors import LayoutError, SourceError, named
 from jina_v4_merge.layout import Shape, published_name
 from jina_v4_merge.pagecache import ask_for, let_go
+from jina_v4_merge.sources import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -117,14 +119,18 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
                 header = file.get_slice(name)
                 if header.get_dtype() not in _FLOAT_DTYPES:
                     raise LayoutError(
-                        f"{path}: {name} has dtype {header.get_dtype()}; choose a base in {', '.join(_FLOAT_DTYPES)}"
+                        f"{path}: {name} has dtype {header.get_dtype()}; only {', '.join(_FLOAT_DTYPES)} are read"
                     )
                 shape, dtype = tuple(header.get_shape()), _FLOAT_DTYPES[header.get_dtype()]
                 tensors[name] = StoredTensor(path, name, shape, dtype, offsets[name])
     except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file") from error
-    except (OSError, SafetensorError) as error:
-        raise SourceError(f"{path}: broken or cut short: {error}") from error
+        raise SourceError(f"{path}: no such file.{pickles(path.parent)}") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            reason = instead(file.read(HEAD_BYTES))
+        raise SourceError(f"{path}: {f'this is {reason}' if reason else f'broken or cut short: {error}'}") from error
     return tensors
 
 
@@ -141,12 +147,17 @@ def base_files(folder: Path) -> list[str]:
     """Return the names of the weight files of a base: its index and shards, or its single file.
 
     Raises:
-        SourceError: there is neither, or the index is broken or names a file that is not there.
+        SourceError: there is neither or both, or the index is broken or names a file that is not there.
     """
     if not (folder / INDEX_NAME).exists():
         if not (folder / SINGLE_NAME).exists():
-            raise SourceError(f"{folder}: neither {INDEX_NAME} nor {SINGLE_NAME} is there")
+            raise SourceError(f"{folder}: neither {INDEX_NAME} nor {SINGLE_NAME} is there.{pickles(folder)}")
         return [SINGLE_NAME]
+    if (folder / SINGLE_NAME).exists():
+        raise SourceError(
+            f"{folder}: {INDEX_NAME} and {SINGLE_NAME} are both there, and loaders differ about which they read; "
+            "remove the one that is not to be used"
+        )
     weight_map = _weight_map(folder)
     absent = [name for name in weight_map if not (folder / weight_map[name]).exists()]
     if absent:
@@ -180,11 +191,9 @@ def base_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads((folder / INDEX_NAME).read_bytes())["weight_map"]
+        weight_map = read_json(folder / INDEX_NAME)["weight_map"]
         return {str(name): str(file) for name, file in weight_map.items()}
-    except OSError as error:
-        raise SourceError(f"{folder / INDEX_NAME}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, AttributeError) as error:
         raise SourceError(f"{folder / INDEX_NAME}: no index of safetensors shards: {error!r}") from error
 
 

@@ -14,6 +14,8 @@ from jina_v4_merge.errors import ConfigError, LayoutError, SourceError
 from jina_v4_merge.fold import fold
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.proof
+
 BASE = GOLDEN / "checkpoint"
 Tensors = dict[str, torch.Tensor]
 Edit = Callable[[Path, Callable[[Tensors], object]], None]
@@ -89,6 +91,37 @@ def test_a_folder_a_task_may_lack_the_tasks_that_are_not_asked_for(base: Path, o
 def test_adapters_that_are_not_there(options: dict[str, str], message: str, out: Path) -> None:
     with pytest.raises(SourceError, match=message):
         fold(str(BASE), out, **options)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("other", ["adapters/code", "", "code"], ids=["beside the file", "above", "a folder above"])
+def test_adapters_in_two_places_are_not_chosen_from(other: str, base: Path, out: Path) -> None:
+    shutil.copytree(base / "adapters", base / "copy")
+    (base / other).mkdir(exist_ok=True)
+    for path in (base / "copy").iterdir():
+        shutil.copy(path, base / other)
+    with pytest.raises(SourceError, match=f"there are adapters in {base}/adapters and in {base / other}; remove those"):
+        fold(str(base), out)
+    assert not out.exists()
+
+
+def test_a_folder_that_only_has_the_name_of_a_task_is_no_adapter(
+    base: Path, out: Path, folded: Callable[[str], Path]
+) -> None:
+    (base / "code").mkdir()
+    (base / "code" / "train.py").touch()
+    made = fold(str(base), out, ["code"])[0].folder
+    assert content_of(made) == content_of(folded("bfloat16") / "jina-embeddings-v4-code")
+
+
+def test_a_folder_with_another_task_s_adapter(base: Path, out: Path) -> None:
+    tensors = load_file(base / "adapters" / "adapter_model.safetensors")
+    split(base / "adapters")
+    for task, other in (("code", "retrieval"), ("retrieval", "code")):
+        own = {name: tensor for name, tensor in tensors.items() if f".{other}." in name}
+        save_file(own, base / "adapters" / task / "adapter_model.safetensors")
+    with pytest.raises(LayoutError, match=r"retrieval/adapter_model.* is not of task retrieval, which"):
+        fold(str(base), out)
     assert not out.exists()
 
 

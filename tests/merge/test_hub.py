@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
+pytestmark = pytest.mark.proof
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 BASE = GOLDEN / "checkpoint"
 NAME = "someone/some-model"
@@ -124,6 +126,17 @@ def test_just_what_is_needed_is_fetched_and_the_commit_recorded(
     sources = json.loads((out / "jina-embeddings-v4-code" / "manifest.json").read_text())["sources"]
     for source in sources.values():
         assert (source["name"], source["revision"]) == (NAME, COMMIT)
+
+
+def test_a_checkpoint_to_compare_with_is_fetched_without_what_no_vector_depends_on(
+    hub: list[str], run: Run, folded: Callable[[str], Path], env: dict[str, str]
+) -> None:
+    ours = folded("bfloat16") / "jina-embeddings-v4-code"
+    done = run("verify", ours, "--against", NAME, **env)
+    assert done.returncode == 1, "the base has no adapter"
+    assert ": 48 tensors equal, 0 differ by rounding, 22 differ\n" in done.stdout
+    not_needed = {"generation_config.json", "adapters/adapter_config.json", "adapters/adapter_model.safetensors"}
+    assert set(hub) == {path.relative_to(BASE).as_posix() for path in BASE.rglob("*") if path.is_file()} - not_needed
 
 
 def test_adapters_of_another_place_on_the_hub_are_fetched_alone(

@@ -9,8 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import GOLDEN, TASKS, Figure
+from jina_v4_merge.export_gguf import export_gguf
 from jina_v4_merge.fold import fold
+
+pytestmark = pytest.mark.proof
 
 BASE = str(GOLDEN / "checkpoint")
 NAMES = [f"jina-embeddings-v4-{task}" for task in sorted(TASKS)]
@@ -60,6 +64,18 @@ def test_killed_at_random_moments_of_a_replacement_the_old_ones_stay(out: Path, 
     assert [run["finals"] for run in killed] == [dict.fromkeys(NAMES, "float16")] * N_KILLS
     assert (last["status"], last["finals"]) == (0, dict.fromkeys(NAMES, "bfloat16"))
     figure(f"killed {N_KILLS} times while replacing, {shares(killed)} written: the old three whole, then the new three")
+
+
+def test_killed_at_random_moments_of_an_export_for_llama_cpp_nothing_has_the_final_name(
+    out: Path, tmp_path: Path, figure: Figure
+) -> None:
+    *killed, last = killed_runs("gguf", out, str(N_KILLS))
+    assert [run["status"] for run in killed] == [signal.SIGKILL] * N_KILLS
+    assert [run["finals"] for run in killed] == [{}] * N_KILLS
+    assert (last["status"], last["finals"]) == (0, {"jina-embeddings-v4-code": "q8_0"})
+    export_gguf(BASE, tmp_path / "other", "code", "q8_0")
+    assert files_of(out / "jina-embeddings-v4-code") == files_of(tmp_path / "other")
+    figure(f"GGUF killed {N_KILLS} times, {shares(killed)} of the bytes written: no final name, then the whole folder")
 
 
 def test_killed_at_each_step_of_replacing_each_name_has_the_old_or_the_new(out: Path, figure: Figure) -> None:

@@ -143,6 +143,29 @@ def test_an_adapter_config_that_is_not_plain_lora(
     assert "adapter_config.json" in message
 
 
+@pytest.mark.parametrize("section", [None, "text_config"])
+def test_a_config_that_would_quantise_the_folded_weights(section: str | None, base: Path, out: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (config[section] if section else config)["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (base / "config.json").write_text(json.dumps(config))
+    assert "config.json has a quantization_config" in refusal(base, out, ConfigError)
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+def test_a_tokenizer_of_another_model(token: str, base: Path, out: Path) -> None:
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    (added,) = (added for added in tokenizer["added_tokens"] if added["content"] == token)
+    added["content"] = "<|other|>"
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer).replace(json.dumps(token), '"<|other|>"'))
+    message = refusal(base, out, ConfigError)
+    assert f"tokenizer.json: this tokenizer is of another model than config.json: {token} has id None and" in message
+
+
+def test_a_tokenizer_that_is_none(base: Path, out: Path) -> None:
+    (base / "tokenizer.json").write_text("{}")
+    assert f"{base / 'tokenizer.json'}: no tokenizer: " in refusal(base, out, SourceError)
+
+
 @pytest.mark.parametrize("key", ["task_names", "matryoshka_dims", "multi_vector_projector_dim", "vision_config"])
 def test_a_config_of_some_other_model(key: str, base: Path, out: Path, edit_json: Callable[..., None]) -> None:
     edit_json(base / "config.json", **{key: None})
@@ -180,6 +203,12 @@ def test_a_missing_shard_is_named_with_what_it_should_hold(base: Path, out: Path
     message = refusal(base, out, SourceError)
     assert "model-00002-of-00002.safetensors is not there" in message
     assert "model.layers.2.input_layernorm.weight" in message
+
+
+def test_a_single_file_beside_an_index_is_not_chosen_from(base: Path, out: Path) -> None:
+    (base / "model.safetensors").touch()
+    message = refusal(base, out, SourceError)
+    assert "model.safetensors.index.json and model.safetensors are both there" in message
 
 
 @pytest.mark.parametrize("n_bytes", [0, 4, 1000, -1], ids=["empty", "no header", "half a header", "one byte short"])

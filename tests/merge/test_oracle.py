@@ -9,6 +9,8 @@ import pytest
 from conftest import TASKS, Golden
 from oracle import Vectors, cut, folded_vectors, oracle_vectors
 
+pytestmark = pytest.mark.proof
+
 BOUND = 1e-5
 TEXTS = ["Overview of climate change impacts on coastal cities", "غروب جميل على الشاطئ", "def f(x):\n    return x", ""]
 

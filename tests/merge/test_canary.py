@@ -22,6 +22,8 @@ from jina_v4_merge.verify import verify
 from jina_v4_serve.api.canary import BOUNDS, read_canary
 from jina_v4_serve.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.proof
+
 BASE = GOLDEN / "checkpoint"
 SHARD = "model-00002-of-00002.safetensors"
 

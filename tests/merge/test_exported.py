@@ -20,6 +20,8 @@ from jina_v4_merge.verify import find_checkpoints, verify
 from jina_v4_serve.api.canary import read_canary
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.proof
+
 BASE = GOLDEN / "checkpoint"
 SHARD = "model-00001-of-00001.safetensors"
 WEIGHTS = "adapter_model.safetensors"

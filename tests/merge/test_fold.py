@@ -12,6 +12,8 @@ from conftest import GOLDEN, TASKS, Figure
 from jina_v4_merge.fold import fold
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.proof
+
 BASE = GOLDEN / "checkpoint"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -1,71 +1,19 @@
-"""The maths of folding, against exact and against float64 sums."""
+"""What an adapter_config.json may say: rank and scaling as PEFT reads them, and nothing but plain LoRA."""
 
+import dataclasses
 import json
 import math
 import re
+import typing
 from typing import Any
 
 import peft
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from jina_v4_merge.adapter_config import FIELDS, lora_config
 from jina_v4_merge.errors import ConfigError
-from jina_v4_merge.lora import fold, lora_config
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 32, "lora_alpha": 32, "bias": "none"}
-
-sizes = st.integers(1, 48)
-seeds = st.integers(0, 2**31)
-
-
-@given(n_out=sizes, n_in=sizes, rank=sizes, seed=seeds, power=st.integers(-3, 3), dtype=st.sampled_from(DTYPES))
-def test_a_sum_that_float32_holds_exactly_is_rounded_just_once(
-    n_out: int, n_in: int, rank: int, seed: int, power: int, dtype: torch.dtype
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    # Eighths up to 4: every product and every partial sum has few enough bits for float32.
-    weight, a, b = (
-        torch.randint(-32, 33, shape, generator=generator).double() / 8
-        for shape in ((n_out, n_in), (rank, n_in), (n_out, rank))
-    )
-    scaling = 2.0**power
-    folded = fold(weight.bfloat16(), a.bfloat16(), b.bfloat16(), scaling, dtype)
-    assert folded.dtype == dtype
-    assert torch.equal(folded, (weight + scaling * (b @ a)).to(dtype))
-
-
-@given(
-    n_out=sizes,
-    n_in=sizes,
-    rank=sizes,
-    seed=seeds,
-    scaling=st.floats(-4, 4),
-    dtypes=st.tuples(*[st.sampled_from(DTYPES)] * 4),
-)
-def test_any_sum_is_within_one_ulp_of_the_float64_sum(
-    n_out: int, n_in: int, rank: int, seed: int, scaling: float, dtypes: tuple[torch.dtype, ...]
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight, a, b = (
-        torch.randn(shape, generator=generator).to(dtype)
-        for shape, dtype in zip(((n_out, n_in), (rank, n_in), (n_out, rank)), dtypes, strict=False)
-    )
-    exact = weight.double() + scaling * (b.double() @ a.double())
-    folded = fold(weight, a, b, scaling, dtypes[3])
-    ulp = torch.finfo(dtypes[3]).eps * exact.abs().clamp(min=torch.finfo(dtypes[3]).tiny)
-    # The sum itself may be off by its own rounding, at the size of its terms: they can cancel out.
-    terms = weight.double().abs() + abs(scaling) * (b.double().abs() @ a.double().abs())
-    sum_error = (rank + 2) * torch.finfo(torch.float64).eps * terms
-    assert ((folded.double() - exact).abs() <= ulp + sum_error).all()
-
-
-def test_no_input_is_changed() -> None:
-    inputs = torch.randn(4, 3), torch.randn(2, 3), torch.randn(4, 2)
-    before = [tensor.clone() for tensor in inputs]
-    fold(*inputs, 2.0, torch.float32)
-    assert all(torch.equal(was, tensor) for was, tensor in zip(before, inputs, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -88,20 +36,87 @@ def test_the_scaling_is_read_from_the_config(changes: dict[str, Any], scaling: f
     ("key", "value"),
     [
         ("peft_type", "LOHA"),
+        ("peft_type", None),
         ("bias", "lora_only"),
+        ("bias", None),
         ("use_dora", True),
         ("lora_bias", True),
         ("modules_to_save", ["norm"]),
         ("fan_in_fan_out", True),
         ("layer_replication", [[0, 2]]),
+        ("megatron_config", {"hidden_size": 256}),
         ("trainable_token_indices", [1, 2]),
+        ("trainable_token_indices", {"embed_tokens": [1]}),
         ("target_parameters", ["x"]),
         ("use_qalora", True),
+        ("use_rslora", "false"),
+        ("alora_invocation_tokens", [1]),
+        ("kasa_config", {}),
+        *(("init_lora_weights", init) for init in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga")),
+        *(("init_lora_weights", init) for init in ("Pissa", "some_later_one", 1, None)),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_name(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"{key}="):
+    with pytest.raises(ConfigError, match=re.escape(f"{key}={value!r}; only plain LoRA can be folded. ")):
         lora_config(PLAIN | {key: value})
+
+
+def test_all_that_is_not_plain_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"peft_type=None, use_dora=True, later=1; .*without.*\. If later does not"):
+        lora_config({"r": 8, "lora_alpha": 8, "use_dora": True, "later": 1})
+
+
+def test_a_long_value_is_shortened() -> None:
+    with pytest.raises(ConfigError, match=re.escape("modules_to_save=['0', '1', '2', '3', '4', '5', ...]; only plain")):
+        lora_config(PLAIN | {"modules_to_save": [str(i) for i in range(1000)]})
+
+
+@pytest.mark.parametrize("value", [None, False, [], {}], ids=str)
+def test_a_field_of_a_later_peft_passes_when_it_is_off(value: object) -> None:
+    assert lora_config(PLAIN | {"later_field": value}) == lora_config(PLAIN)
+
+
+@pytest.mark.parametrize("value", [True, 0, 0.0, 1, "", "x", [0], {"a": None}], ids=repr)
+def test_a_field_of_a_later_peft_that_is_not_off_is_refused_by_name(value: object) -> None:
+    with pytest.raises(
+        ConfigError, match=re.escape(f"later_field={value!r}; only plain LoRA can be folded. If later_")
+    ):
+        lora_config(PLAIN | {"later_field": value})
+
+
+def test_every_field_of_pefts_config_is_known() -> None:
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert fields - FIELDS.keys() == set(), (
+        f"PEFT {peft.__version__} has fields that FIELDS of jina_v4_merge.adapter_config lacks. Read in PEFT what each "
+        "does, and add it: _ANY if merging is W + scaling * (B @ A) whatever its value, else the values for which it is"
+    )
+    assert FIELDS.keys() - fields == set(), (
+        f"PEFT {peft.__version__} lacks these fields. Older adapters have them: keep them in FIELDS, and name them here"
+    )
+
+
+def test_every_way_to_initialise_of_peft_is_known() -> None:
+    hint = typing.get_type_hints(peft.LoraConfig)["init_lora_weights"]
+    named = {name for part in typing.get_args(hint) for name in typing.get_args(part)}
+    refused = {"corda", "loftq", "olora", "pissa", "pissa_niter_[number of iters]"}
+    plain = {init for init in FIELDS["init_lora_weights"] or () if isinstance(init, str)}
+    assert named == refused | plain, (
+        f"PEFT {peft.__version__} has other values of init_lora_weights than this program knows. Does a new one leave "
+        "the base alone? Then add it to _INITS and to PLAIN of test_peft, else to CHANGING there and to refused"
+    )
+
+
+def test_pefts_defaults_are_plain() -> None:
+    assert lora_config(json.loads(json.dumps(peft.LoraConfig().to_dict()))).scaling == 1
+
+
+@pytest.mark.parametrize(
+    "field", [field.name for field in dataclasses.fields(peft.LoraConfig) if field.metadata.get("is_lora_variant")]
+)
+@pytest.mark.parametrize("value", [True, {"n": 1}], ids=["true", "a config"])
+def test_what_peft_calls_a_variant_of_lora_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{field}="):
+        lora_config(PLAIN | {field: value})
 
 
 @pytest.mark.parametrize(

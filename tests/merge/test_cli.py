@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN, TASKS
 
+pytestmark = pytest.mark.proof
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 BASE = GOLDEN / "checkpoint"
 

@@ -14,8 +14,11 @@ import pytest
 from conftest import GOLDEN, TASKS
 from jina_v4_merge import fold as fold_module
 from jina_v4_merge.errors import OutputError
+from jina_v4_merge.export_gguf import export_gguf
 from jina_v4_merge.fold import fold
 from jina_v4_merge.standin import standin
+
+pytestmark = pytest.mark.proof
 
 BASE = str(GOLDEN / "checkpoint")
 FINAL_NAMES = sorted(f"jina-embeddings-v4-{task}" for task in TASKS)
@@ -171,7 +174,13 @@ def test_a_target_that_appears_meanwhile_takes_the_finished_ones_back(
 
 
 @pytest.mark.parametrize(
-    "write", [lambda out: fold(BASE, out, ["code"]), lambda out: standin(out / "tiny")], ids=["fold", "standin"]
+    "write",
+    [
+        lambda out: fold(BASE, out, ["code"]),
+        lambda out: export_gguf(BASE, out / "gguf", "code"),
+        lambda out: standin(out / "tiny"),
+    ],
+    ids=["fold", "export-gguf", "standin"],
 )
 def test_everything_is_on_the_disk_before_it_has_its_name(
     write: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

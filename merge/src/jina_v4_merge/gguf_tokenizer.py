@@ -1,0 +1,127 @@
+"""A base's tokenizer as a GGUF file holds it, for llama.cpp's own implementation of byte-level BPE.
+
+llama.cpp has no copy of a tokenizer's rules for cutting text into words: it knows a list of them by name. A file with
+the wrong name loads, and embeds other tokens. So the rules in tokenizer.json are compared with those of the names.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from jina_v4_merge.errors import ConfigError
+
+# Qwen2's words, as tokenizer.json has them.
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# What llama.cpp's byte-level BPE does not do.
+_OFF = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+
+
+class TokenType(IntEnum):
+    """How llama.cpp treats a token; the numbers are GGUF's."""
+
+    NORMAL = 1
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """What goes into the file.
+
+    Attributes:
+        words: llama.cpp's name for how text is cut into words.
+        tokens: By id, as many as the embedding has rows.
+        types: The same.
+        merges: Pairs of tokens, a space between the two; the first that fits goes first.
+        ids: The ids of `bos`, `eos` and `pad`, of those that there are.
+    """
+
+    words: str
+    tokens: list[str]
+    types: list[TokenType]
+    merges: list[str]
+    ids: dict[str, int]
+
+
+def gguf_tokenizer(path: Path, files: Mapping[str, bytes], config: Mapping[str, Any]) -> GgufTokenizer:
+    """Return a base's tokenizer.
+
+    Args:
+        path: Of tokenizer.json, for the message.
+        files: The base's small files, by name.
+        config: The base's config.json.
+
+    Raises:
+        ConfigError: llama.cpp has no such tokenizer, or it has more tokens than the embedding has rows.
+    """
+    content = json.loads(files["tokenizer.json"])
+    model, text = content["model"], config.get("text_config", config)
+    words = _words(content)
+    if words is None:
+        raise ConfigError(
+            f"{path}: no tokenizer of Qwen2: it cuts text in a way that llama.cpp is not known to have; take all files "
+            "of a base from one revision of one model"
+        )
+    by_id = {number: (token, TokenType.NORMAL) for token, number in model["vocab"].items()}
+    for added in content.get("added_tokens") or []:
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        by_id[added["id"]] = (added["content"], kind)
+    n_rows = text["vocab_size"]
+    if max(by_id) >= n_rows:
+        raise ConfigError(f"{path}: a token has id {max(by_id)}, and the embedding has {n_rows} rows (vocab_size)")
+    listed = [by_id.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(n_rows)]
+    return GgufTokenizer(
+        words,
+        [token for token, _ in listed],
+        [kind for _, kind in listed],
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+        _special_ids(json.loads(files["tokenizer_config.json"]), text, {token: i for i, (token, _) in by_id.items()}),
+    )
+
+
+def _words(content: Mapping[str, Any]) -> str | None:
+    """Return llama.cpp's name for the rules of a tokenizer.json; None where it has none."""
+    model = content["model"]
+    if model["type"] != "BPE" or any(model.get(key) for key in _OFF):
+        return None
+    # Byte-level post-processing trims offsets and adds no token. llama.cpp does not normalise; the caller can.
+    kinds = [(content.get(key) or {"type": None})["type"] for key in ("normalizer", "post_processor")]
+    if _adds_nothing(content.get("post_processor") or {}):
+        kinds[1] = None
+    if kinds[0] not in (None, "NFC") or kinds[1] not in (None, "ByteLevel"):
+        return None
+    steps = content.get("pre_tokenizer") or {}
+    match steps.get("pretokenizers", [steps]):
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return "gpt-2"
+        case [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ] if pattern == _QWEN2_WORDS:
+            return "qwen2"
+    return None
+
+
+def _adds_nothing(processor: Mapping[str, Any]) -> bool:
+    """Say whether this is the template without a token of its own that transformers 5 saves."""
+    pieces = [list(piece) for piece in processor.get("single") or []]
+    return processor.get("type") == "TemplateProcessing" and pieces == [["Sequence"]]
+
+
+def _special_ids(settings: Mapping[str, Any], text: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
+    """Return the ids of the tokens at begin and end of a text, and of padding: the tokenizer's, else the config's."""
+    found: dict[str, int] = {}
+    for name in ("bos", "eos", "pad"):
+        token = settings.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, Mapping) else token
+        number = ids.get(token, text.get(f"{name}_token_id")) if token else text.get(f"{name}_token_id")
+        if number is not None:
+            found[name] = number
+    return found

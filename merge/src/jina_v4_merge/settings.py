@@ -1,0 +1,207 @@
+"""Settings of a checkpoint that its vectors depend on, beside the weights, and in which of them two checkpoints differ.
+
+Only what changes vectors is compared, whatever file or form it is in: transformers renamed and moved settings from one
+version to the next.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from jina_v4_merge.checkpoint import PROMPTS_NAME
+from jina_v4_merge.prompts import IMAGE_PROMPT
+from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME, read, read_json
+
+_PROCESSOR_NAME = "processor_config.json"  # transformers 5 puts the preprocessor's settings into it
+_PREPROCESSOR = {
+    "min_pixels": "small images are enlarged to this many pixels",
+    "max_pixels": "larger images are reduced to this many pixels",
+    "patch_size": "",
+    "temporal_patch_size": "",
+    "merge_size": "",
+    "resample": "",
+    "do_resize": "",
+    "do_rescale": "",
+    "rescale_factor": "",
+    "do_normalize": "",
+    "image_mean": "",
+    "image_std": "",
+    "do_convert_rgb": "",
+}
+# What the published model's image processor does where a file does not say.
+_DEFAULTS = {
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "resample": 3,
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "do_convert_rgb": True,
+}
+_TEXT = ("hidden_act", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "mrope_section")
+_VISION = (
+    "depth",
+    "fullatt_block_indexes",
+    "hidden_act",
+    "num_heads",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "window_size",
+)
+_TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+_MESSAGES = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the image."}]},
+]
+
+
+def differing_settings(ours: Path, other: Path) -> list[str]:
+    """Compare two checkpoints' settings.
+
+    Returns:
+        What differs, each a sentence that names file and setting.
+
+    Raises:
+        MergeError: one of its classes: a file of the other cannot be read.
+    """
+    return [
+        *_differing(CONFIG_NAME, _config(other), _config(ours)),
+        *_differing(PREPROCESSOR_NAME, _preprocessor(other), _preprocessor(ours), _PREPROCESSOR),
+        *_differing("tokenizer.json", _tokenizer(other), _tokenizer(ours), shown=False),
+        *_template(other),
+        *_prompts(ours, other),
+    ]
+
+
+def _differing(
+    file: str,
+    other: Mapping[str, Any] | None,
+    ours: Mapping[str, Any] | None,
+    meaning: Mapping[str, str] | None = None,
+    shown: bool = True,
+) -> list[str]:
+    if other is None or ours is None:
+        return [f"{file} is missing, so its settings are not compared"]
+    return [
+        f"{file}: {key} is {other.get(key)!r} and ours {ours.get(key)!r}{_also((meaning or {}).get(key))}"
+        if shown
+        else f"{file}: another {key}"
+        for key in ours
+        if other.get(key) != ours.get(key)
+    ]
+
+
+def _also(meaning: str | None) -> str:
+    return f"; {meaning}" if meaning else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return what of a config.json the vectors depend on."""
+    config = read_json(folder / CONFIG_NAME)
+    text = config.get("text_config") or config
+    vision = config.get("vision_config") or {}
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    found = {key: rope.get(key, text.get(key)) for key in _TEXT}
+    rope_type = rope.get("rope_type", rope.get("type"))
+    found["rope_type"] = None if rope_type in ("default", "mrope") else rope_type
+    found["use_sliding_window"] = bool(text.get("use_sliding_window"))
+    found["quantization_config"] = config.get("quantization_config")
+    found |= {f"vision_config.{key}": vision.get(key) for key in _VISION}
+    # transformers 4.57 saves these beside the text's settings.
+    return found | {key: config.get(key, text.get(key)) for key in _TOKENS}
+
+
+def _preprocessor(folder: Path) -> dict[str, Any] | None:
+    """Return a preprocessor's settings; both names that the number of pixels goes by are one."""
+    if (folder / PREPROCESSOR_NAME).exists():
+        settings = read_json(folder / PREPROCESSOR_NAME)
+    elif (folder / _PROCESSOR_NAME).exists():
+        settings = read_json(folder / _PROCESSOR_NAME).get("image_processor") or {}
+    else:
+        return None
+    size = settings.get("size") or {}
+    found = {key: settings[key] if settings.get(key) is not None else _DEFAULTS.get(key) for key in _PREPROCESSOR}
+    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        if found[key] is None:
+            found[key] = size.get(edge)
+    return found
+
+
+def _tokenizer(folder: Path) -> dict[str, Any] | None:
+    """Return what of a tokenizer.json decides which tokens a text becomes."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    model = content.get("model") or {}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+    added = sorted((token["id"], token["content"]) for token in content.get("added_tokens") or [])
+    return {
+        "vocabulary": model.get("vocab"),
+        "list of merges": merges,
+        "list of added tokens": added,
+        "normalizer": content.get("normalizer"),
+        "pre-tokenizer": _without_offsets(content.get("pre_tokenizer")),
+        "post-processor": _adding(content.get("post_processor")),
+        "truncation": content.get("truncation"),
+        "order of merges": bool(model.get("ignore_merges")),
+    }
+
+
+def _adding(processor: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a post-processor; None for one that adds no token."""
+    if processor is None or processor.get("type") == "ByteLevel":
+        return None
+    pieces = [list(piece) for piece in processor.get("single") or []]
+    return None if processor.get("type") == "TemplateProcessing" and pieces == [["Sequence"]] else processor
+
+
+def _without_offsets(value: Any) -> Any:
+    """Return a pre-tokenizer without what only says where in a text a token was."""
+    if isinstance(value, Mapping):
+        return {key: _without_offsets(held) for key, held in value.items() if key != "trim_offsets"}
+    return [_without_offsets(held) for held in value] if isinstance(value, list) else value
+
+
+def _template(folder: Path) -> list[str]:
+    """Say what a chat template makes of an image, unless it is the image prompt."""
+    template, file = _template_of(folder)
+    if template is None:
+        return ["no chat template: for images the caller has to send the image prompt"]
+    try:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        rendered = environment.from_string(template).render(messages=_MESSAGES, add_generation_prompt=False)
+    except Exception as error:  # a template can raise anything
+        return [f"{file}: the chat template cannot be rendered: {error}"]
+    if rendered == IMAGE_PROMPT:
+        return []
+    return [f"{file}: the chat template makes {rendered!r} of an image, and the image prompt is {IMAGE_PROMPT!r}"]
+
+
+def _template_of(folder: Path) -> tuple[str | None, str]:
+    """Return a checkpoint's chat template, and the file that it is in."""
+    if (folder / "chat_template.jinja").exists():
+        return read(folder / "chat_template.jinja").decode(), "chat_template.jinja"
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).exists() and isinstance(template := read_json(folder / name).get("chat_template"), str):
+            return template, name
+    return None, ""
+
+
+def _prompts(ours: Path, other: Path) -> list[str]:
+    """Say where the other names other prompts; one that names none leaves them to the caller."""
+    if not (other / PROMPTS_NAME).exists():
+        return []
+    found, expected = (read_json(folder / PROMPTS_NAME).get("prompts") or {} for folder in (other, ours))
+    return [
+        f"{PROMPTS_NAME}: the prompt {name} is {json.dumps(found[name])} and ours {json.dumps(prompt)}"
+        for name, prompt in expected.items()
+        if found.get(name, prompt) != prompt
+    ]
