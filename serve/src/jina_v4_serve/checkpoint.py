@@ -1,4 +1,4 @@
-"""What the launcher reads of a merged checkpoint: enough to know that it is whole and of the asked task.
+"""Reads as much of a merged checkpoint as shows that it is whole and of the right task.
 
 Names and sizes are compared with the manifest, and the headers of the weight files with the index. The content is not
 hashed (7.5 GB would take longer than the start): that is what `jina-v4-merge verify` and the canary are for.
@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from jina_v4_serve.errors import CheckpointError
+from jina_v4_serve.facts import MAX_MODEL_LEN, PROMPT_NAMES
 
 MANIFEST = "manifest.json"
 INDEX = "model.safetensors.index.json"
 CANARY = "canary.json"
 PROJECTOR = "multi_vector_projector.safetensors"
-# The task that an exported base's manifest names; its adapters lie beside it (`one_base`).
+# The task in an exported base's manifest; its adapters are in folders beside it (`exported`).
 BASE = "base"
 # As safetensors files call a dtype, and its bytes a value.
 STORED_DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
-# A file with such a name is what some loader would take for weights.
+# Some loader would read a file with such a name as weights.
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
-# Sides are multiples of 28 pixels: one image token stands for 28 x 28 of them.
-PIXELS_PER_TOKEN = 28 * 28
-# Tokens of the image prompt beside the image's own.
-IMAGE_PROMPT_TOKENS = 11
 
 
 @dataclass(frozen=True)
@@ -46,22 +43,37 @@ class Checkpoint:
     dtype: str
     digest: str
     max_positions: int
+    min_pixels: int
     max_pixels: int
     weight_bytes: int
     n_layers: int
     kv_values: int
     random_weights: bool
 
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence that is served, in tokens."""
+        return min(MAX_MODEL_LEN, self.max_positions)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one task.
+
+    Attributes:
+        prefixes: of texts, by prompt name.
+        image: the prompt of an image, with one token in its place.
+    """
+
+    prefixes: Mapping[str, str]
+    image: str
+
 
 def read_checkpoint(folder: Path, task: str) -> Checkpoint:
     """Check a folder against its manifest.
 
-    Args:
-        folder: what `jina-v4-merge fold` wrote for one task.
-        task: the task it must be of.
-
     Raises:
-        CheckpointError: when it is missing, incomplete, of another task, or not a merged checkpoint at all.
+        CheckpointError: it is missing, incomplete, of another task, or not a merged checkpoint at all.
     """
     manifest = read_manifest(folder, task)
     dtype, files = manifest["dtype"], manifest["files"]
@@ -69,13 +81,15 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
     check_canary(folder)
     config = read_json(folder / "config.json")
     text_config = config.get("text_config", config)
+    min_pixels, max_pixels = read_pixels(folder)
     return Checkpoint(
         folder=folder,
         task=task,
         dtype=dtype,
         digest=digest_of(files),
         max_positions=int(text_config["max_position_embeddings"]),
-        max_pixels=read_max_pixels(folder),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
         weight_bytes=weight_bytes,
         n_layers=int(text_config["num_hidden_layers"]),
         kv_values=_kv_values(text_config),
@@ -86,28 +100,24 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
 def read_manifest(folder: Path, task: str) -> dict[str, Any]:
     """Read the manifest of a checkpoint or of an exported folder, and compare names and sizes of all files with it.
 
-    Args:
-        folder: that the manifest lies in.
-        task: the task it must be of.
-
     Raises:
-        CheckpointError: when it is missing, incomplete, of another task, or nothing of `jina-v4-merge` at all.
+        CheckpointError: it is missing, incomplete, of another task, or not from `jina-v4-merge` at all.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}. `jina-v4-merge fold --base BASE --out DIR` makes checkpoints")
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(
             f"{folder} has no {MANIFEST}: it is not a checkpoint of `jina-v4-merge fold`"
-            " (the folder to name is the one of a single task, such as DIR/jina-embeddings-v4-retrieval)"
+            " (give the folder of a single task, such as DIR/jina-embeddings-v4-retrieval)"
         )
     manifest = read_json(folder / MANIFEST)
     try:
-        served, _, files = manifest["task"], manifest["dtype"], manifest["files"]
-        sizes = {str(name): int(entry["size"]) for name, entry in files.items()}
+        found, _ = manifest["task"], manifest["dtype"]
+        sizes = {str(name): int(entry["size"]) for name, entry in manifest["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is not a manifest of `jina-v4-merge fold`: {error!r}") from error
-    if served != task:
-        raise CheckpointError(f"{folder} is the checkpoint of task {served}, not of {task}")
+    if found != task:
+        raise CheckpointError(f"{folder} is the checkpoint of task {found}, not of {task}")
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
@@ -130,7 +140,7 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
         raise CheckpointError(f"{folder / MANIFEST} says dtype {dtype}; it must be one of {', '.join(STORED_DTYPES)}")
     for path in sorted(folder.iterdir()):
         if path.name.endswith(WEIGHTS) and path.name not in files and not path.name.startswith("."):
-            raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: take it away")
+            raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: remove it")
     index = read_json(folder / INDEX)
     try:
         indexed = {(str(name), str(file)) for name, file in index["weight_map"].items()}
@@ -138,14 +148,14 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / INDEX} is no index of weights: {error!r}. Fold it again") from error
     shards = {file for _, file in indexed}
-    lying: set[tuple[str, str]] = set()
+    stored: set[tuple[str, str]] = set()
     n_bytes = 0
     for file in sorted(name for name in files if name.endswith(".safetensors")):
         shapes = read_shapes(folder / file, dtype)
         if file in shards:
-            lying |= {(name, file) for name in shapes}
+            stored |= {(name, file) for name in shapes}
             n_bytes += tensor_bytes(shapes, dtype)
-    if odd := sorted(indexed ^ lying):
+    if odd := sorted(indexed ^ stored):
         name, file = odd[0]
         raise CheckpointError(f"{folder / INDEX} and {file} disagree about {name}. Fold it again")
     if n_bytes != total_size:
@@ -187,18 +197,18 @@ def read_shapes(path: Path, dtype: str) -> dict[str, tuple[int, ...]]:
 
 
 def check_canary(folder: Path) -> None:
-    """Refuse a canary that was made for another checkpoint, or for an older fold.
+    """Refuse a canary of another checkpoint, or of an older fold.
 
     Raises:
-        CheckpointError: with the way out.
+        CheckpointError: with the command that mends it.
     """
     if not (folder / CANARY).exists():
         return
     manifest_sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     if read_json(folder / CANARY).get("manifest_sha256") != manifest_sha256:
         raise CheckpointError(
-            f"{folder / CANARY} was made for another checkpoint or an older fold; make it anew with"
-            f" `jina-v4-merge verify {folder} --canary`, or take it away"
+            f"{folder / CANARY} was made for another checkpoint or an older fold; make it again with"
+            f" `jina-v4-merge verify {folder} --canary`, or remove it"
         )
 
 
@@ -208,18 +218,39 @@ def digest_of(files: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def read_max_pixels(folder: Path) -> int:
-    """Read the largest image area of a checkpoint.
+def read_pixels(folder: Path) -> tuple[int, int]:
+    """Read the smallest and the largest image area of a checkpoint.
 
     Raises:
-        CheckpointError: none is named.
+        CheckpointError: they are missing.
     """
-    limits = read_json(folder / "preprocessor_config.json")
+    path = folder / "preprocessor_config.json"
+    limits = read_json(path)
     try:
-        # Newer processors write the same limit as the longest edge of a size.
-        return int(limits.get("max_pixels") or limits["size"]["longest_edge"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'preprocessor_config.json'} names no max_pixels. Fold it again") from error
+        # Newer processors write the same limits as the edges of a size.
+        size = limits.get("size", {})
+        smallest = limits.get("min_pixels") or size["shortest_edge"]
+        largest = limits.get("max_pixels") or size["longest_edge"]
+        return int(smallest), int(largest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} has no min_pixels and max_pixels. Fold it again") from error
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """Read the prompts in the manifest of a checkpoint or an adapter.
+
+    Raises:
+        CheckpointError: they are missing.
+    """
+    manifest = read_json(folder / MANIFEST)
+    try:
+        prefixes = {str(name): str(prefix) for name, prefix in manifest["prompts"].items()}
+        image = str(manifest["image_prompt"])
+        if missing := set(PROMPT_NAMES) - prefixes.keys():
+            raise KeyError(*missing)
+    except (KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} has no prompts ({error!r}). Fold it again") from error
+    return Prompts(prefixes, image)
 
 
 def _kv_values(config: dict[str, Any]) -> int:

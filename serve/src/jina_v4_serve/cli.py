@@ -2,8 +2,8 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import Callable, Coroutine
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from jina_v4_serve.errors import ServeError
-from jina_v4_serve.launcher import PORTS, Settings, prepare
-
-
-class Task(StrEnum):
-    """The tasks that the model has adapters for."""
-
-    RETRIEVAL = "retrieval"
-    TEXT_MATCHING = "text-matching"
-    CODE = "code"
+from jina_v4_serve.facts import GATEWAY_PORT, PORTS, TASKS
+from jina_v4_serve.settings import Settings, variable_of
 
 
 class Commands(TyperGroup):
@@ -49,11 +42,22 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(help="Largest image area; larger images are scaled down.", show_default="the checkpoint's"),
 ]
+DefaultTask = Annotated[
+    str | None,
+    typer.Option(
+        help="Of requests that name no task. The hosted API takes text-matching.",
+        show_default="none",
+    ),
+]
 VllmOptions = Annotated[
     list[str] | None, typer.Argument(metavar="[-- VLLM_OPTION]...", help="Any option of `vllm serve`.")
 ]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show all of vLLM's log here, where it goes to a file otherwise.")
+]
 MaxBodyBytes = Annotated[
-    int, typer.Option(help="Largest request body.", envvar="JINA_V4_MAX_BODY_BYTES", show_envvar=False, min=1)
+    int,
+    typer.Option(help="Largest request body.", envvar=variable_of("max_body_bytes"), show_envvar=False, min=1),
 ]
 
 
@@ -62,43 +66,43 @@ def main() -> None:
     """Serve jina-embeddings-v4 on OpenAI-compatible addresses."""
 
 
-def _add_task(task: Task) -> None:
-    @app.command(task.value, help=f"Serve the {task.value} task.")
+def _add_task(task: str) -> None:
+    @app.command(task, help=f"Serve the {task} task.")
     def serve_task(
         checkpoint: Annotated[Path, typer.Option(help="Folder of the merged checkpoint of that task.")],
         host: Host = "127.0.0.1",
-        port: Annotated[int, typer.Option(help="Port to listen on.")] = PORTS[task.value],
+        port: Annotated[int, typer.Option(help="Port to listen on.")] = PORTS[task],
         dtype: Dtype = "auto",
         max_pixels: MaxPixels = None,
         supervised: Annotated[
             bool,
             typer.Option("--supervised", help="Another program watches: end with the standard input, restart nothing."),
         ] = False,
+        verbose: Verbose = False,
         vllm_options: VllmOptions = None,
     ) -> None:
-        settings = Settings(
-            task=task.value,
-            checkpoint=checkpoint,
-            host=host,
-            port=port,
-            dtype=dtype,
-            max_pixels=max_pixels,
-            vllm_options=tuple(vllm_options or ()),
-        )
+        from jina_v4_serve.launch.checks import prepare
+        from jina_v4_serve.launch.screen import Screen, example, open_logs, say_checked
+        from jina_v4_serve.launch.server import ServerSettings
+        from jina_v4_serve.launch.supervisor import Policy, server_url, stop_with_stdin, supervise
+
+        settings = ServerSettings(task, checkpoint, host, port, dtype, max_pixels, tuple(vllm_options or ()))
 
         def run() -> Coroutine[Any, Any, int]:
+            began = time.monotonic()
             launch = prepare(settings)
             typer.echo(launch.banner)
-            from jina_v4_serve.supervisor import Policy, stop_with_stdin, supervise
-
+            (log,) = open_logs([settings], verbose)
+            say_checked(began)
+            screen = Screen(task, log, example=example(server_url(host, port, launch.options), task), began=began)
             if supervised:
                 stop_with_stdin()
-            return supervise(settings, launch, Policy(max_restarts=0) if supervised else None)
+            return supervise(settings, launch, screen, Policy(max_restarts=0) if supervised else None)
 
         _run(run)
 
 
-for _task in Task:
+for _task in TASKS:
     _add_task(_task)
 
 
@@ -111,59 +115,77 @@ def serve_all(
         bool, typer.Option("--one-base", help="One server with the base once and the three adapters beside it.")
     ] = False,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the gateway.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port of the gateway.")] = GATEWAY_PORT,
     dtype: Dtype = "auto",
     max_pixels: MaxPixels = None,
-    max_body_bytes: MaxBodyBytes = 64 * 2**20,
+    max_body_bytes: MaxBodyBytes = Settings.max_body_bytes,
+    default_task: DefaultTask = None,
+    verbose: Verbose = False,
     vllm_options: VllmOptions = None,
 ) -> None:
     """Serve all three tasks on one address, with a server each on this machine, or with one for all."""
-    from jina_v4_serve.fleet import FleetSettings, serve_fleet
+    from jina_v4_serve.launch.fleet import FleetSettings, serve_fleet
 
+    options = tuple(vllm_options or ())
+    if one_base and default_task:
+        raise typer.BadParameter("--default-task is of several servers: with --one-base every request names its task")
     settings = FleetSettings(
-        checkpoints=checkpoints,
-        host=host,
-        port=port,
-        dtype=dtype,
-        max_pixels=max_pixels,
-        max_body_bytes=max_body_bytes,
-        vllm_options=tuple(vllm_options or ()),
-        one_base=one_base,
+        checkpoints, host, port, dtype, max_pixels, max_body_bytes, options, one_base, default_task, verbose
     )
     _run(lambda: serve_fleet(settings))
 
 
 @app.command("fits")
-def tell_fit(
+def fits(
     checkpoints: Annotated[Path, typer.Option(help="Folder that holds the three merged checkpoints.")],
     dtype: Dtype = "auto",
 ) -> None:
-    """Tell whether `all` has room on this machine: exit code 0 if so, 1 if --one-base is to be used, 2 for an error."""
-    from jina_v4_serve.room import room_for
+    """Say whether `all` has room on this machine: exit code 0 if so, 1 if --one-base is to be used, 2 for an error."""
+    from jina_v4_serve.launch.checks import check_dtype
+    from jina_v4_serve.launch.sizing import fit
 
     try:
-        room = room_for(checkpoints, dtype)
+        check_dtype(dtype)
+        found = fit(checkpoints, dtype)
     except ServeError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    typer.echo(room.line)
-    raise typer.Exit(0 if room.fits else 1)
+    typer.echo(found.line)
+    raise typer.Exit(0 if found.fits else 1)
 
 
 @app.command("gateway")
 def serve_gateway(
-    server: Annotated[list[str], typer.Option(metavar="TASK=URL", help="A server and its task; once for each task.")],
+    server: Annotated[
+        list[str] | None, typer.Option(metavar="TASK=URL", help="A server and its task; once for each task.")
+    ] = None,
+    servers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TASK=URL lines instead; read again when they change and on SIGHUP."),
+    ] = None,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    max_body_bytes: MaxBodyBytes = 64 * 2**20,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = GATEWAY_PORT,
+    max_body_bytes: MaxBodyBytes = Settings.max_body_bytes,
+    default_task: DefaultTask = None,
 ) -> None:
-    """Put one address before servers that are running already."""
+    """Put one address before servers that already run."""
     from jina_v4_serve.gateway import GatewaySettings, parse_servers, run_gateway
 
-    def run() -> Coroutine[Any, Any, int]:
-        return run_gateway(GatewaySettings(parse_servers(server), host, port, max_body_bytes))
+    if bool(server) == bool(servers):
+        raise typer.BadParameter("give --server once for each task, or --servers with a file, not both")
 
-    _run(run)
+    _run(
+        lambda: run_gateway(
+            GatewaySettings(
+                parse_servers(server or []),
+                host,
+                port,
+                max_body_bytes,
+                servers_file=servers,
+                default_task=default_task,
+            )
+        )
+    )
 
 
 @app.command("doctor")
@@ -191,7 +213,7 @@ def examine_machine(
 
 
 def _run(prepare_run: Callable[[], Coroutine[Any, Any, int]]) -> None:
-    """Run a program; what is wrong with its settings is one line on the screen."""
+    """Run a program; an error in its settings is one line on the screen."""
 
     async def run() -> int:
         return await prepare_run()

@@ -1,9 +1,9 @@
-"""What can be wrong before vLLM is started.
+"""Errors before vLLM starts.
 
 ServeError
-├── CheckpointError   the folder is not a whole merged checkpoint, or not one of the asked task
+├── CheckpointError   the folder is not a whole merged checkpoint, or is of another task
 ├── OptionError       an option that cannot be served, or that would change the vectors
-└── PortError         the address is taken or not ours to listen on
+└── PortError         the address is in use, or this user may not listen on it
 """
 
 
@@ -12,7 +12,7 @@ class ServeError(Exception):
 
 
 class CheckpointError(ServeError):
-    """The folder is not a whole merged checkpoint, or not one of the asked task."""
+    """The folder is not a whole merged checkpoint, or is of another task."""
 
 
 class OptionError(ServeError):
@@ -20,4 +20,4 @@ class OptionError(ServeError):
 
 
 class PortError(ServeError):
-    """The address is taken or not ours to listen on."""
+    """The address is in use, or this user may not listen on it."""

@@ -6,11 +6,14 @@ length again. The first of the two normalisations scales the whole vector and so
 multi-vector: every token's row through the projector, each of unit length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+
+BLOCK = 64  # rows that are added one after another; the rounding of a mean grows with it
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,7 @@ class SpecialTokens:
     vision_end: int
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Positions `start` (inclusive) to `stop` (exclusive) of the tokens that are averaged."""
 
     start: int
@@ -51,13 +53,13 @@ def pooled_span(token_ids: torch.Tensor, special: SpecialTokens) -> Span:
     return Span(start, stop) if token_ids[start:stop].tolist() == expected else everything
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What one request asks of its pass through the model.
+@dataclass(frozen=True, slots=True)
+class PoolingRequest:
+    """The outputs of one prompt.
 
     Attributes:
         spans: the spans whose means become dense vectors; None is the published span, () none.
-        multivector: whether the projector's rows are wanted, one a token.
+        multivector: whether the projector's rows are outputs too, one for each token.
         dimensions: how many leading elements each dense vector keeps; None keeps all.
         task: whose projector makes the rows, where the model has several.
     """
@@ -87,93 +89,171 @@ class Projector:
 
 
 class Accumulator:
-    """What is kept of one prompt from scheduling step to scheduling step: sums over its spans, projected rows."""
+    """The state of one prompt between scheduling steps: the sums over its spans, its projected rows.
 
-    def __init__(self, wanted: Wanted, published: Span, projector: Projector | None) -> None:
+    Attributes:
+        n_tokens: of the whole prompt.
+        position: how many of its tokens were added.
+        sums: over each span so far, shape (n_spans, hidden), float32; None before the first step.
+        rows: projected so far, float32, each of shape (n_scheduled, projector_dim).
+    """
+
+    __slots__ = ("__weakref__", "dimensions", "n_tokens", "position", "projector", "rows", "spans", "sums")
+
+    def __init__(self, request: PoolingRequest, n_tokens: int, projector: Projector | None) -> None:
         """Start empty.
 
         Args:
-            wanted: what the request asks for.
-            published: the span that `wanted.spans` None stands for.
-            projector: of the task; needed where the multi-vector is wanted.
+            request: the outputs of the prompt, with its spans.
+            n_tokens: of the whole prompt.
+            projector: of the task; needed for the multi-vector.
 
         Raises:
-            RuntimeError: when it is needed and not there.
+            RuntimeError: it is needed and missing, the spans are missing, or one has no tokens or ends outside.
         """
-        if wanted.multivector and projector is None:
-            raise RuntimeError("the multi-vector is asked for without a projector")
-        self.spans = (published,) if wanted.spans is None else wanted.spans
-        self.projector = projector if wanted.multivector else None
-        self.dimensions = wanted.dimensions
+        if request.multivector and projector is None:
+            raise RuntimeError("internal error: a multi-vector was requested, and there is no projector")
+        if request.spans is None:
+            raise RuntimeError("internal error: the spans were not found")
+        for span in request.spans:
+            if not 0 <= span.start < span.stop <= n_tokens:
+                raise RuntimeError(f"{span} is not within the {n_tokens} tokens of the prompt")
+        self.spans = request.spans
+        self.projector = projector if request.multivector else None
+        self.dimensions = request.dimensions
+        self.n_tokens = n_tokens
         self.position = 0
-        self.sums: list[torch.Tensor | None] = [None] * len(self.spans)
+        self.sums: torch.Tensor | None = None
         self.rows: list[torch.Tensor] = []
 
-    def add(self, hidden_states: torch.Tensor) -> None:
-        """Take in the next step's rows for the sums.
 
-        Args:
-            hidden_states: shape (n_scheduled, hidden), any float dtype; the rows that follow the last ones given.
-        """
-        for i, span in enumerate(self.spans):
-            first = max(span.start - self.position, 0)
-            last = max(span.stop - self.position, 0)
-            if first < len(hidden_states) and last > 0:
-                part = hidden_states[first:last].sum(dim=0, dtype=torch.float32)  # (hidden,)
-                before = self.sums[i]
-                self.sums[i] = part if before is None else before + part
-        self.position += len(hidden_states)
-
-    def totals(self) -> list[torch.Tensor]:
-        """Return the sum over each span, shape (hidden,), float32.
-
-        Raises:
-            RuntimeError: when rows of a span have not been seen.
-        """
-        seen = [total for total in self.sums if total is not None]
-        stop = max((span.stop for span in self.spans), default=0)
-        if len(seen) < len(self.spans) or self.position < stop:
-            raise RuntimeError(f"only {self.position} of {stop} tokens were seen: the mean would be wrong")
-        return seen
-
-
-def advance(accumulators: Sequence[Accumulator], steps: Sequence[torch.Tensor]) -> None:
-    """Take in one scheduling step of several prompts, with one product for each projector.
+def advance(
+    accumulators: Sequence[Accumulator], hidden_states: torch.Tensor, n_scheduled: list[int]
+) -> list[torch.Tensor | None]:
+    """Add one scheduling step of several prompts, all at once, and return the outputs of those that it completes.
 
     Args:
         accumulators: one a prompt.
-        steps: the rows of each, shape (n_scheduled, hidden), any float dtype.
+        hidden_states: of the step, prompt after prompt, shape (n_tokens, hidden), any float dtype.
+        n_scheduled: how many of the rows each prompt has.
+
+    Returns:
+        For each prompt that is complete one float32 tensor of one dimension on the CPU: its dense vectors, then its
+        projected rows. None for the others. Copies from a GPU may still be under way.
     """
-    for accumulator, rows in zip(accumulators, steps, strict=True):
-        accumulator.add(rows)
+    rows = hidden_states.float()
+    _project(accumulators, rows, n_scheduled)
+    sums = _span_sums(accumulators, rows, n_scheduled)  # (n_spans of all, hidden)
+    complete: list[tuple[int, int]] = []  # indices of prompts, and of their first spans
+    first = 0
+    for i, (accumulator, n_rows) in enumerate(zip(accumulators, n_scheduled, strict=True)):
+        accumulator.position += n_rows
+        if accumulator.position == accumulator.n_tokens:
+            complete.append((i, first))
+        else:
+            accumulator.sums = sums[first : first + len(accumulator.spans)].clone()  # a view would keep those of all
+        first += len(accumulator.spans)
+    outputs: list[torch.Tensor | None] = [None] * len(accumulators)
+    if complete:
+        for i, output in _outputs(accumulators, complete, sums):
+            outputs[i] = output
+    return outputs
+
+
+def _project(accumulators: Sequence[Accumulator], rows: torch.Tensor, n_scheduled: list[int]) -> None:
+    """Append the step's projected rows, with one product for each projector."""
     for projector in {each.projector for each in accumulators if each.projector is not None}:
-        asking = [i for i, accumulator in enumerate(accumulators) if accumulator.projector is projector]
-        projected = projector(torch.cat([steps[i] for i in asking]))  # (n_rows, projector_dim)
-        parts = torch.split(projected, [len(steps[i]) for i in asking])
-        for i, part in zip(asking, parts, strict=True):
+        steps = torch.split(rows, n_scheduled)
+        users = [i for i, accumulator in enumerate(accumulators) if accumulator.projector is projector]
+        projected = projector(torch.cat([steps[i] for i in users]))  # (n_rows, projector_dim)
+        parts = torch.split(projected, [n_scheduled[i] for i in users])
+        for i, part in zip(users, parts, strict=True):
             accumulators[i].rows.append(part)
 
 
-def results(accumulators: Sequence[Accumulator]) -> list[torch.Tensor]:
-    """Return all that each of several prompts asked for; all their dense vectors are scaled at once.
+def _span_sums(accumulators: Sequence[Accumulator], rows: torch.Tensor, n_scheduled: list[int]) -> torch.Tensor:
+    """Return the sum over each span so far, shape (n_spans of all, hidden), span after span.
 
-    Returns:
-        For each prompt one float32 tensor of one dimension: its dense vectors, then its projected rows.
-
-    Raises:
-        RuntimeError: when rows of a span have not been seen.
+    First the rows of each span are summed in blocks, then each span's blocks and its sum before this step.
     """
-    totals = [accumulator.totals() for accumulator in accumulators]
-    vectors: list[torch.Tensor | None] = [None] * len(accumulators)
-    for dimensions in {accumulator.dimensions for accumulator in accumulators}:
-        group = [i for i, each in enumerate(accumulators) if each.dimensions == dimensions and totals[i]]
-        if group:
-            # A mean differs from its sum by a factor, which scaling to unit length takes away.
-            stacked = torch.stack([total for i in group for total in totals[i]])[:, :dimensions]
-            scaled = F.normalize(stacked, dim=-1)  # (n_spans of all, dimensions)
-            for i, part in zip(group, torch.split(scaled, [len(totals[i]) for i in group]), strict=True):
-                vectors[i] = part
-    return [
-        torch.cat([part.flatten() for part in ([] if dense is None else [dense]) + accumulator.rows])
-        for accumulator, dense in zip(accumulators, vectors, strict=True)
-    ]
+    ranges: list[tuple[int, int]] = []  # rows of this step, span after span
+    blocks: list[int] = []  # where each block begins in them
+    parts: list[int] = []  # blocks and earlier sums, span after span
+    spans: list[int] = []  # where each span begins in them
+    earlier: list[torch.Tensor] = []
+    n_summed, n_earlier, offset = 0, 0, 0
+    for accumulator, n_rows in zip(accumulators, n_scheduled, strict=True):
+        for i, span in enumerate(accumulator.spans):
+            spans.append(len(parts))
+            first = min(max(span.start - accumulator.position, 0), n_rows)
+            stop = min(max(span.stop - accumulator.position, 0), n_rows)
+            if first < stop:
+                ranges.append((offset + first, offset + stop))
+                n_blocks = len(blocks)
+                blocks += range(n_summed, n_summed + stop - first, BLOCK)
+                parts += range(n_blocks, len(blocks))
+                n_summed += stop - first
+            if accumulator.sums is not None:
+                parts.append(-1 - n_earlier - i)  # how many blocks come before it is not known yet
+        if accumulator.sums is not None:
+            earlier.append(accumulator.sums)
+            n_earlier += len(accumulator.spans)
+        offset += n_rows
+    block_sums = _bag_sums(rows, _indices(ranges, rows.device), blocks)
+    table = torch.cat([block_sums, *earlier])  # (n_blocks + n_earlier, hidden)
+    picked = torch.tensor([part if part >= 0 else len(blocks) - 1 - part for part in parts], dtype=torch.int64)
+    return _bag_sums(table, picked, spans)
+
+
+def _indices(ranges: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
+    """Return all numbers of the ranges, shape (n_rows,); as a rule each begins where the one before it stops."""
+    joined: list[tuple[int, int]] = []
+    for first, stop in ranges:
+        if joined and joined[-1][1] == first:
+            first, _ = joined.pop()
+        joined.append((first, stop))
+    return torch.cat([torch.arange(first, stop, device=device) for first, stop in joined or [(0, 0)]])
+
+
+def _bag_sums(rows: torch.Tensor, indices: torch.Tensor, offsets: list[int]) -> torch.Tensor:
+    """Return a sum for each offset, shape (n_offsets, hidden), over the rows of the indices from there to the next.
+
+    The order of the additions is the same in every call, on a GPU too.
+    """
+    if not offsets or not len(indices):
+        return rows.new_zeros(len(offsets), rows.shape[1])
+    begins = torch.tensor(offsets).to(rows.device, non_blocking=True)
+    return F.embedding_bag(indices.to(rows.device, non_blocking=True), rows, begins, mode="sum")
+
+
+def _outputs(
+    accumulators: Sequence[Accumulator], complete: Sequence[tuple[int, int]], sums: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the output of each prompt that is complete, with its index. All leave the GPU with one copy.
+
+    Args:
+        accumulators: one a prompt.
+        complete: index of each complete prompt, and of its first span.
+        sums: over all spans, shape (n_spans of all, hidden).
+    """
+    forms: dict[tuple[int | None, bool], list[tuple[int, int]]] = {}
+    for i, first in complete:
+        forms.setdefault((accumulators[i].dimensions, accumulators[i].projector is None), []).append((i, first))
+    pieces: list[torch.Tensor] = []
+    sizes: list[int] = []
+    for (dimensions, is_dense), group in forms.items():
+        ranges = [(first, first + len(accumulators[i].spans)) for i, first in group]
+        own = sums[:, :dimensions].index_select(0, _indices(ranges, sums.device))
+        # A mean differs from its sum by a factor, which scaling to unit length takes away.
+        scaled = F.normalize(own, dim=-1)  # (n_spans of the group, dimensions)
+        lengths = [(stop - first) * scaled.shape[1] for first, stop in ranges]
+        if is_dense:
+            pieces.append(scaled.flatten())
+            sizes += lengths
+            continue
+        for (i, _), dense in zip(group, torch.split(scaled.flatten(), lengths), strict=True):
+            parts = [dense, *(part.flatten() for part in accumulators[i].rows)]
+            pieces += parts
+            sizes.append(sum(map(len, parts)))
+    everything = torch.cat(pieces).to("cpu", non_blocking=True)
+    yield from zip((i for group in forms.values() for i, _ in group), torch.split(everything, sizes), strict=True)

@@ -1,6 +1,6 @@
-"""`POST /v1/embeddings` in the forms of OpenAI and Jina, and the few other routes of a server.
+"""One server's HTTP. Nothing here knows vLLM; `vllm_side.endpoints` puts it into vLLM's server.
 
-From request to vectors, a module a step: `schema` (what may be asked), `request` (what was asked, all conflicts
-settled), `images` and `prompts` (what goes into the model), `work` (through the engine), `answer` (what comes out),
-`endpoint` (the routes). `guard` stands before all of it; `errors` is what any of them may raise.
+A request's way: `guard` (before every route: `door`, `keys`), `routes`, `forms` (reads the body), `service` (`budget`,
+`images`, `pdf` and `prompts`, then the engine), `forms` again (writes the reply). `record` holds the facts of a request
+for `metrics` and `log`; all of them raise `errors`. `canary`, `adapter_check` and `liveness` watch the server.
 """

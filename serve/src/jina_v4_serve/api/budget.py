@@ -1,4 +1,8 @@
-"""Back-pressure: how many tokens are in the house, and whether more may come in. Past the budget nothing is queued."""
+"""Back-pressure: counts the tokens in flight, and refuses requests past the budget. Nothing is queued.
+
+Live queries, of priority 0, count themselves alone; any other priority counts all that is in flight. So bulk work is
+refused first, and in all no more than twice the limit is in flight, but for what one request may have.
+"""
 
 import math
 import time
@@ -8,61 +12,78 @@ from contextlib import contextmanager
 
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.metrics import IN_FLIGHT_TOKENS, MAX_IN_FLIGHT_TOKENS
+from jina_v4_serve.api.request import FIRST
 
 _WINDOW_S = 30.0
 _LONGEST_WAIT_S = 30
 
 
 class TokenBudget:
-    """Counts the tokens of accepted requests until they are answered."""
+    """Counts the tokens of accepted requests until they are answered.
+
+    Attributes:
+        limit: tokens in flight past which a priority's requests are refused; one request alone may have more.
+    """
 
     def __init__(self, limit: int) -> None:
-        """Start empty.
-
-        Args:
-            limit: tokens in flight past which requests are refused; one request alone may have more.
-        """
         self.limit = limit
-        self.in_flight = 0
+        self._in_flight: dict[int, int] = {}  # tokens by priority, of those that have any
         MAX_IN_FLIGHT_TOKENS.set(limit)
         self._done: deque[tuple[float, int]] = deque()
 
+    @property
+    def in_flight(self) -> int:
+        """The tokens of all requests that are accepted and not answered yet."""
+        return sum(self._in_flight.values())
+
     def check(self) -> None:
-        """Refuse, before a body is read, when the budget is already spent.
+        """Refuse, before a body is read, when the budget is already spent for every priority.
 
         Raises:
             ApiError: 429 with the seconds after which to try again.
         """
-        if self.in_flight >= self.limit:
-            raise self._refusal()
+        if self._ahead(FIRST) >= self.limit:
+            raise self._refusal(FIRST)
 
     @contextmanager
-    def spend(self, tokens: int) -> Iterator[None]:
+    def spend(self, tokens: int, priority: int = FIRST) -> Iterator[None]:
         """Take tokens for the length of a block.
+
+        Args:
+            tokens: of a request.
+            priority: of the request.
 
         Raises:
             ApiError: 429 when there is no room beside what is in flight.
         """
-        if self.in_flight and self.in_flight + tokens > self.limit:
-            raise self._refusal()
-        self.in_flight += tokens
+        ahead = self._ahead(priority)
+        if ahead and ahead + tokens > self.limit:
+            raise self._refusal(priority)
+        self._in_flight[priority] = self._in_flight.get(priority, 0) + tokens
         IN_FLIGHT_TOKENS.inc(tokens)
         try:
             yield
             self._done.append((time.monotonic(), tokens))
         finally:
-            self.in_flight -= tokens
+            self._in_flight[priority] -= tokens
+            if not self._in_flight[priority]:
+                del self._in_flight[priority]
             IN_FLIGHT_TOKENS.dec(tokens)
 
-    def _refusal(self) -> ApiError:
+    def _ahead(self, priority: int) -> int:
+        """Return the tokens in flight that count against a priority's next request."""
+        return self._in_flight.get(FIRST, 0) if priority == FIRST else self.in_flight
+
+    def _refusal(self, priority: int) -> ApiError:
+        ahead = self._ahead(priority)
         now = time.monotonic()
         while self._done and self._done[0][0] < now - _WINDOW_S:
             self._done.popleft()
         rate = sum(tokens for _, tokens in self._done) / _WINDOW_S  # tokens/s
-        wait_s = math.ceil(self.in_flight / rate) if rate else _LONGEST_WAIT_S
+        wait_s = math.ceil(ahead / rate) if rate else _LONGEST_WAIT_S
         return ApiError(
             429,
-            f"the server is at work on {self.in_flight} tokens, its limit is {self.limit}; try again later",
+            f"the server is at work on {ahead} tokens, its limit is {self.limit}; try again later",
             code="OVERLOADED",
             retry_after_s=min(max(wait_s, 1), _LONGEST_WAIT_S),
         )

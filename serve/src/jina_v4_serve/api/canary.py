@@ -1,8 +1,8 @@
-"""The canary: texts and vectors that lie in the checkpoint, which this server must give as well before it serves.
+"""The canary: texts and their vectors in the checkpoint. A server must compute the same vectors before it serves.
 
 `jina-v4-merge verify --canary` computed them with plain transformers. They are embedded here as requests are, before
 the server listens: weights, adapter, projector, tokenizer, kernels and pooling must all be right for them to agree.
-Weights do not change while a server runs, so once is enough; that the engine still works is for `/ready` to find out.
+Weights do not change while a server runs, so once is enough. `/ready` finds out whether the engine still works.
 """
 
 import asyncio
@@ -15,26 +15,31 @@ from pathlib import Path
 
 import numpy as np
 
+from jina_v4_serve.api.forms.embeddings import settle
+from jina_v4_serve.api.forms.schema import EmbeddingsBody
 from jina_v4_serve.api.metrics import CANARY_DISTANCE, CANARY_OK
-from jina_v4_serve.api.request import Asked, Limits, settle
-from jina_v4_serve.api.schema import EmbeddingsRequest
-from jina_v4_serve.api.vectors import PROJECTOR_DIM, Floats, Vectors
+from jina_v4_serve.api.request import EmbedRequest, Limits
+from jina_v4_serve.api.vectors import Floats, Vectors
 from jina_v4_serve.checkpoint import CANARY
 from jina_v4_serve.errors import CheckpointError
+from jina_v4_serve.facts import PROJECTOR_DIM
+from jina_v4_serve.phases import reached
 
 logger = logging.getLogger("jina_v4_serve")
 
-Embed = Callable[[Asked, str], Awaitable[list[Vectors]]]
+Embed = Callable[[EmbedRequest, str], Awaitable[list[Vectors]]]
 
 # The largest 1 - cosine, by the coarser of the dtypes of server and canary. With random weights rounding made 1e-7 in
 # float32, 2e-6 in float16 and 1.2e-4 in bfloat16, on 3 layers as on 36; a missing adapter 0.33, another task's 0.53.
 BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+# Where weights, or keys and values, are quantized: simulated fp8 weights made 1.0e-2 on 3 layers.
+QUANTIZED_BOUND = 1e-1
 TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One text and what it embeds to.
+    """One text and its vectors.
 
     Attributes:
         dense: shape (hidden,), unit length.
@@ -49,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Canary:
-    """All of them, and the dtype that they were computed in."""
+    """All entries, and the dtype that computed them."""
 
     dtype: str
     entries: tuple[Entry, ...]
@@ -80,22 +85,25 @@ def read_canary(checkpoint: Path) -> Canary | None:
             raise ValueError(f"{len(entries)} texts in {dtype}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{CANARY} is broken ({error!r}); make it anew with `jina-v4-merge verify --canary`"
+            f"{CANARY} is broken ({error!r}); make it again with `jina-v4-merge verify --canary`"
         ) from error
     return Canary(dtype, entries)
 
 
-async def canary_failure(checkpoint: Path, dtype: str, limits: Limits, embed: Embed) -> str | None:
+async def canary_failure(
+    checkpoint: Path, dtype: str, limits: Limits, embed: Embed, quantized: Sequence[str] = ()
+) -> str | None:
     """Compare what is embedded here with a checkpoint's canary, and log the result.
 
     Args:
         checkpoint: its folder.
-        dtype: that is served.
-        limits: of this server, for the one task that the checkpoint is of; texts that are longer are left out.
-        embed: does what a request asks for.
+        dtype: of this server.
+        limits: of this server, for the one task of the checkpoint; longer texts are skipped.
+        embed: returns the vectors of a request.
+        quantized: what the engine has in a coarser type than dtype, as the revision names it.
 
     Returns:
-        What is wrong, for everybody to read; None if all is well, or if there is no canary.
+        What is wrong, for any caller to read; None if all is well, or if there is no canary.
     """
     (task,) = limits.tasks
     CANARY_DISTANCE.labels(task).set(float("nan"))
@@ -105,18 +113,24 @@ async def canary_failure(checkpoint: Path, dtype: str, limits: Limits, embed: Em
         if canary is None or not entries:
             logger.warning("no canary in the checkpoint: vectors are not checked (`jina-v4-merge verify DIR --canary`)")
             return None
-        bound = max(BOUNDS[dtype], BOUNDS[canary.dtype])
+        bound = QUANTIZED_BOUND if quantized else max(BOUNDS[dtype], BOUNDS[canary.dtype])
+        precision = "+".join((dtype, *quantized))
         async with asyncio.timeout(TIMEOUT_S):
             distance = await _largest_distance(entries, limits, embed)
         CANARY_DISTANCE.labels(task).set(distance)
         if distance <= bound:
             CANARY_OK.labels(task).set(1)
-            logger.info("the canary lives: 1 - cosine is %.1e, at most %.0e is allowed in %s", distance, bound, dtype)
+            logger.info(
+                "the canary lives: 1 - cosine is %.1e, at most %.0e is allowed in %s", distance, bound, precision
+            )
+            reached(f"canary of {task} right")
             return None
         failure = (
             f"the canary's texts embed to other vectors (1 - cosine is {distance:.1e}, at most {bound:.0e} is allowed "
-            f"in {dtype}): a wrong or missing adapter, or a damaged file; `jina-v4-merge verify DIR` tells which"
+            f"in {precision}): a wrong or missing adapter, or a damaged file; `jina-v4-merge verify DIR` tells which"
         )
+        if quantized:
+            failure += f". Or {', '.join(quantized)} is too coarse for this model: serve it without"
     except CheckpointError as error:
         failure = str(error)
     except Exception:  # whatever it is, no vector of this server was seen to be right
@@ -136,7 +150,7 @@ async def _largest_distance(entries: Sequence[Entry], limits: Limits, embed: Emb
             "prompt_name": entry.prompt_name,
             "outputs": ["dense", "multivector"],
         }
-        (vectors,) = await embed(settle(EmbeddingsRequest.model_validate(body), limits), f"canary-{i}")
+        (vectors,) = await embed(settle(EmbeddingsBody.model_validate(body), limits), f"canary-{i}")
         for found, expected in ((vectors.dense, entry.dense[None]), (vectors.multivector, entry.multivector)):
             if found.shape != expected.shape:
                 raise CheckpointError(f"a text of the canary gives {found.shape} and not {expected.shape} values")

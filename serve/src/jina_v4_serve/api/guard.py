@@ -1,44 +1,43 @@
-"""What stands before every route (request id, key, list of routes) and follows every answer (headers, counts, log).
+"""What happens before every route (request id, key, list of routes) and after every answer (headers, counts, log).
 
 A client can tell from the headers that the vectors were pooled in the engine, for which task, and by which revision of
 the model; a stock vLLM on the same address has none of these headers. vLLM's other routes do not exist here: some would
-answer with vectors that are not this model's (`/v2/embed` puts a system message into the prompt).
+answer with vectors that are not this model's (its `/v2/embed` puts a system message into the prompt; ours does not).
 """
 
-import hmac
-import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from starlette.datastructures import Headers
+
 from jina_v4_serve.api import metrics
+from jina_v4_serve.api.door import EMBEDDING_ROUTES, Door, as_api_error, request_id
 from jina_v4_serve.api.errors import ApiError
-from jina_v4_serve.api.log import log_json, log_request
+from jina_v4_serve.api.forms.errors import error_body
+from jina_v4_serve.api.log import log_lines, log_request
+from jina_v4_serve.api.protocol import PlainHttp
 from jina_v4_serve.api.record import NO_TASK, Record, recording
-from jina_v4_serve.api.request import TASKS
-from jina_v4_serve.api.settings import read_settings
+from jina_v4_serve.facts import TASKS
+from jina_v4_serve.settings import read_served, read_settings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-EMBEDDINGS = "/v1/embeddings"
-# Path to methods. /docs shows the schema; its page needs the two files, which vLLM has with it.
+# Path to method. /docs shows the schema; its page needs the two files, which vLLM has with it.
 ROUTES = {
-    EMBEDDINGS: {"POST"},
-    "/v1/models": {"GET"},
-    "/health": {"GET"},
-    "/ready": {"GET"},
-    "/metrics": {"GET"},
-    "/version": {"GET"},
-    "/docs": {"GET", "HEAD"},
-    "/openapi.json": {"GET", "HEAD"},
-    "/static/swagger-ui-bundle.js": {"GET", "HEAD"},
-    "/static/swagger-ui.css": {"GET", "HEAD"},
+    **dict.fromkeys(EMBEDDING_ROUTES, "POST"),
+    "/v1/models": "GET",
+    "/health": "GET",
+    "/ready": "GET",
+    "/metrics": "GET",
+    "/version": "GET",
+    "/docs": "GET",
+    "/openapi.json": "GET",
+    "/static/swagger-ui-bundle.js": "GET",
+    "/static/swagger-ui.css": "GET",
 }
-OPEN = {"/health", "/ready"}  # an orchestrator's probes carry no key
-_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class Guard:
@@ -46,69 +45,70 @@ class Guard:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        settings = read_settings()
-        self.expected = None if settings.api_key is None else f"Bearer {settings.api_key}".encode()
-        # Of several tasks an answer names all, until it is known which of them it is for.
-        self.headers = {NO_TASK: _headers(settings.tasks, settings.revisions)}
-        self.headers |= {task: _headers([task], settings.revisions) for task in settings.tasks}
-        self.task = settings.tasks[0] if len(settings.tasks) == 1 and settings.tasks[0] in TASKS else NO_TASK
+        settings, served = read_settings(), read_served()
+        self.door = Door(settings)
+        # Of several tasks a reply names all, until it is known which of them it is for.
+        self.headers = {NO_TASK: _headers(served.tasks, served.revisions)}
+        self.headers |= {task: _headers([task], served.revisions) for task in served.tasks}
+        self.task = served.tasks[0] if len(served.tasks) == 1 and served.tasks[0] in TASKS else NO_TASK
         self.logs_requests = settings.log == "json"
         if self.logs_requests:
-            log_json()
+            log_lines("json")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
+            scope["app"].state.server.config.http_protocol_class = PlainHttp  # uvicorn's; vLLM puts it there
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        given = dict(scope["headers"])
-        sent_id = given.get(b"x-request-id", b"")
-        request_id = sent_id.decode() if _SANE_ID.fullmatch(sent_id) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        record = Record(request_id, self.task)
+        headers = Headers(raw=scope["headers"])
+        path, method = scope["path"], scope["method"]
+        record = Record(request_id(headers), self.task)
+        scope.setdefault("state", {})["request_id"] = record.request_id
+        added = {"x-request-id": record.request_id, **self.door.cross_origin(headers)}
+        started = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                ours = self.headers[record.task]
-                own = {name for name, _ in ours} | {b"x-request-id"}
-                kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in own]
-                message["headers"] = [*kept, *ours, (b"x-request-id", request_id.encode())]
+                started = True
+                ours = [*self.headers[record.task], *_raw(added)]
+                names = {name for name, _ in ours}
+                kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in names]
+                message["headers"] = [*kept, *ours]
                 record.answered(message["status"])
             record.response_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
-            try:
-                self._check(scope["path"], scope["method"], given)
-                if scope["path"] == EMBEDDINGS and not hasattr(scope["app"].state, "jina_v4"):
-                    # vLLM goes on without a plugin that it could not load, and has such a route too: wrong vectors.
-                    raise ApiError(503, "this server was started without its own routes", code="NOT_LOADED")
-            except ApiError as error:
-                record.code = error.code
-                await respond(error, request_id, send_with_headers)
+            with recording(record):
+                preflight = self.door.admit(method, path, headers, ROUTES)
+            if preflight is not None:
+                await respond(204, preflight, b"", send_with_headers)
                 return
+            if path in EMBEDDING_ROUTES and not hasattr(scope["app"].state, "jina_v4"):
+                # vLLM goes on without a plugin that it could not load, and has such a route too: wrong vectors.
+                raise ApiError(503, "this server was started without its own routes", code="NOT_LOADED")
+            if method == "HEAD":  # uvicorn knows it still, and leaves the body out
+                scope = {**scope, "method": "GET"}
             with recording(record):
                 await self.app(scope, receive, send_with_headers)
+        except Exception as cause:
+            error = as_api_error(cause, record.request_id)
+            if started:
+                raise
+            record.code = error.code
+            content = {"content-type": "application/json", **error.headers()}
+            await respond(error.status, content, error_body(error, record.request_id, path), send_with_headers)
         finally:
-            if scope["path"] == EMBEDDINGS:
+            if path in EMBEDDING_ROUTES and method != "OPTIONS":
                 metrics.count(record)
                 if self.logs_requests:
                     log_request("server", record)
 
-    def _check(self, path: str, method: str, headers: MutableMapping[bytes, bytes]) -> None:
-        given = headers.get(b"authorization", b"")
-        # Compared in constant time, so that nobody can find the key letter by letter.
-        if self.expected is not None and path not in OPEN and not hmac.compare_digest(given, self.expected):
-            raise ApiError(401, "no valid API key: send it as Authorization: Bearer KEY", code="UNAUTHORIZED")
-        methods = ROUTES.get(path)
-        if methods is None:
-            raise ApiError(404, "there is no such route; the embeddings are at /v1/embeddings", code="NOT_FOUND")
-        if method not in methods:
-            message = f"{path} takes {' and '.join(sorted(methods))}"
-            raise ApiError(405, message, code="METHOD_NOT_ALLOWED", allow=", ".join(sorted(methods)))
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _headers(tasks: Sequence[str], revisions: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -118,10 +118,8 @@ def _headers(tasks: Sequence[str], revisions: Mapping[str, str]) -> list[tuple[b
     return headers
 
 
-async def respond(error: ApiError, request_id: str, send: Send) -> None:
-    """Send an error as the whole answer."""
-    body = error.body(request_id)
-    extra = [(name.encode(), value.encode()) for name, value in error.headers().items()]
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *extra]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+async def respond(status: int, headers: Mapping[str, str], body: bytes, send: Send) -> None:
+    """Send a whole answer."""
+    length = {"content-length": str(len(body))} if body else {}
+    await send({"type": "http.response.start", "status": status, "headers": _raw({**headers, **length})})
     await send({"type": "http.response.body", "body": body})

@@ -1,17 +1,23 @@
-"""Log lines for programs (`JINA_V4_LOG=json`): each line of ours is one JSON object, and every request has one.
+"""Our log lines: as vLLM's, or for programs (`JINA_V4_LOG=json`) one JSON object each, and one for every request.
 
-Never in it: what was sent to be embedded, where images lie, keys, messages that quote a request.
+It never holds the texts and images of a request, their URLs, keys, or messages that quote a request.
 """
 
 import logging
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from jina_v4_serve.api.record import Record
+from jina_v4_serve.settings import SERVED_TASKS, LogStyle
 
-LOGGER = "jina_v4_serve"  # the parent of all of ours
+LOGGER = "jina_v4_serve"  # the parent of all our loggers
+# As vLLM's lines, so that one rule finds the warnings of both.
+PLAIN = logging.Formatter("(jina-v4-serve) %(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s", "%m-%d %T")
+VLLM_LOG = Path(__file__).with_name("vllm_log.json")  # has vLLM log in JSON
 _requests = logging.getLogger(f"{LOGGER}.request")
 
 
@@ -19,7 +25,7 @@ class JsonFormatter(logging.Formatter):
     """Writes a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write time, level, logger, message, what else was given as `fields`, and a traceback where there is one."""
+        """Write time, level, logger, message, the extra `fields`, and the traceback where there is one."""
         content: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -27,17 +33,20 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        if record.name.partition(".")[0] != LOGGER:  # vLLM's: which server and which of its processes
+            content |= {"tasks": os.environ.get(SERVED_TASKS), "process": record.processName, "pid": record.process}
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(content, default=str).decode()
 
 
-def log_json() -> None:
-    """Have all our loggers write JSON to standard error; a second call changes nothing."""
+def log_lines(style: LogStyle) -> None:
+    """Have all our loggers write to standard error; a second call changes nothing."""
     logger = logging.getLogger(LOGGER)
-    if not any(isinstance(handler.formatter, JsonFormatter) for handler in logger.handlers):
+    formatter = JsonFormatter() if style == "json" else PLAIN
+    if not any(isinstance(handler.formatter, type(formatter)) for handler in logger.handlers):
         handler = logging.StreamHandler()
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(formatter)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False

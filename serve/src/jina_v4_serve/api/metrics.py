@@ -1,7 +1,7 @@
-"""What a server counts and measures beside vLLM: every metric of the routes. docs/monitoring.md lists them all.
+"""The metrics of the routes, beside vLLM's own. docs/monitoring.md lists them all.
 
-Labels have few values, all of them ours: nothing that a caller wrote becomes one. A request is written down once, when
-it is over (`count`). With several API processes (`--api-server-count`) vLLM adds their pages up, gauges as each says.
+Labels have few values, all of them ours: nothing that a caller wrote becomes one. A request is counted once, when it is
+over (`count`). With several API processes (`--api-server-count`) vLLM adds up their pages, gauges as each says.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,18 @@ REQUESTS = Counter(
 REFUSED = Counter(
     "jina_v4_refused_requests", "Requests that were not answered with vectors, by the code in their answer", ["code"]
 )
+KEY_REQUESTS = Counter("jina_v4_key_requests", "Embedding requests by the name of their API key", ["key", "outcome"])
 ITEMS = Counter(
     "jina_v4_items",
-    "Texts and images of the requests that could be read, by what became of them",
+    "Texts, images and pages of the requests that could be read, by what became of them",
     ["task", "kind", "outcome"],
 )
 TOKENS = Counter("jina_v4_tokens", "Tokens of the texts and images that were answered with vectors", ["task", "kind"])
+PREFIXED = Counter(
+    "jina_v4_prefixed_texts",
+    "Texts that were answered with vectors and had begun with the very prefix that is put before them",
+    ["task"],
+)
 REQUEST_BYTES = Counter("jina_v4_request_bytes", "Bytes of request bodies", ["task"])
 RESPONSE_BYTES = Counter("jina_v4_response_bytes", "Bytes of answers, refusals included", ["task"])
 REQUEST_SECONDS = Histogram(
@@ -43,10 +49,10 @@ STAGE_SECONDS = Histogram(
 NON_FINITE = Counter("jina_v4_non_finite_requests", "Requests whose vectors were not finite and were not sent")
 IMAGE_FETCHES = Counter(
     "jina_v4_image_fetches",
-    "Image URLs: ok, or why not: private, redirects, status, timeout, too_large, unreachable",
+    "URLs of images and PDF files: ok, or why not: private, redirects, status, timeout, too_large, unreachable",
     ["outcome"],
 )
-IMAGE_FETCH_BYTES = Counter("jina_v4_image_fetch_bytes", "Bytes of the images that were fetched")
+IMAGE_FETCH_BYTES = Counter("jina_v4_image_fetch_bytes", "Bytes of the files that were fetched")
 IN_FLIGHT_TOKENS = Gauge(
     "jina_v4_in_flight_tokens", "Tokens of accepted requests, as estimated", multiprocess_mode="livesum"
 )
@@ -56,6 +62,16 @@ MAX_IN_FLIGHT_TOKENS = Gauge(
 LAST_VECTORS = Gauge(
     "jina_v4_last_vectors_timestamp_seconds",
     "When the engine last gave vectors, in Unix time",
+    multiprocess_mode="livemax",
+)
+LAST_STEP = Gauge(
+    "jina_v4_last_step_timestamp_seconds",
+    "When the engine last finished a scheduling step, in Unix time",
+    multiprocess_mode="livemax",
+)
+HUNG_AFTER = Gauge(
+    "jina_v4_hung_after_seconds",
+    "An engine with work that finishes no step for so long is hung; 0 where that is not watched",
     multiprocess_mode="livemax",
 )
 STARTED = Gauge(
@@ -82,12 +98,7 @@ CANARY_DISTANCE = Gauge(
 
 
 def prepare(tasks: Iterable[str], revisions: Mapping[str, str]) -> None:
-    """Begin at 0: of a series that begins at 1, Prometheus sees no increase, and no alert its first failure.
-
-    Args:
-        tasks: that are served.
-        revisions: of what is served, by task.
-    """
+    """Begin at 0: of a series that begins at 1, Prometheus sees no increase, and no alert its first failure."""
     STARTED.set_to_current_time()
     LAST_VECTORS.set_to_current_time()
     REFUSED.labels("OVERLOADED")
@@ -96,6 +107,7 @@ def prepare(tasks: Iterable[str], revisions: Mapping[str, str]) -> None:
     for task in tasks:
         SERVED.labels(task, revisions.get(task, "unknown")).set(1)
         REQUEST_SECONDS.labels(task)
+        PREFIXED.labels(task)
         for outcome in OUTCOMES:
             REQUESTS.labels(task, outcome)
         for kind in KINDS:
@@ -109,11 +121,13 @@ def prepare(tasks: Iterable[str], revisions: Mapping[str, str]) -> None:
 
 
 def count(record: Record) -> None:
-    """Write down a request that is over."""
+    """Count a request that is over."""
     task, outcome = record.task, record.outcome
     REQUESTS.labels(task, outcome).inc()
     REQUEST_BYTES.labels(task).inc(record.request_bytes)
     RESPONSE_BYTES.labels(task).inc(record.response_bytes)
+    if record.key is not None:
+        KEY_REQUESTS.labels(record.key, outcome).inc()
     if record.code is not None:
         REFUSED.labels(record.code).inc()
     for kind in KINDS:

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.pooling import Span
 
-IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
 LATE = "input, late-chunked into one text,"
 CHUNK_JOINER = " "  # between the parts of a late-chunked text; the hosted service's is not published
 
@@ -23,7 +22,7 @@ class Prompt:
     """One sequence for the model.
 
     Attributes:
-        token_ids: of the whole sequence; an image stands in it as one token, which vLLM multiplies.
+        token_ids: of the whole sequence; an image is one token in it, which vLLM repeats.
         image: the picture, in an image prompt.
         spans: what dense vectors are means of; None is the published span.
     """
@@ -36,20 +35,21 @@ class Prompt:
 class PromptMaker:
     """Makes prompts with one checkpoint's tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_length: int, image_prompt: str) -> None:
         """Prepare the tokenizer.
 
         Args:
             tokenizer: the checkpoint's; it is copied.
             max_length: the longest sequence that is served, in tokens.
+            image_prompt: of an image, with one token in its place.
         """
         self.max_length = max_length
         self._plain = Tokenizer.from_str(tokenizer.to_str())
         self._plain.no_truncation()
         self._plain.no_padding()
-        self._image_ids: list[int] = self._plain.encode(IMAGE_PROMPT, add_special_tokens=False).ids
+        self._image_ids: list[int] = self._plain.encode(image_prompt, add_special_tokens=False).ids
         self._plain.encode_special_tokens = True
-        # A token stands for no more characters than it has bytes, and its name has a character a byte.
+        # A token covers at most as many characters as it has bytes, and its name has one character for each byte.
         self._max_token_chars = max(map(len, tokenizer.get_vocab()))
 
     def image(self, image: Image.Image) -> Prompt:
@@ -89,7 +89,7 @@ class PromptMaker:
     def chunks(self, texts: Sequence[str], prefix: str) -> Prompt:
         """Make one prompt of texts that are parts of one text, with a span for each.
 
-        The prefix stands once, and counts with the first part: a single part is embedded as the text that it is.
+        The prefix comes once, and counts with the first part: a single part is embedded like any other text.
 
         Raises:
             ApiError: 400 when all of it is over the limit.

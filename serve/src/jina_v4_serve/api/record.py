@@ -1,7 +1,7 @@
-"""What is written down of one request while it is served: for the metrics, for its line in the log, for its trace.
+"""The record of one request while it is served: for the metrics, for its line in the log, for its trace.
 
-The request that is being served is the context's (`current`), so that whoever works on it, in whichever task, can add
-what it knows. Where there is none, as for the canary and the readiness probe, what is added is lost.
+It is in the context (`current`), so that any module that works on the request can add facts. Where there is no request,
+as for the canary and the readiness probe, the facts are lost.
 """
 
 import time
@@ -32,12 +32,14 @@ class Record:
         request_id: as in the answer's header.
         task: that it is for; "none" until that is known.
         status: of its answer; 500 until there is one.
+        key: the name of its API key; None where no key is needed.
         code: of its refusal or failure.
         param: the field at fault, as a path.
         n_items: by kind, once the request was read.
         n_tokens: by kind, once there are vectors.
         request_bytes: of its body, as far as it was read.
         response_bytes: of the answer's body.
+        clipped: images of more than 8 bits a pixel, as paths.
         trace_headers: the W3C trace context that came with it.
         stages_s: where its time went; together nearly all of `duration_s`.
         duration_s: from its head to the answer's.
@@ -46,12 +48,14 @@ class Record:
     request_id: str
     task: str = NO_TASK
     status: int = 500
+    key: str | None = None
     code: str | None = None
     param: str | None = None
     n_items: dict[Kind, int] = field(default_factory=lambda: {"text": 0, "image": 0})
     n_tokens: dict[Kind, int] = field(default_factory=lambda: {"text": 0, "image": 0})
     request_bytes: int = 0
     response_bytes: int = 0
+    clipped: list[str] = field(default_factory=list)
     trace_headers: Mapping[str, str] | None = None
     stages_s: dict[Stage, float] = field(default_factory=dict)
     duration_s: float = 0.0
@@ -99,6 +103,7 @@ class Record:
             "task": self.task,
             "status": self.status,
             "outcome": self.outcome,
+            "key": self.key,
             "code": self.code,
             "param": self.param,
             "n_texts": self.n_items["text"],

@@ -1,28 +1,26 @@
-"""Which task a request is for, where several are served: its `task`, or else the task in its model's name."""
+"""Which task and prompt a request is for: its `task`, or else what its model's name says."""
 
 from collections.abc import Collection
 
 from jina_v4_serve.api.errors import ApiError, invalid, shorten
+from jina_v4_serve.facts import MODEL, PORTS, PROMPT_NAMES, TASK_VALUES, TASKS, model_name
 
-MODEL = "jina-embeddings-v4"
-TASK_VALUES = {
-    "retrieval": ("retrieval", "retrieval.query", "retrieval.passage"),
-    "text-matching": ("text-matching",),
-    "code": ("code", "code.query", "code.passage"),
-}
-_TASKLESS = (MODEL, f"{MODEL}-query", f"{MODEL}-passage")
+NO_PREFIX = "none"  # texts as they are, as sentence-transformers has it without a prompt name
+_ENDINGS = (*PROMPT_NAMES, NO_PREFIX)  # of model names, for programs that can set no other field
+_TASKLESS = (MODEL, *(f"{MODEL}-{ending}" for ending in _ENDINGS))
 
 
-def choose_task(task: str | None, model: str | None, served: Collection[str]) -> str:
+def choose_task(task: str | None, model: str | None, served: Collection[str], field: str = "task") -> str:
     """Tell which of the served tasks a request is for.
 
     Args:
-        task: as the request names it, with or without what follows a dot.
-        model: as the request names it.
+        task: of the request, with or without a prompt name after a dot.
+        model: of the request.
         served: tasks.
+        field: the name under which the task was sent.
 
     Raises:
-        ApiError: 422 when no task is named, or two, or one that is not served; 404 when its model is not served.
+        ApiError: 422 for no task, two tasks, or one that is not served; 404 when its model is not served.
     """
     from_model = None if model is None else task_of_model(model)
     if task is None:
@@ -31,27 +29,37 @@ def choose_task(task: str | None, model: str | None, served: Collection[str]) ->
         raise _no_task(model, from_model, served)
     name = task.partition(".")[0]
     if name not in served:
-        raise invalid("task", f"task={shorten(task)} is not served here; choose {_values(served)}", task)
+        raise invalid(field, f"{field}={shorten(task)} is not served here; choose {_values(served)}", task)
     if from_model not in (None, name):
-        raise invalid("task", f"the request contradicts itself: task={shorten(task)}, model={shorten(str(model))}")
+        raise invalid(field, f"the request contradicts itself: {field}={shorten(task)}, model={shorten(str(model))}")
     return name
 
 
 def task_of_model(name: str) -> str | None:
-    """Tell the task in a model's name, None when there is none in it."""
-    rest = name.rpartition("/")[2]  # as the hub writes it: jinaai/jina-embeddings-v4-code
-    for ending in ("-query", "-passage"):
-        rest = rest.removesuffix(ending)
-    task = rest.removeprefix(f"{MODEL}-")
-    return task if task != rest and task in TASK_VALUES else None
+    """Return the task in a model's name; None where there is none."""
+    model, _ = _split(name)
+    task = model.removeprefix(f"{MODEL}-")
+    return task if task != model and task in TASK_VALUES else None
+
+
+def names_no_task(model: str | None) -> bool:
+    """Tell whether a model's name leaves the task open: it is absent, or the published one, maybe with a prompt."""
+    return model is None or model.rpartition("/")[2] in _TASKLESS
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """Split a model's name, also as the hub writes it (jinaai/jina-embeddings-v4-code-query), off its prompt name."""
+    whole = name.rpartition("/")[2]
+    model, _, ending = whole.rpartition("-")
+    return (model, ending) if ending in _ENDINGS else (whole, None)
 
 
 def _no_task(model: str | None, from_model: str | None, served: Collection[str]) -> ApiError:
-    names = ", ".join(f"{MODEL}-{task}" for task in served)
-    if model is not None and (from_model is not None or model.rpartition("/")[2] not in _TASKLESS):
+    names = ", ".join(model_name(task) for task in served)
+    if from_model is not None or not names_no_task(model):
         return ApiError(
             404,
-            f"there is no model {shorten(model)} here; choose {names}, or {MODEL} and a task",
+            f"there is no model {shorten(str(model))} here; choose {names}, or {MODEL} and a task",
             code="MODEL_NOT_FOUND",
             param="model",
         )
@@ -60,3 +68,59 @@ def _no_task(model: str | None, from_model: str | None, served: Collection[str])
 
 def _values(served: Collection[str]) -> str:
     return ", ".join(value for task in served for value in TASK_VALUES[task])
+
+
+def prompt_of_model(name: str | None, served: str, model_names: Collection[str]) -> str | None:
+    """Return the prompt name at the end of a model's name; None where there is none, and for one of `model_names`.
+
+    Raises:
+        ApiError: 422 for the model of another task, 404 for any other.
+    """
+    if name is None or name in model_names:
+        return None
+    rest, prompt = _split(name)
+    model = model_name(served)
+    if rest in (MODEL, model) or rest in model_names:
+        return prompt
+    for task in TASKS:
+        if rest == model_name(task):
+            raise _elsewhere("model", name, task, served)
+    with_prompts = [f"{model}-{ending}" for ending in _ENDINGS]
+    raise ApiError(
+        404,
+        f"there is no model {shorten(name)} here; this server has {', '.join([MODEL, model, *with_prompts])}",
+        code="MODEL_NOT_FOUND",
+        param="model",
+    )
+
+
+def prompt_of_task(name: str | None, served: str, field: str = "task") -> str | None:
+    """Return the prompt name after the dot of a `task`; None where there is none.
+
+    Args:
+        name: the task, as the request has it.
+        served: the task that the request is for.
+        field: the name under which it was sent.
+
+    Raises:
+        ApiError: 422 for another task, or anything else.
+    """
+    if name is None:
+        return None
+    task, _, prompt = name.partition(".")
+    if name in TASK_VALUES[served]:
+        return prompt or None
+    if task != served and name in TASK_VALUES.get(task, ()):
+        raise _elsewhere(field, name, task, served)
+    raise invalid(
+        field, f"{field}={shorten(name)} is not offered; this server has {', '.join(TASK_VALUES[served])}", name
+    )
+
+
+def _elsewhere(param: str, value: str, task: str, served: str) -> ApiError:
+    return invalid(
+        param,
+        f"{param}={value} is for the {task} server and this is the {served} server: send it to the address that"
+        f" `make serve-{task}` serves (port {PORTS[task]} unless set otherwise), or to the gateway",
+        value,
+    )

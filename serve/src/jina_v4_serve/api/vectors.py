@@ -1,4 +1,4 @@
-"""What the engine gives for one prompt, as arrays."""
+"""What the engine computes for one prompt, as arrays."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-PROJECTOR_DIM = 128
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a prompt comes from.
+
+    Attributes:
+        item: its place in the request, from 0.
+        page: of a PDF file, from 1; None where the item is no PDF file.
+        n_pages: of the whole file.
+    """
+
+    item: int
+    page: int | None = None
+    n_pages: int | None = None
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What one prompt gave.
+    """The vectors of one prompt.
 
     Attributes:
-        dense: shape (n_spans, dimensions); n_spans is 0 when no dense vector was asked for.
-        multivector: shape (n_tokens, 128); n_tokens is 0 when it was not asked for.
+        dense: shape (n_spans, dimensions); n_spans is 0 when no dense vector was requested.
+        multivector: shape (n_tokens, 128); n_tokens is 0 when it was not requested.
         n_tokens: of the prompt.
+        origin: of the prompt; None where no request named it.
     """
 
     dense: Floats
     multivector: Floats
     n_tokens: int
+    origin: Origin | None = None
+
+
+class NonFiniteError(Exception):
+    """The engine computed NaN or infinity; no vector is returned."""

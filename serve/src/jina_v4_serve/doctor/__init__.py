@@ -1,7 +1,7 @@
 """One screen that says what is wrong with this machine, checkpoints or settings, before anything is started.
 
-`software`, `machine`, `checkpoints`, `settings` and `ports` look; `report` says what they found. Nothing is changed, no
-vLLM is imported (that takes 20 s), nothing outside this machine is asked.
+`software`, `machine`, `checkpoints`, `settings` and `ports` check; `report` writes what they found. Nothing is changed,
+no vLLM is imported (that takes 20 s), nothing outside this machine is called.
 """
 
 from jina_v4_serve.doctor.finding import Finding

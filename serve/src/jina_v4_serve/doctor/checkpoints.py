@@ -1,34 +1,28 @@
-"""Checkpoints: whole, with a canary, of one kind; what they will be computed in, and whether memory holds that."""
+"""Checkpoints: whole, with a canary, alike; the dtype that will be computed in, and whether memory holds that."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jina_v4_serve import cpu
 from jina_v4_serve.checkpoint import BASE, CANARY, MANIFEST, STORED_DTYPES, Checkpoint, read_checkpoint, read_json
 from jina_v4_serve.doctor.finding import Finding, gib
-from jina_v4_serve.doctor.machine import Gpu, available_bytes
+from jina_v4_serve.doctor.machine import OLDEST_BFLOAT16, available_bytes
 from jina_v4_serve.errors import CheckpointError, OptionError
-from jina_v4_serve.fleet import memory_share
-from jina_v4_serve.launcher import PORTS, Settings, adapters_of, find_vllm, served_dtype
-from jina_v4_serve.room import GPU_ROOM_BYTES, needed_bytes
-
-_ALONE = 0.92  # of a GPU's whole memory: vLLM's own default for one server
+from jina_v4_serve.exported import read_adapters
+from jina_v4_serve.facts import TASKS, model_name
+from jina_v4_serve.launch import cpu
+from jina_v4_serve.launch.gpu import Gpu
+from jina_v4_serve.launch.sizing import held_bytes, needed_bytes, offered_bytes, served_dtype, step_of
+from jina_v4_serve.vllm_side.versions import find_vllm
 
 
 def check_checkpoints(folders: Sequence[Path], dtype: str, gpus: Sequence[Gpu]) -> Iterator[Finding]:
-    """Look at checkpoints that are to be served on this machine together.
-
-    Args:
-        folders: one a task.
-        dtype: as --dtype.
-        gpus: that the driver shows; the first is the one that is used.
-    """
+    """Look at the checkpoints (one folder a task) of all servers of this machine; the first GPU is used."""
     found: list[Checkpoint] = []
     for folder in folders:
         try:
             checkpoint = read_checkpoint(folder, task_of(folder))
-            adapters = adapters_of(checkpoint)
+            adapters = read_adapters(checkpoint)
         except CheckpointError as error:
             yield Finding("FAIL", "checkpoint", str(error), "jina-v4-merge verify says more; docs/merge.md")
             continue
@@ -47,14 +41,14 @@ def check_checkpoints(folders: Sequence[Path], dtype: str, gpus: Sequence[Gpu]) 
         yield check_alike(found)
     try:
         on_cpu = find_vllm()
-    except OptionError:  # told by `check_vllm`
+    except OptionError:  # `check_vllm` reports it
         return
     yield check_dtype(found, dtype, on_cpu, gpus)
     yield check_cpu_memory(found, dtype) if on_cpu else check_gpu_memory(found, dtype, gpus)
 
 
 def task_of(folder: Path) -> str:
-    """Return the task that a folder's manifest names; an empty text where it names none."""
+    """Return the task in a folder's manifest; an empty text where there is none."""
     try:
         return str(read_json(folder / MANIFEST).get("task", ""))
     except CheckpointError:
@@ -75,7 +69,7 @@ def folders_in(parent: Path) -> list[Path]:
     """Return the folders in which `all` looks for the tasks' checkpoints, or with --one-base for the base."""
     if (parent / BASE / MANIFEST).is_file():
         return [parent / BASE]
-    return [parent / f"jina-embeddings-v4-{task}" for task in PORTS]
+    return [parent / model_name(task) for task in TASKS]
 
 
 def check_canary(task: str, folder: Path) -> Finding:
@@ -105,62 +99,59 @@ def check_alike(checkpoints: Sequence[Checkpoint]) -> Finding:
     return Finding("ok", "tasks", f"{', '.join(checkpoint.task for checkpoint in checkpoints)}: folded alike")
 
 
-def _dtype(checkpoints: Sequence[Checkpoint], dtype: str, on_cpu: bool) -> str:
-    first = checkpoints[0]
-    return served_dtype(Settings(first.task, first.folder, dtype=dtype, n_servers=len(checkpoints)), first, on_cpu)
-
-
 def check_dtype(checkpoints: Sequence[Checkpoint], dtype: str, on_cpu: bool, gpus: Sequence[Gpu]) -> Finding:
-    """Say what will be computed in, and why."""
+    """Say which dtype will be computed in, and why."""
     if dtype not in ("auto", *STORED_DTYPES):
         return Finding("FAIL", "dtype", f"--dtype {dtype} is not offered", f"choose auto, {', '.join(STORED_DTYPES)}")
-    chosen, stored = _dtype(checkpoints, dtype, on_cpu), checkpoints[0].dtype
+    chosen, stored = served_dtype(dtype, len(checkpoints), checkpoints[0], on_cpu), checkpoints[0].dtype
     if dtype != "auto":
         found = f"{chosen}, as you say"
     elif chosen != stored:
         found = f"{chosen}: this processor is faster in it than in the checkpoint's {stored}, and memory has room"
     else:
         found = f"{chosen}, the checkpoint's"
-    too_old = [gpu for gpu in gpus if gpu.compute_capability < 8]
+    too_old = [gpu for gpu in gpus if (gpu.compute_capability or OLDEST_BFLOAT16) < OLDEST_BFLOAT16]
     if not on_cpu and chosen == "bfloat16" and too_old:
         return Finding("FAIL", "dtype", f"{found}; {too_old[0].name} has no bfloat16", "--dtype float16")
     return Finding("ok", "dtype", found)
 
 
 def check_cpu_memory(checkpoints: Sequence[Checkpoint], dtype: str) -> Finding:
-    """Compare what the servers will take with the memory that there is."""
-    chosen = _dtype(checkpoints, dtype, on_cpu=True)
-    needed = sum(needed_bytes(each, adapters_of(each).values(), chosen, on_cpu=True) for each in checkpoints)
+    """Compare what the servers need with this machine's memory."""
+    chosen = served_dtype(dtype, len(checkpoints), checkpoints[0], on_cpu=True)
+    needed = sum(needed_bytes(each, read_adapters(each).values(), chosen) for each in checkpoints)
     whole, available = cpu.memory_bytes(), available_bytes()
-    found = f"{gib(needed)} for {_servers(checkpoints)} in {chosen}, of {gib(whole)}"
+    servers = "one server" if len(checkpoints) == 1 else f"{len(checkpoints)} servers"
+    found = f"{gib(needed)} for {servers} in {chosen}, of {gib(whole)}"
     if needed > whole:
         advice = "serve fewer tasks here, or take --dtype bfloat16, or a larger machine: docs/operations.md#sizing"
         return Finding("FAIL", "need", found, advice)
     if needed > available:
-        advice = "end what has the rest, unless that is these servers, running already"
+        advice = "end the programs that use the rest, unless they are these servers, running already"
         return Finding("warn", "need", f"{found}; {gib(available)} are available now", advice)
     return Finding("ok", "need", found)
 
 
 def check_gpu_memory(checkpoints: Sequence[Checkpoint], dtype: str, gpus: Sequence[Gpu]) -> Finding:
-    """Compare what each server will take with its share of the GPU."""
+    """Compare what the servers need with the memory of the GPU."""
     if not gpus:
         return Finding("FAIL", "need", "there is no GPU to hold the weights", "see the lines on vLLM and GPU")
-    gpu, n_servers = gpus[0], len(checkpoints)
-    chosen = _dtype(checkpoints, dtype, on_cpu=False)
-    needed = max(needed_bytes(each, adapters_of(each).values(), chosen, on_cpu=False) for each in checkpoints)
-    held = needed - GPU_ROOM_BYTES
-    share = _ALONE * gpu.total_bytes
-    if n_servers > 1:
-        share = memory_share(gpu.free_bytes, gpu.total_bytes, n_servers) * gpu.total_bytes
-    found = f"{gib(held)} at least and some {gib(GPU_ROOM_BYTES)} to work, each, in {chosen}; its share: {gib(share)}"
-    advice = "fewer tasks a GPU, a larger one, or docs/operations.md#sizing"
-    if held > share or (n_servers == 1 and share > gpu.free_bytes):
-        return Finding("FAIL", "need", f"{found}, {gib(gpu.free_bytes)} free", advice)
-    if needed > share:
+    chosen = served_dtype(dtype, len(checkpoints), checkpoints[0], on_cpu=False)
+    step, offered = step_of(gpus[0]), offered_bytes(gpus[0])
+    sums = [
+        function(each, read_adapters(each).values(), chosen, step)
+        for function in (held_bytes, needed_bytes)
+        for each in checkpoints
+    ]
+    held, needed = sum(sums[: len(checkpoints)]), sum(sums[len(checkpoints) :])
+    servers = "one server" if len(checkpoints) == 1 else f"{len(checkpoints)} servers"
+    found = f"{gib(needed)} for {servers} in {chosen}, {gib(needed - held)} of it to work"
+    advice = "fewer tasks a GPU, or --one-base, or a larger one: docs/operations.md#sizing"
+    if offered is None:
+        return Finding("warn", "need", f"{found}; nothing tells how much memory the GPU has", "see that it has so much")
+    found = f"{found}; usable: {gib(offered)}"
+    if held > offered:
+        return Finding("FAIL", "need", found, advice)
+    if needed > offered:
         return Finding("warn", "need", found, advice)
     return Finding("ok", "need", found)
-
-
-def _servers(checkpoints: Sequence[Checkpoint]) -> str:
-    return "one server" if len(checkpoints) == 1 else f"{len(checkpoints)} servers"

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ class Finding:
     """One line of the screen.
 
     Attributes:
-        verdict: FAIL is what keeps a server from starting, or would make it wrong or unsafe.
-        subject: what was looked at.
-        found: there.
+        verdict: FAIL where a server would not start, or would be wrong or unsafe.
+        subject: of the check.
+        found: the facts.
         advice: what to do; empty where all is well.
     """
 
@@ -31,7 +31,7 @@ def gib(n_bytes: float) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Read a file of the kernel's; empty where there is none."""
+    """Read a file of the kernel; empty where there is none."""
     try:
         return path.read_text()
     except OSError:

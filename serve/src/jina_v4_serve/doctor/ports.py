@@ -1,41 +1,39 @@
-"""The ports: free, or who answers there, and what with."""
+"""The ports: free, or which program answers there."""
 
+import contextlib
 import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
+from urllib.parse import urlsplit
 
-from jina_v4_serve.api.settings import read_key
+from jina_v4_serve.api.keys import Keys
 from jina_v4_serve.doctor.finding import Finding, Verdict
 from jina_v4_serve.errors import OptionError, PortError
-from jina_v4_serve.launcher import check_port
-from jina_v4_serve.supervisor import server_url
+from jina_v4_serve.launch.checks import check_port
+from jina_v4_serve.launch.supervisor import server_url
+from jina_v4_serve.settings import read_settings
 
 TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a GET; status 0 where nothing came, late where that was for lack of time."""
+    """The answer to a GET; status 0 where there was none, `late` where the time was up."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    status: int = 0
+    headers: Message = field(default_factory=Message)
+    body: bytes = b""
     late: bool = False
 
 
 def check_ports(host: str, port: int, more_ports: Sequence[int], digests: Mapping[str, str]) -> Iterator[Finding]:
     """Look at ports, all at one time.
 
-    Args:
-        host: to listen on.
-        port: that must be free.
-        more_ports: of 127.0.0.1, of the servers of `all`, which takes others where these are not free.
-        digests: of the checkpoints that are to be served, by task.
+    `port` of the host must be free. `more_ports` of 127.0.0.1 are for the servers of `all`, which uses others where
+    these are not free. `digests` are of the checkpoints to serve, by task.
     """
     with ThreadPoolExecutor(1 + len(more_ports)) as pool:
         first = pool.submit(check_one_port, host, port, False, digests)
@@ -44,17 +42,10 @@ def check_ports(host: str, port: int, more_ports: Sequence[int], digests: Mappin
 
 
 def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, str]) -> Finding:
-    """See whether a port is free, or what answers there.
-
-    Args:
-        host: to listen on.
-        port: of a server or gateway.
-        movable: whether another port is taken where this one is not free.
-        digests: of the checkpoints that are to be served, by task.
-    """
+    """See whether a port is free, or what answers there; one that is `movable` need not be free."""
     subject = f"port {port}"
     taken: Verdict = "warn" if movable else "FAIL"
-    advice_taken = "`all` takes another one" if movable else "end it, or choose another port: --port"
+    advice_taken = "`all` uses another one" if movable else "end it, or choose another port: --port"
     try:
         check_port(host, port)
     except PortError as error:
@@ -62,7 +53,7 @@ def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, st
     else:
         return Finding("ok", subject, "free")
     url = server_url(host, port)
-    models = _get(f"{url}/v1/models")
+    models = _get(url, "/v1/models")
     kind = models.headers.get("server", "")
     ours = "x-jina-v4-task" in models.headers or kind == "jina-v4-gateway"
     if models.late:
@@ -78,15 +69,15 @@ def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, st
 
 def _check_ours(subject: str, url: str, models: Answer, digests: Mapping[str, str]) -> Finding:
     if models.status == 401:
-        advice = "set its key in JINA_V4_API_KEY_FILE to be told more"
+        advice = "set its key in JINA_V4_API_KEY_FILE to learn more"
         return Finding("warn", subject, "a server of ours runs there, with another key", advice)
     tasks = [task for task in models.headers.get("x-jina-v4-task", "").split(", ") if task]
     revisions = models.headers.get("x-jina-v4-revision", "").split(", ")
     served = ", ".join(f"{task} {revision}" for task, revision in zip(tasks, revisions, strict=False))
-    ready = _get(f"{url}/ready")
+    ready = _get(url, "/ready")
     if ready.status == 404:
         # vLLM goes on without a plugin that it could not load, and answers by itself: no prompts, no checks.
-        advice = "its log says why (Failed to load plugin); stop it, install anew, start it again"
+        advice = "its log says why (Failed to load plugin); stop it, install again, start it again"
         return Finding("FAIL", subject, f"{served}: our routes are not loaded, vLLM's own answer", advice)
     for task, revision in zip(tasks, revisions, strict=False):
         if task in digests and not revision.startswith(digests[task][:16]):
@@ -110,25 +101,19 @@ def _reason(body: bytes) -> str:
     return ""
 
 
-def _get(url: str) -> Answer:
-    request = urllib.request.Request(url)  # noqa: S310 - an address of this machine
+def _get(url: str, path: str) -> Answer:
+    headers = {}
+    with contextlib.suppress(OptionError):
+        if key := Keys(read_settings()).first:
+            headers["Authorization"] = f"Bearer {key}"
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
     try:
-        key = read_key()
-    except OptionError:
-        key = None
-    if key is not None:
-        request.add_header("Authorization", f"Bearer {key}")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy there is: it is this machine
-    try:
-        with opener.open(request, timeout=TIMEOUT_S) as response:
-            return Answer(response.status, _lower(response.headers), response.read(65536))
-    except urllib.error.HTTPError as error:
-        return Answer(error.code, _lower(error.headers), error.read(65536))
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read(65536))
     except TimeoutError:
-        return Answer(0, {}, b"", late=True)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return Answer(0, {}, b"", late=isinstance(getattr(error, "reason", None), TimeoutError))
-
-
-def _lower(headers: Message) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
+        return Answer(late=True)
+    except (OSError, ValueError, http.client.HTTPException):
+        return Answer()
+    finally:
+        connection.close()

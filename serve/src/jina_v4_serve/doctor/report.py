@@ -1,4 +1,4 @@
-"""All checks, and the screen or JSON that tells of them."""
+"""All checks, and their report as text or JSON."""
 
 import json
 import textwrap
@@ -10,11 +10,13 @@ import typer
 
 from jina_v4_serve.doctor.checkpoints import check_checkpoints, folders_in, task_of, whole_digests
 from jina_v4_serve.doctor.finding import Finding, Verdict
-from jina_v4_serve.doctor.machine import check_machine, read_gpus
+from jina_v4_serve.doctor.machine import check_machine
 from jina_v4_serve.doctor.ports import check_ports
 from jina_v4_serve.doctor.settings import check_settings
 from jina_v4_serve.doctor.software import check_software
-from jina_v4_serve.launcher import PORTS
+from jina_v4_serve.errors import OptionError
+from jina_v4_serve.facts import GATEWAY_PORT, PORTS
+from jina_v4_serve.launch.gpu import Gpu, known_gpu, read_gpus
 
 COLOURS: dict[Verdict, str] = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 NARROWEST, WIDEST = 80, 120
@@ -27,56 +29,50 @@ def examine(
     """Run all checks.
 
     Args:
-        checkpoints: folder of all tasks' checkpoints, which are to be served together; None for no such folder.
-        checkpoint: folder of one; without either the machine alone is looked at.
-        host: that is to be listened on.
+        checkpoints: folder of the checkpoints of all tasks, to be served together.
+        checkpoint: folder of one checkpoint; without either the machine alone is checked.
+        host: to listen on.
         port: of the gateway, with `checkpoint` of the server; None for the usual one.
         dtype: as --dtype.
     """
     folders = folders_in(checkpoints) if checkpoints else [checkpoint] if checkpoint else []
-    gpus = read_gpus()
-    known = [] if isinstance(gpus, str) else gpus
+    gpus: list[Gpu] = []
+    failure = ""
+    try:
+        gpus = read_gpus()
+    except OptionError as error:
+        failure = str(error)
+    used = known_gpu() if gpus else None
     digests = whole_digests(folders)
-    usual_port = PORTS.get(task_of(checkpoint), 8000) if checkpoint else 8000
+    usual_port = PORTS.get(task_of(checkpoint), GATEWAY_PORT) if checkpoint else GATEWAY_PORT
     return [
-        *check_software(len(known)),
-        *check_machine(gpus),
-        *check_checkpoints(folders, dtype, known),
+        *check_software(len(gpus)),
+        *check_machine(gpus, failure),
+        *check_checkpoints(folders, dtype, [used] if used else gpus),
         *check_settings(host),
         *check_ports(host, port or usual_port, () if checkpoint else tuple(PORTS.values()), digests),
     ]
 
 
 def as_text(findings: Sequence[Finding], width: int) -> str:
-    """Write findings for a screen: a line each, what to do below it.
-
-    Args:
-        findings: in the order of the checks.
-        width: of the screen, in columns.
-    """
-    width = min(max(width, NARROWEST), WIDEST)
+    """Write findings for a screen of so many columns: a line each, with the advice below it."""
     indent = " " * (5 + _SUBJECT)
+    wrapper = textwrap.TextWrapper(min(max(width, NARROWEST), WIDEST), break_on_hyphens=False)
     lines = []
     for finding in findings:
-        wrapped = textwrap.wrap(
-            f"{finding.verdict:4} {finding.subject:{_SUBJECT - 1}} {finding.found}",
-            width,
-            subsequent_indent=indent,
-            break_on_hyphens=False,
-        )
+        wrapper.initial_indent, wrapper.subsequent_indent = "", indent
+        wrapped = wrapper.fill(f"{finding.verdict:4} {finding.subject:{_SUBJECT - 1}} {finding.found}")
         coloured = typer.style(finding.verdict, fg=COLOURS[finding.verdict], bold=finding.verdict == "FAIL")
-        lines.append("\n".join(wrapped).replace(finding.verdict, coloured, 1))
-        if finding.advice:
-            first, later = f"{indent}> ", f"{indent}  "
-            lines += textwrap.wrap(
-                finding.advice, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
-            )
+        lines.append(wrapped.replace(finding.verdict, coloured, 1))
+        wrapper.initial_indent, wrapper.subsequent_indent = f"{indent}> ", f"{indent}  "
+        lines += wrapper.wrap(finding.advice)
     counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in COLOURS}
     lines.append("")
     if counts["FAIL"]:
         lines.append(f"{counts['FAIL']} of {len(findings)} checks FAIL, {counts['warn']} warn")
     else:
         lines.append(f"nothing fails; {counts['warn']} of {len(findings)} checks warn")
+        lines.append("what to type into Open WebUI, Dify, RAGFlow and others: docs/other-clients.md, Programs")
     return "\n".join(lines)
 
 

@@ -1,34 +1,30 @@
-"""The environment: our settings, the key, and variables of vLLM's and of proxies that do harm."""
+"""The environment: our settings, the keys, and harmful variables of vLLM and of proxies."""
 
 import difflib
 import os
+import socket
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jina_v4_serve.api.settings import KEY, KEY_FILE, read_key, read_settings
+from jina_v4_serve.api.keys import Keys
 from jina_v4_serve.doctor.finding import Finding
 from jina_v4_serve.errors import OptionError
-
-PREFIX = "JINA_V4_"
-KNOWN = frozenset(
-    PREFIX + name
-    for name in (
-        "API_KEY",
-        "API_KEY_FILE",
-        "BODY_TIMEOUT_S",
-        "FETCH_TIMEOUT_S",
-        "IMAGE_HOSTS",
-        "LOG",
-        "MAX_BODY_BYTES",
-        "MAX_IMAGE_BYTES",
-        "MAX_IMAGE_PIXELS",
-        "MAX_ITEMS",
-        "MAX_TOKENS_IN_FLIGHT",
-        "SERVED_REVISIONS",
-        "SERVED_TASKS",
-    )
+from jina_v4_serve.heartbeat import HEARTBEAT
+from jina_v4_serve.phases import STARTED
+from jina_v4_serve.settings import (
+    PREFIX,
+    SERVED_REVISIONS,
+    SERVED_TASKS,
+    VARIABLES,
+    Settings,
+    read_settings,
+    variable_of,
 )
+
+KEY, KEY_FILE, IMAGE_HOSTS = (variable_of(name) for name in ("api_key", "api_key_file", "image_hosts"))
+KNOWN = frozenset((*VARIABLES, SERVED_TASKS, SERVED_REVISIONS, HEARTBEAT, STARTED))
 MIN_KEY_LENGTH = 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What each of vLLM's variables does when it is on, and how bad that is.
@@ -49,96 +45,98 @@ _OFF = ("", "0", "false", "False")
 
 
 def check_settings(host: str) -> Iterator[Finding]:
-    """Look at the environment.
-
-    Args:
-        host: that is to be listened on.
-    """
+    """Look at the environment of a server that will listen on a host."""
     yield from check_names()
-    yield check_values()
-    yield from check_key(host)
+    try:
+        settings = read_settings()
+        keys = Keys(settings)
+    except OptionError as error:
+        yield Finding("FAIL", "settings", str(error), "correct it or unset it: a server would not start")
+    else:
+        tokens = settings.max_tokens_in_flight or "10 s of"
+        found = f"{settings.max_items} items, {settings.max_body_bytes} bytes a request; {tokens} tokens in flight"
+        yield Finding("ok", "settings", found)
+        yield from check_keys(keys, settings, host)
+        yield from check_image_hosts(settings)
     yield from check_vllm_variables()
     yield check_proxies()
 
 
 def check_names() -> Iterator[Finding]:
-    """Find variables that look like ours and are none: nobody would read them."""
-    named = sorted(name for name in os.environ if name.startswith(PREFIX))
-    for name in named:
+    """Find variables with our prefix that are no settings: nobody would read them."""
+    names = sorted(name for name in os.environ if name.startswith(PREFIX))
+    for name in names:
         if name not in KNOWN:
             near = difflib.get_close_matches(name, KNOWN, 1)
             advice = f"perhaps {near[0]} is meant" if near else "docs/serve.md has the list"
             yield Finding("FAIL", "variables", f"{name} is no setting: nobody reads it", advice)
-    if all(name in KNOWN for name in named):
-        yield Finding("ok", "variables", f"of ours set: {', '.join(named) or 'none'}")
+    if KNOWN.issuperset(names):
+        yield Finding("ok", "variables", f"of ours set: {', '.join(names) or 'none'}")
 
 
-def check_values() -> Finding:
-    """Read the settings as a server does."""
-    try:
-        settings = read_settings("retrieval")
-    except OptionError as error:
-        return Finding("FAIL", "settings", str(error), "mend it or unset it: a server would not start")
-    tokens = settings.max_tokens_in_flight or "32 steps of"
-    found = f"{settings.max_items} items, {settings.max_body_bytes} bytes a request; {tokens} tokens in flight"
-    return Finding("ok", "settings", found)
-
-
-def check_key(host: str) -> Iterator[Finding]:
-    """See who may call a server, and who may read the key.
-
-    Args:
-        host: that is to be listened on.
-    """
-    try:
-        key = read_key()
-    except OptionError:  # told by `check_values`
-        return
-    if key is None:
+def check_keys(keys: Keys, settings: Settings, host: str) -> Iterator[Finding]:
+    """See who may call a server that listens on a host, and who may read the keys."""
+    if keys.open:
         if host in LOOPBACK:
             yield Finding("ok", "key", f"none: every program of this machine may call ({host})")
         else:
             advice = f"write one into a file of mode 600 and name it in {KEY_FILE}"
             yield Finding("warn", "key", f"none: whoever reaches {host} may call", advice)
         return
-    if len(key) < MIN_KEY_LENGTH:
-        yield Finding("warn", "key", f"of {len(key)} characters: it can be guessed", "openssl rand -hex 32")
+    if short := [name for name, key in keys.all.items() if len(key) < MIN_KEY_LENGTH]:
+        found = f"{', '.join(short)}: under {MIN_KEY_LENGTH} characters can be guessed"
+        yield Finding("warn", "key", found, "openssl rand -hex 32")
         return
-    if not (path := os.environ.get(KEY_FILE)):
+    if not settings.api_key_file:
         yield Finding("ok", "key", f"from {KEY}: others of this user see it in /proc; a file is better")
         return
-    if os.environ.get(KEY):
+    if settings.api_key:
         advice = f"unset {KEY}: the file's is what counts"
         yield Finding("warn", "key", f"both {KEY} and {KEY_FILE} are set", advice)
-    mode = stat.S_IMODE(Path(path).stat().st_mode)
+    path = Path(settings.api_key_file)
+    mode = stat.S_IMODE(path.stat().st_mode)
     if mode & stat.S_IROTH:
         yield Finding("warn", "key", f"{path} has mode {mode:o}: every user may read it", f"chmod 600 {path}")
     else:
-        yield Finding("ok", "key", f"from {path}, mode {mode:o}")
+        yield Finding("ok", "key", f"{len(keys.all)} from {path}, mode {mode:o}")
 
 
-def check_vllm_variables() -> Iterator[Finding]:
-    """Find variables by which vLLM would do what this deployment does not want."""
-    n_found = 0
-    for name, effect in HARMFUL.items():
-        if os.environ.get(name, "") not in _OFF:
-            n_found += 1
-            yield Finding("FAIL", "vLLM's", f"{name}={os.environ[name]}: {effect}", f"unset {name}")
-    for name, effect in NOTEWORTHY.items():
-        if os.environ.get(name, "") not in _OFF:
-            n_found += 1
-            yield Finding("warn", "vLLM's", f"{name} is set: {effect}", "unset it unless you mean it")
-    others = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", "jina_v4")]
-    if others:
-        n_found += 1
+def check_image_hosts(settings: Settings) -> Iterator[Finding]:
+    """Look up the hosts that image URLs may lead to though they are not public."""
+
+    def look_up(host: str) -> Finding:
+        try:
+            addresses = sorted({str(entry[4][0]) for entry in socket.getaddrinfo(host, None)})
+        except (OSError, UnicodeError) as error:
+            advice = f"name it as this machine's resolver knows it, or take it out of {IMAGE_HOSTS}"
+            return Finding("warn", "image hosts", f"{host} has no address here: {error}", advice)
+        return Finding("ok", "image hosts", f"{host}: {', '.join(addresses)}")
+
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(look_up, sorted(settings.image_hosts))
+
+
+def check_vllm_variables() -> list[Finding]:
+    """Find variables that have vLLM do what this deployment excludes."""
+    values = {name: value for name, value in os.environ.items() if value not in _OFF}
+    findings = [
+        Finding("FAIL", "vLLM's", f"{name}={values[name]}: {effect}", f"unset {name}")
+        for name, effect in HARMFUL.items()
+        if name in values
+    ]
+    findings += [
+        Finding("warn", "vLLM's", f"{name} is set: {effect}", "unset it unless you mean it")
+        for name, effect in NOTEWORTHY.items()
+        if name in values
+    ]
+    if others := [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", "jina_v4")]:
         found = f"VLLM_PLUGINS: {', '.join(others)} will be loaded beside ours"
-        yield Finding("warn", "vLLM's", found, "unset it unless you trust these with every request")
-    if not n_found:
-        yield Finding("ok", "vLLM's", "no variable of vLLM's that does harm")
+        findings.append(Finding("warn", "vLLM's", found, "unset it unless you trust these with every request"))
+    return findings or [Finding("ok", "vLLM's", "no harmful variable of vLLM's is set")]
 
 
 def check_proxies() -> Finding:
-    """See whether programs of this machine would send a request for this machine to a proxy."""
+    """See whether programs of this machine would send requests for 127.0.0.1 to a proxy."""
     proxies = [name for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY") if os.environ.get(name)]
     if not proxies:
         return Finding("ok", "proxies", "none for http")

@@ -1,5 +1,6 @@
 """Python, vLLM, its plugins, the compiler: what is installed, and whether it goes together."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ from importlib import metadata, util
 
 from jina_v4_serve.doctor.finding import Finding
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.launcher import find_vllm
+from jina_v4_serve.vllm_side.versions import find_vllm
 
 PYTHONS = ((3, 11), (3, 13))
 DISTRIBUTION = "jina-v4-serve"
@@ -18,11 +19,7 @@ PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
 def check_software(n_gpus: int) -> Iterator[Finding]:
-    """Look at what is installed.
-
-    Args:
-        n_gpus: that the driver shows.
-    """
+    """Look at what is installed."""
     yield check_python(sys.version_info[:3])
     yield check_vllm(n_gpus)
     yield check_torchvision()
@@ -32,7 +29,7 @@ def check_software(n_gpus: int) -> Iterator[Finding]:
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
-    """Compare Python's version with what we are tested on."""
+    """Compare Python's version with the tested ones."""
     found = ".".join(map(str, version))
     lowest, highest = (".".join(map(str, each)) for each in PYTHONS)
     if PYTHONS[0] <= version[:2] <= PYTHONS[1]:
@@ -41,7 +38,7 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 
 def pinned_vllm() -> str:
-    """Return the version of vLLM that our own metadata ask for."""
+    """Return the version of vLLM that our own metadata pin."""
     for requirement in metadata.requires(DISTRIBUTION) or ():
         if match := re.match(r"vllm\s*==\s*([\w.]+)", requirement):
             return match[1]
@@ -49,11 +46,7 @@ def pinned_vllm() -> str:
 
 
 def check_vllm(n_gpus: int) -> Finding:
-    """Compare vLLM's build and version with the hardware and the pin.
-
-    Args:
-        n_gpus: that the driver shows.
-    """
+    """Compare vLLM's build and version with the hardware and the pin."""
     try:
         on_cpu = find_vllm()
     except OptionError as error:
@@ -89,13 +82,10 @@ def check_torchvision() -> Finding:
 
 
 def check_plugin(group: str) -> Finding:
-    """See that vLLM will find our plugin in a group of entry points, once.
+    """See that vLLM will find our plugin in one of `PLUGIN_GROUPS`, once.
 
     Without the first vLLM does not know the model class; without the second it answers `/v1/embeddings` by itself,
     without prompts.
-
-    Args:
-        group: of `PLUGIN_GROUPS`.
     """
     subject = group.replace("vllm.", "").replace("_", " ").removesuffix("s")
     found = [entry for entry in metadata.entry_points(group=group) if entry.name == PLUGIN]
@@ -104,29 +94,21 @@ def check_plugin(group: str) -> Finding:
         return Finding("FAIL", subject, f"{PLUGIN} is not among the entry points: vLLM will not find it", again)
     if len(found) > 1:
         owners = ", ".join(sorted(entry.dist.name if entry.dist else "?" for entry in found))
-        return Finding("FAIL", subject, f"{PLUGIN} stands there {len(found)} times (of {owners})", again)
+        return Finding("FAIL", subject, f"{PLUGIN} is registered {len(found)} times (by {owners})", again)
     module = found[0].value.partition(":")[0]
-    try:
-        there = util.find_spec(module) is not None
-    except ImportError:
-        there = False
-    if not there:
-        return Finding("FAIL", subject, f"{found[0].value} is not to be found", again)
-    return Finding("ok", subject, f"{found[0].value}, once")
+    with contextlib.suppress(ImportError):
+        if util.find_spec(module) is not None:
+            return Finding("ok", subject, f"{found[0].value}, once")
+    return Finding("FAIL", subject, f"{found[0].value} is not installed", again)
 
 
 def check_compiler(n_gpus: int) -> Finding:
-    """See whether kernels can be compiled when a server starts.
-
-    Args:
-        n_gpus: that the driver shows.
-    """
-    wanted = os.environ.get("CXX") or "g++"
-    path = shutil.which(wanted)
-    if path:
+    """See whether kernels can be compiled when a server starts."""
+    compiler = os.environ.get("CXX") or "g++"
+    if path := shutil.which(compiler):
         return Finding("ok", "compiler", path)
     why = "vLLM compiles kernels at the start" if n_gpus else "needed for `-- --no-enforce-eager` only"
-    return Finding("warn", "compiler", f"no {wanted}: {why}", "install g++, or set CXX")
+    return Finding("warn", "compiler", f"no {compiler}: {why}", "install g++, or set CXX")
 
 
 def _version(name: str) -> str:

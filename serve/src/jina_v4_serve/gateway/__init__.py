@@ -1,7 +1,7 @@
-"""The gateway: one address for all tasks. It routes by task or model name and streams bytes; the rest is the servers'.
+"""The gateway: one address for all tasks. It routes by task or model name and streams bytes; the servers do the rest.
 
-`routing` tells which task a body is for, `servers` knows which server is ready, `metrics` merges what they count,
-`app` answers requests, `run` starts and stops it.
+`routing` finds the task of a body, `servers` knows which server is ready, `forward` sends a request there, `pages` and
+`metrics` merge the servers' pages, `app` answers requests, `run` starts, stops, and follows the file of servers.
 """
 
 from jina_v4_serve.gateway.run import GatewaySettings, parse_servers, run_gateway

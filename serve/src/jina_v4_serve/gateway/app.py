@@ -1,49 +1,31 @@
-"""The gateway's routes. A request's body is read whole, as its task may stand at its end; an answer is streamed."""
+"""The gateway's routes. A request's body is read whole, as its task may be at its end; an answer is streamed."""
 
-import asyncio
-import io
 import json
 import logging
-import re
-import uuid
-from collections.abc import Awaitable, Callable, Iterable
-from http import HTTPStatus
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
-from aiohttp import web
-from multidict import CIMultiDict, CIMultiDictProxy
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from jina_v4_serve import __version__
+from jina_v4_serve.api.door import EMBEDDING_ROUTES, Door, as_api_error, not_http, request_id
 from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.forms.errors import error_body
 from jina_v4_serve.api.log import log_request
 from jina_v4_serve.api.record import CLOSED_REQUEST, Record, current, recording
-from jina_v4_serve.api.settings import LogStyle
-from jina_v4_serve.gateway.door import EMBEDDINGS, admit
+from jina_v4_serve.gateway.forward import end_to_end, for_server, forward, unavailable
 from jina_v4_serve.gateway.metrics import GatewayMetrics, merge
-from jina_v4_serve.gateway.models import merge_models
+from jina_v4_serve.gateway.pages import good, merge_models, ready_page
 from jina_v4_serve.gateway.routing import find_task
 from jina_v4_serve.gateway.servers import Page, Servers
+from jina_v4_serve.settings import LogStyle
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 5
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# RFC 9110, 7.6.1, and what HTTP libraries add to it; these are between neighbours, and we are one of them.
-_HOP_BY_HOP = (
-    "Connection",
-    "Keep-Alive",
-    "Proxy-Authenticate",
-    "Proxy-Authorization",
-    "Proxy-Connection",
-    "TE",
-    "Trailer",
-    "Transfer-Encoding",
-    "Upgrade",
-)
 _SMALL_BYTES = 2**18  # an answer up to this size goes out in one piece
-_LARGE_BYTES = 2**20  # aiohttp wants a body over this size as a file, to send it piece by piece
 
-Handler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Gateway:
@@ -53,115 +35,80 @@ class Gateway:
         self,
         servers: Servers,
         metrics: GatewayMetrics,
-        key: str | None,
-        max_body_bytes: int,
-        body_timeout_s: float,
+        door: Door,
         log: LogStyle = "plain",
+        default_task: str | None = None,
     ) -> None:
         self.servers = servers
+        self._default_task = default_task
         self.metrics = metrics
         metrics.prepare(servers.urls)
         self.in_flight = 0
         self.draining = False
-        self._key = key
+        self._door = door
         self._logs_requests = log == "json"
-        self._max_body_bytes = max_body_bytes
-        self._body_timeout_s = body_timeout_s
-        self._routes: dict[str, tuple[str, Handler]] = {
-            EMBEDDINGS: ("POST", self._embeddings),
-            "/v1/models": ("GET", self._models),
-            "/health": ("GET", self._health),
-            "/ready": ("GET", self._ready),
-            "/metrics": ("GET", self._metrics),
-            "/version": ("GET", self._version),
+        self._handlers: dict[str, Handler] = {
+            **dict.fromkeys(EMBEDDING_ROUTES, self._embeddings),
+            "/v1/models": self._models,
+            "/health": self._health,
+            "/ready": self._ready,
+            "/metrics": self._metrics,
+            "/version": self._version,
         }
+        self._methods = {**dict.fromkeys(self._handlers, "GET"), **dict.fromkeys(EMBEDDING_ROUTES, "POST")}
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        sent_id = request.headers.get("X-Request-ID", "")
-        request_id = sent_id if _SANE_ID.fullmatch(sent_id) else uuid.uuid4().hex
-        record = Record(request_id, status=CLOSED_REQUEST)  # which it stays when this is cancelled: the client has left
+        # It stays at this status when this is cancelled: the client has left.
+        record = Record(request_id(request.headers), status=CLOSED_REQUEST)
         self.in_flight += 1
         try:
             try:
                 with recording(record):
-                    response = await self._route(request)(request, request_id)
-            except ApiError as error:
+                    response = await self._respond(request)
+            except Exception as cause:  # one request's failure ends neither the gateway nor its other requests
+                error = as_api_error(cause, record.request_id)
                 record.code, record.param = error.code, error.param
-                response = _error(error, request_id)
-            except Exception:  # one request's failure ends neither the gateway nor its other requests
-                logger.exception("request %s failed", request_id)
-                record.code = "INTERNAL_ERROR"
-                response = _error(ApiError(500, "the gateway failed", code=record.code), request_id)
+                response = as_response(error, record.request_id, request.path)
             record.answered(response.status)
             record.response_bytes = response.body_length if response.prepared else response.content_length or 0
         finally:
             self.in_flight -= 1
-            if request.path == EMBEDDINGS:
+            if request.path in EMBEDDING_ROUTES and request.method != "OPTIONS":
                 self.metrics.count(record)
                 if self._logs_requests:
                     log_request("gateway", record)
         if not response.prepared:
-            response.headers.setdefault("X-Request-ID", request_id)
+            response.headers.setdefault("X-Request-ID", record.request_id)
             response.headers.setdefault("Server", "jina-v4-gateway")
+            response.headers.update(self._door.cross_origin(request.headers))
             if self.draining:
                 response.force_close()
         return response
 
-    def _route(self, request: web.Request) -> Handler:
-        methods = {path: method for path, (method, _) in self._routes.items()}
-        admit(request.method, request.path, request.headers.get("Authorization", ""), methods, self._key)
-        return self._routes[request.path][1]
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        preflight = self._door.admit(request.method, request.path, request.headers, self._methods)
+        if preflight is not None:
+            return web.Response(status=204, headers=preflight)
+        return await self._handlers[request.path](request)
 
-    async def _embeddings(self, request: web.Request, request_id: str) -> web.StreamResponse:
+    async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         with self.metrics.in_flight.track_inprogress():
-            body = await self._read(request)
-            current().request_bytes = len(body)
-            current().task = task = find_task(body, self.servers.urls)
-            return await self._forward(request, request_id, task, body)
+            try:
+                body = await self._door.read_body(request.headers, _parts(request))
+            except (aiohttp.ClientPayloadError, HttpProcessingError) as error:
+                raise not_http() from error
+            current().task = task = find_task(body, self.servers.urls, self._default_task)
+            if self.servers.states[task] != "ready":
+                raise unavailable(task)
+            async with forward(self.servers, task, request.path, for_server(request.headers), body) as answer:
+                return await self._pass_on(request, answer)
 
-    async def _read(self, request: web.Request) -> bytes:
-        too_large = ApiError(
-            413, f"the body is larger than this gateway's limit of {self._max_body_bytes} bytes", code="BODY_TOO_LARGE"
-        )
-        if (request.content_length or 0) > self._max_body_bytes:
-            raise too_large
-        if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise ApiError(415, "send the body without Content-Encoding", code="UNSUPPORTED_ENCODING")
-        try:
-            async with asyncio.timeout(self._body_timeout_s):
-                return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise too_large from None
-        except TimeoutError:
-            raise ApiError(
-                408, f"the body did not arrive within {self._body_timeout_s:g} s", code="BODY_TIMEOUT"
-            ) from None
-
-    async def _forward(self, request: web.Request, request_id: str, task: str, body: bytes) -> web.StreamResponse:
-        if self.servers.states[task] != "ready":
-            raise unavailable(task)
-        headers = end_to_end(request.headers, "Host", "Expect", "Content-Length")
-        headers["X-Request-ID"] = request_id
-        data = body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
-        try:
-            async with self.servers.session.post(
-                self.servers.urls[task].joinpath("v1", "embeddings"), data=data, headers=headers, allow_redirects=False
-            ) as answer:
-                return await self._pass_on(request, request_id, answer)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            self.servers.states[task] = "down"
-            raise unavailable(task) from None
-        except TimeoutError:
-            raise ApiError(504, f"the {task} server did not answer in time", code="SERVER_TIMEOUT") from None
-        except aiohttp.ClientError:
-            raise unavailable(task) from None
-
-    async def _pass_on(
-        self, request: web.Request, request_id: str, answer: aiohttp.ClientResponse
-    ) -> web.StreamResponse:
+    async def _pass_on(self, request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        request_id = current().request_id
         headers = end_to_end(answer.headers)
         headers.setdefault("X-Request-ID", request_id)
+        headers.update(self._door.cross_origin(request.headers))
         if answer.content_length is not None and answer.content_length <= _SMALL_BYTES:
             return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=await answer.read())
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
@@ -180,70 +127,50 @@ class Gateway:
             await response.write_eof()
         return response
 
-    async def _models(self, request: web.Request, _: str) -> web.Response:
-        pages = await self._pages(request)
-        content, headers = merge_models(pages)
+    async def _pages(self, request: web.BaseRequest) -> dict[str, Page]:
+        """Get the page of this path of each ready server."""
+        key = {name: value for name, value in request.headers.items() if name.lower() == "authorization"}
+        return await self.servers.get_all(request.path, key)
+
+    async def _models(self, request: web.BaseRequest) -> web.Response:
+        content, headers = merge_models(await self._pages(request), self.servers.urls)
         return web.json_response(content, headers=headers)
 
-    async def _metrics(self, request: web.Request, _: str) -> web.Response:
+    async def _metrics(self, request: web.BaseRequest) -> web.Response:
+        self.metrics.ready.clear()  # of tasks that are not served any more
         for task, state in self.servers.states.items():
             self.metrics.ready.labels(task).set(state == "ready")
         # Also without any server: the gateway's own counts matter most then.
-        pages = await self.servers.get_all(request.path, _authorization(request))
-        groups = self.servers.by_address(task for task, page in pages.items() if page.status == 200)
+        pages = good(await self._pages(request))
+        groups = self.servers.by_address(pages)
         text = merge(self.metrics.registry, {",".join(group): pages[group[0]].body.decode() for group in groups})
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
-    async def _version(self, request: web.Request, _: str) -> web.Response:
-        pages = await self.servers.get_all(request.path, _authorization(request))
-        versions = {task: json.loads(page.body) for task, page in pages.items() if page.status == 200}
+    async def _version(self, request: web.BaseRequest) -> web.Response:
+        versions = {task: json.loads(page.body) for task, page in good(await self._pages(request)).items()}
         return web.json_response({"version": __version__, "servers": versions})
 
-    async def _pages(self, request: web.Request) -> dict[str, Page]:
-        """Get a page of each server that gives it."""
-        pages = await self.servers.get_all(request.path, _authorization(request))
-        good = {task: page for task, page in pages.items() if page.status == HTTPStatus.OK}
-        if good:
-            return good
-        if any(page.status == HTTPStatus.UNAUTHORIZED for page in pages.values()):
-            raise ApiError(401, "the servers did not accept the API key", code="UNAUTHORIZED")
-        raise unavailable(*self.servers.urls)
-
-    async def _health(self, _: web.Request, __: str) -> web.Response:
+    async def _health(self, _: web.BaseRequest) -> web.Response:
         return web.json_response({"status": "alive"})
 
-    async def _ready(self, _: web.Request, __: str) -> web.Response:
+    async def _ready(self, _: web.BaseRequest) -> web.Response:
         await self.servers.check_all()
-        states = self.servers.states
-        ready = all(state == "ready" for state in states.values())
-        headers = {} if ready else {"Retry-After": str(RETRY_AFTER_S)}
-        return web.json_response({"ready": ready, "tasks": states}, status=200 if ready else 503, headers=headers)
+        content, status, headers = ready_page(self.servers.states)
+        return web.json_response(content, status=status, headers=headers)
 
 
-def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str], *dropped: str) -> CIMultiDict[str]:
-    """Copy the headers that are for the other end."""
-    kept = CIMultiDict(headers)
-    named: Iterable[str] = (name.strip() for line in headers.getall("Connection", ()) for name in line.split(","))
-    for name in (*_HOP_BY_HOP, *named, *dropped):
-        kept.popall(name, None)
-    return kept
+async def _parts(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # aiohttp takes what was written for the beginning of the reply
+    async for part in request.content.iter_any():
+        yield part
 
 
-def _authorization(request: web.Request) -> dict[str, str]:
-    return {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
-
-
-def unavailable(*tasks: str) -> ApiError:
-    """Make the error for tasks whose servers are not ready."""
-    named = " and ".join(tasks)
-    return ApiError(
-        503,
-        f"the {named} server is not ready" if len(tasks) == 1 else f"no server is ready ({named})",
-        code="SERVER_NOT_READY",
-        retry_after_s=RETRY_AFTER_S,
-    )
-
-
-def _error(error: ApiError, request_id: str) -> web.Response:
+def as_response(error: ApiError, request_id: str, path: str = "") -> web.Response:
+    """Make the reply that is an error."""
     headers = {**error.headers(), "Content-Type": "application/json", "X-Request-ID": request_id}
-    return web.Response(status=error.status, body=error.body(request_id), headers=headers)
+    response = web.Response(status=error.status, body=error_body(error, request_id, path), headers=headers)
+    if error.closes:
+        response.force_close()
+    return response

@@ -11,7 +11,7 @@ from jina_v4_serve.api.record import SECONDS, Record
 
 
 class GatewayMetrics:
-    """What the gateway counts itself."""
+    """The gateway's own metrics."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -44,7 +44,7 @@ class GatewayMetrics:
                 self.answers.labels(task, status)
 
     def count(self, record: Record) -> None:
-        """Write down an embedding request that is over."""
+        """Count an embedding request that is over."""
         self.answers.labels(record.task, str(record.status)).inc()
         self.request_bytes.labels(record.task).inc(record.request_bytes)
         self.response_bytes.labels(record.task).inc(record.response_bytes)
@@ -57,7 +57,7 @@ class _Pages(Collector):
         self._pages = pages
 
     def collect(self) -> Iterable[Metric]:
-        """Give each family once, with the samples of all servers."""
+        """Return each family once, with the samples of all servers."""
         families: dict[str, Metric] = {}
         for task, page in self._pages.items():
             for found in text_string_to_metric_families(page):

@@ -1,38 +1,54 @@
-"""Which task is a request for: its `task`, or else the task in its model's name.
+"""Finds the task of a request: its `task`, or else the task in its model's name.
 
-The body is scanned once and nothing of it is kept but two strings: a request with megabytes of pictures is not turned
+The body is scanned once and nothing of it is kept but three strings: a request with megabytes of pictures is not turned
 into objects. Of two equal keys the last one counts, as it does for the servers.
 """
 
+import re
 from collections.abc import Collection
 
 import msgspec
 
 from jina_v4_serve.api.errors import ApiError, invalid
-from jina_v4_serve.api.tasks import choose_task
+from jina_v4_serve.api.tasks import choose_task, names_no_task
 
 
 class _Head(msgspec.Struct):
     task: str | None = None
+    task_type: str | None = None
     model: str | None = None
 
 
 _DECODER = msgspec.json.Decoder(_Head)
+# Escapes of JSON, whole ones first: what the last group holds is half a character.
+_ESCAPE = re.compile(rb"(\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
 
 
-def find_task(body: bytes, served: Collection[str]) -> str:
-    """Tell which task a request is for.
+def _read_head(body: bytes) -> _Head:
+    try:
+        return _DECODER.decode(body)
+    except msgspec.DecodeError:
+        # With half a character in a text it is still known where to send it, and a server names the text.
+        mended = _ESCAPE.sub(lambda escape: b"?" if escape[2] else escape[0], body)
+        if mended == body:
+            raise
+        return _DECODER.decode(mended)
+
+
+def find_task(body: bytes, served: Collection[str], default: str | None = None) -> str:
+    """Return the task of the body of a request, one of the served tasks.
 
     Args:
-        body: of `POST /v1/embeddings`.
-        served: the tasks that there are servers for.
+        body: of the request.
+        served: tasks.
+        default: of a request that names no task; None refuses it.
 
     Raises:
-        ApiError: 400 when it is no JSON object, 422 when it names no task or two or one that is not served, 404 when
-            its model is not served.
+        ApiError: 400 when it is no JSON object, 422 for no task, two tasks, or one that is not served, 404 when its
+            model is not served.
     """
     try:
-        head = _DECODER.decode(body)
+        head = _read_head(body)
     except msgspec.ValidationError as error:
         message = str(error)
         if "$." not in message:
@@ -41,4 +57,8 @@ def find_task(body: bytes, served: Collection[str]) -> str:
         raise invalid(field, f"{field} is a string") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="INVALID_JSON") from None
-    return choose_task(head.task, head.model, served)
+    field = "task" if head.task is not None or head.task_type is None else "task_type"
+    task = getattr(head, field)
+    if default in served and task is None and names_no_task(head.model):
+        task = default
+    return choose_task(task, head.model, served, field)

@@ -1,109 +1,166 @@
-"""Start and stop: the listening socket opens when every server was asked once, and closes before anything else does."""
+"""Start and stop: the listening socket opens after the first probe of every server, and closes before all else."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+import signal
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from yarl import URL
 
-from jina_v4_serve.api.log import log_json
-from jina_v4_serve.api.settings import read_key, read_log_style
+from jina_v4_serve.api.door import Door
+from jina_v4_serve.api.log import log_lines
 from jina_v4_serve.errors import OptionError
+from jina_v4_serve.facts import GATEWAY_PORT, TASKS
 from jina_v4_serve.gateway.app import Gateway
+from jina_v4_serve.gateway.connection import Listener
 from jina_v4_serve.gateway.metrics import GatewayMetrics
 from jina_v4_serve.gateway.servers import Servers
-from jina_v4_serve.launcher import DRAIN_S, PORTS, check_port
-from jina_v4_serve.supervisor import on_signals, say
+from jina_v4_serve.launch.arguments import DRAIN_S
+from jina_v4_serve.launch.checks import check_port
+from jina_v4_serve.launch.screen import say
+from jina_v4_serve.launch.supervisor import on_signals
+from jina_v4_serve.settings import read_settings
+from jina_v4_serve.watched_file import WatchedFile
 
-# What a client has sent before it could know that we stop arrives within this time.
+# A request that a client sent before it could know that we stop arrives within this time.
 _LINGER_S = 0.5
 
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """What the gateway is started with.
+    """Settings of the gateway.
 
     Attributes:
         servers: addresses by task.
         host: to listen on.
         port: to listen on.
         max_body_bytes: of a request.
-        body_timeout_s: within which a request's body must have arrived.
-        timeout_s: within which a server must begin, and go on with, its answer.
-        drain_s: what is in flight at a SIGTERM has so long to be answered.
+        timeout_s: longest silence of a server before and within its answer.
+        drain_s: time to answer the requests that are in flight at a SIGTERM.
+        servers_file: names the servers instead, and is read again when it changes and on SIGHUP.
+        default_task: of requests that name no task; None refuses them.
     """
 
-    servers: Mapping[str, str]
+    servers: Mapping[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = GATEWAY_PORT
     max_body_bytes: int = 64 * 2**20
-    body_timeout_s: float = 60.0
     timeout_s: float = 600.0
     drain_s: float = DRAIN_S
+    servers_file: Path | None = None
+    default_task: str | None = None
 
 
 def parse_servers(arguments: Sequence[str]) -> dict[str, str]:
-    """Read TASK=URL arguments.
+    """Read the TASK=URL arguments of --server.
 
     Raises:
         OptionError: one is not of that form, or names a task twice.
     """
+    return _parse((argument, f"--server {argument}") for argument in arguments)
+
+
+def _parse(arguments: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Read TASK=URL arguments, each with the words by which an error names it."""
     servers: dict[str, str] = {}
-    for argument in arguments:
+    for argument, place in arguments:
         task, _, url = argument.partition("=")
-        if task not in PORTS:
-            raise OptionError(f"--server {argument}: the task before the = is one of {', '.join(PORTS)}")
+        if task not in TASKS:
+            raise OptionError(f"{place}: the task before the = is one of {', '.join(TASKS)}")
         if task in servers:
-            raise OptionError(f"--server {argument}: there is a server for {task} already")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise OptionError(f"--server {argument}: after the = stands an address such as http://127.0.0.1:8001")
+            raise OptionError(f"{place}: there is a server for {task} already")
+        if not _is_address(url):
+            raise OptionError(f"{place}: write an address such as http://127.0.0.1:8001 after the =")
         servers[task] = url.rstrip("/")
+    return servers
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        (URL(url).host or "").encode("idna")  # as it is looked up later
+    except ValueError:  # UnicodeError is one
+        return False
+    plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and plain
+
+
+def read_servers(path: Path) -> dict[str, str]:
+    """Read a file of TASK=URL lines; a # begins a comment.
+
+    Raises:
+        OptionError: it cannot be read, names no server, or a line is not of that form.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise OptionError(f"cannot read {path}: {error}") from error
+    entries = [(i, line.partition("#")[0].strip()) for i, line in enumerate(lines, 1)]
+    servers = _parse((entry, f"{path}:{i}: {entry}") for i, entry in entries if entry)
+    if not servers:
+        raise OptionError(f"{path} names no server; write a line such as retrieval=http://127.0.0.1:8001 into it")
     return servers
 
 
 @contextlib.asynccontextmanager
 async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIterator[Gateway]:
-    """Run the gateway for the length of a block; at its end, answer what is in flight.
-
-    Args:
-        settings: of the gateway.
-        at_once: when set, nothing is waited for any more.
+    """Run the gateway for the length of a block; at its end, answer what is in flight unless `at_once` is set.
 
     Raises:
         PortError: the address cannot be listened on.
-        OptionError: the file that is to hold the key does not, or the log can not be written as is asked.
+        OptionError: a setting is out of range.
     """
-    key, log = read_key(), read_log_style()
-    if log == "json":
-        log_json()
+    common = replace(read_settings(), max_body_bytes=settings.max_body_bytes)
+    if common.log == "json":
+        log_lines("json")
     check_port(settings.host, settings.port)
-    servers = Servers(settings.servers, settings.timeout_s)
-    gateway = Gateway(servers, GatewayMetrics(), key, settings.max_body_bytes, settings.body_timeout_s, log)
-    application = web.Application(client_max_size=settings.max_body_bytes)
-    application.router.add_route("*", "/{path:.*}", gateway.handle)
-    runner = web.AppRunner(
-        application, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=1.0
-    )
+    file = WatchedFile(settings.servers_file) if settings.servers_file else None
+    urls = read_servers(file.path) if file else settings.servers
+    if settings.default_task is not None and settings.default_task not in urls:
+        raise OptionError(f"--default-task {settings.default_task} has no server; choose {', '.join(urls)}")
+    servers = Servers(urls, settings.timeout_s)
+    gateway = Gateway(servers, GatewayMetrics(), Door(common), common.log, settings.default_task)
+    runner = web.ServerRunner(Listener(gateway.handle, handler_cancellation=True), shutdown_timeout=1.0)
     await runner.setup()
-    watch = None
+    watches: list[asyncio.Task[None]] = []
     try:
         await servers.check_all()
-        watch = asyncio.create_task(servers.watch())
+        watches.append(asyncio.create_task(servers.watch()))
+        if file is not None:
+            watches.append(asyncio.create_task(_follow(file, gateway)))
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.read_again)
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
         await site.start()
-        say(f"the gateway answers on http://{settings.host}:{settings.port}/v1 for {', '.join(settings.servers)}")
+        say(f"the gateway answers on http://{settings.host}:{settings.port}/v1 for {', '.join(servers.urls)}")
         yield gateway
         gateway.draining = True
         await site.stop()  # closes the listening socket; open connections live on
         await _until_idle(gateway, settings.drain_s, at_once)
     finally:
-        if watch is not None:
+        for watch in watches:
             watch.cancel()
         await runner.cleanup()
         await servers.session.close()
+
+
+async def _follow(file: WatchedFile, gateway: Gateway) -> None:
+    """Have the gateway use the servers in a file, each time the file is to be read again."""
+    while True:
+        await file.changed()
+        try:
+            urls = read_servers(file.path)
+            await gateway.servers.replace(urls)
+        except Exception as error:  # whatever it is, the next change of the file must be followed
+            say(f"error: {error}. The servers stay as they are")
+            continue
+        gateway.metrics.prepare(urls)
+        states = gateway.servers.states
+        say(f"the servers are now {', '.join(f'{task}={url} ({states[task]})' for task, url in urls.items())}")
 
 
 async def _until_idle(gateway: Gateway, drain_s: float, at_once: asyncio.Event) -> None:
@@ -114,19 +171,15 @@ async def _until_idle(gateway: Gateway, drain_s: float, at_once: asyncio.Event) 
 
 
 async def run_gateway(settings: GatewaySettings) -> int:
-    """Run the gateway until it is told to stop; a second signal ends it at once.
-
-    Returns:
-        The exit code of the program.
-    """
+    """Run the gateway until a signal stops it, the second signal at once; return the exit code of the program."""
     stop, at_once = asyncio.Event(), asyncio.Event()
 
-    def asked() -> None:
+    def on_signal() -> None:
         if stop.is_set():
             at_once.set()
         stop.set()
 
-    exit_code = on_signals(asked)
+    exit_code = on_signals(on_signal)
     async with running(settings, at_once):
         await stop.wait()
     return exit_code()

@@ -1,29 +1,32 @@
 """The servers behind the gateway, and which of them are ready.
 
-Each is asked once a second. Of one that is not ready nothing is asked meanwhile: its requests are refused at once, and
-no connection attempt keeps a caller waiting.
+Each is probed once a second. A server that is not ready gets no requests: they are refused at once, and no connection
+attempt keeps a caller waiting.
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
 
 import aiohttp
+from aiohttp import ClientResponse
 from yarl import URL
 
 State = Literal["ready", "not ready", "down"]
 _POLL_S = 1.0
 _POLL_TIMEOUT_S = 6.0  # a server's own probe takes 4 s until it gives up
 CONNECT_TIMEOUT_S = 2.0
-# Shorter than the 5 s after which vLLM closes an idle connection: a request must not meet that moment.
+# Shorter than the time after which any server closes an idle connection (a vLLM by itself after 5 s): a request must
+# not meet that moment.
 _KEEP_ALIVE_S = 3.0
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a server answered to a GET."""
+    """A server's answer to a GET."""
 
     status: int
     headers: Mapping[str, str]
@@ -34,7 +37,7 @@ class Servers:
     """Addresses and states by task, and the connections to them."""
 
     def __init__(self, urls: Mapping[str, str], timeout_s: float) -> None:
-        """Connect lazily; every server counts as down until it was asked.
+        """Connect lazily; every server counts as down until its first probe.
 
         Args:
             urls: of the servers by task, without a path.
@@ -51,61 +54,80 @@ class Servers:
         )
 
     async def check_all(self) -> None:
-        """Ask every server for its state."""
+        """Probe every server."""
         await asyncio.gather(*map(self._check, self.urls))
 
     async def watch(self) -> None:
-        """Ask again and again; a server that is slow to answer delays nobody else's turn."""
-        await asyncio.gather(*map(self._watch, self.urls))
+        """Probe all servers again and again; a slow server does not delay the others' probes."""
+        checks: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                for task in self.urls:
+                    if task not in checks or checks[task].done():
+                        checks[task] = asyncio.create_task(self._check(task))
+                await asyncio.sleep(_POLL_S)
+        finally:
+            for check in checks.values():
+                check.cancel()
 
-    async def _watch(self, task: str) -> None:
-        while True:
-            await self._check(task)
-            await asyncio.sleep(_POLL_S)
+    async def replace(self, urls: Mapping[str, str]) -> None:
+        """Use other servers (as in the constructor) from now on; requests at the old servers go on.
+
+        Each new address is probed first, so that no request meets an unknown state.
+        """
+        new = {task: URL(url) for task, url in urls.items()}
+        changed = [task for task, url in new.items() if url != self.urls.get(task)]
+        found = await asyncio.gather(*(self._state(new[task]) for task in changed))
+        states = {**self.states, **dict(zip(changed, found, strict=True))}
+        self.urls, self.states = new, {task: states[task] for task in new}
 
     async def _check(self, task: str) -> None:
-        try:
-            status = await self._status(task, "/ready")
-            if status == HTTPStatus.NOT_FOUND:  # a server that can only tell that it lives
-                status = await self._status(task, "/health")
-        except (aiohttp.ClientConnectionError, TimeoutError):
-            self.states[task] = "down"
-        else:
-            self.states[task] = "ready" if status == HTTPStatus.OK else "not ready"
+        url = self.urls[task]
+        self.note(task, url, await self._state(url))
 
-    async def _status(self, task: str, path: str) -> int:
-        timeout = aiohttp.ClientTimeout(total=_POLL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        async with self.session.get(
-            self.urls[task].with_path(path), timeout=timeout, allow_redirects=False
-        ) as response:
+    def note(self, task: str, url: URL, state: State) -> None:
+        """Record the state of a server, unless it was replaced meanwhile."""
+        if self.urls.get(task) == url:
+            self.states[task] = state
+
+    async def _state(self, url: URL) -> State:
+        try:
+            status = await self._status(url.with_path("/ready"))
+            if status == HTTPStatus.NOT_FOUND:  # a server without readiness
+                status = await self._status(url.with_path("/health"))
+        except (aiohttp.ClientError, TimeoutError):
+            return "down"
+        return "ready" if status == HTTPStatus.OK else "not ready"
+
+    async def _status(self, url: URL) -> int:
+        async with self._get(url) as response:
             return response.status
 
+    def _get(self, url: URL, headers: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[ClientResponse]:
+        timeout = aiohttp.ClientTimeout(total=_POLL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        return self.session.get(url, timeout=timeout, headers=headers, allow_redirects=False)
+
     def by_address(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
-        """Put those of some tasks together that have one server."""
+        """Group tasks by their server; a task that is not served any more is left out."""
         groups: dict[URL, tuple[str, ...]] = {}
         for task in tasks:
-            groups[self.urls[task]] = (*groups.get(self.urls[task], ()), task)
+            if task in self.urls:
+                groups[self.urls[task]] = (*groups.get(self.urls[task], ()), task)
         return list(groups.values())
 
     async def get_all(self, path: str, headers: Mapping[str, str]) -> dict[str, Page]:
-        """Get a page of every server that is ready; one that is there for several tasks is asked once.
-
-        Args:
-            path: of the page.
-            headers: to send.
+        """Get a page of every server that is ready, once of a server of several tasks.
 
         Returns:
-            Pages by task; of a server that does not answer, none.
+            Pages by task; none of a server that does not answer.
         """
 
-        async def get(task: str) -> Page:
-            timeout = aiohttp.ClientTimeout(total=_POLL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-            url = self.urls[task].with_path(path)
-            async with self.session.get(url, timeout=timeout, headers=headers, allow_redirects=False) as response:
+        async def get(server: URL) -> Page:
+            async with self._get(server.with_path(path), headers) as response:
                 return Page(response.status, response.headers, await response.read())
 
         groups = self.by_address([task for task, state in self.states.items() if state == "ready"])
-        answers = await asyncio.gather(*(get(group[0]) for group in groups), return_exceptions=True)
+        answers = await asyncio.gather(*(get(self.urls[group[0]]) for group in groups), return_exceptions=True)
         found: dict[str, Page] = {}
         for group, answer in zip(groups, answers, strict=True):
             if isinstance(answer, Page):

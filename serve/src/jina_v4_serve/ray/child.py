@@ -1,27 +1,29 @@
-"""`jina-v4-serve` as a child process: on a free port of 127.0.0.1, ended with whoever started it."""
+"""`jina-v4-serve` as a child process: on a free port of 127.0.0.1, ended with whoever started it.
+
+`python -m jina_v4_serve.ray.child TASK ARGUMENT...` is for programs that do not import this package, as `jina-v4-embed
+--ray`: it prints the server's address once it serves, and ends with the server or with its standard input.
+"""
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
-from jina_v4_serve.cpu import EXECUTOR
 from jina_v4_serve.errors import ServeError
-from jina_v4_serve.launcher import api_processes
+from jina_v4_serve.facts import model_name
+from jina_v4_serve.launch.arguments import ONE_PROCESS, api_processes
+from jina_v4_serve.launch.supervisor import LOCAL, free_port
 from jina_v4_serve.ray.settings import ServerSettings, Task
 
-_HOST = "127.0.0.1"
 _COMMAND = "jina-v4-serve"
 _POLL_S = 0.25
 _PROBE_TIMEOUT_S = 10.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
-_USABLE = 0.9  # of a share of a GPU's memory
 
 
 class Child:
@@ -31,15 +33,23 @@ class Child:
         url: where it answers, without a path.
     """
 
-    def __init__(self, settings: ServerSettings, task: Task) -> None:
-        """Start it; it answers later, see `wait_ready`."""
-        port = _free_port()
-        self.url = f"http://{_HOST}:{port}"
+    def __init__(self, task: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start it; it answers later, see `wait_ready`.
+
+        Args:
+            task: that it serves.
+            arguments: of `jina-v4-serve`, but for the address.
+            environment: all of its variables.
+
+        Raises:
+            ServeError: it is not installed on this node.
+        """
+        port = free_port()
+        self.url = f"http://{LOCAL}:{port}"
         self._task = task
+        command = [_program(), task, "--host", LOCAL, "--port", str(port), "--supervised", "--verbose", *arguments]
         # Its standard input ends with this process, however that ends, and it ends with its standard input.
-        self._process = subprocess.Popen(
-            command(settings, task, port), stdin=subprocess.PIPE, env={**os.environ, **environment(settings, task)}
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr, env=dict(environment))
 
     def wait_ready(self) -> None:
         """Wait until it serves, however long it takes to load.
@@ -53,6 +63,10 @@ class Child:
                     f"the {self._task} server ended with exit code {code} before it was ready; see its log"
                 )
             time.sleep(_POLL_S)
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        self._process.wait()
 
     def when_ended(self, act: Callable[[], None]) -> None:
         """Have a function called, by another thread, as soon as the server has ended."""
@@ -77,48 +91,64 @@ class Child:
             return False
 
 
-def command(settings: ServerSettings, task: Task, port: int) -> list[str]:
-    """Return the command of a server.
-
-    Raises:
-        ServeError: it is not installed on this node.
-    """
-    places = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # noqa: PTH120 - a list
-    program = shutil.which(_COMMAND, path=places)
-    if program is None:
-        raise ServeError(f"{_COMMAND} is not installed on this node: every node needs jina-v4-serve[vllm,ray]")
-    checkpoint = settings.checkpoints / f"jina-embeddings-v4-{task}"
-    options = ["--checkpoint", str(checkpoint), "--host", _HOST, "--port", str(port), "--dtype", settings.dtype]
+def arguments(settings: ServerSettings, task: Task) -> list[str]:
+    """Return the arguments of a replica's server."""
+    options = ["--checkpoint", str(settings.checkpoints / model_name(task)), "--dtype", settings.dtype]
     if settings.max_pixels is not None:
         options += ["--max-pixels", str(settings.max_pixels)]
-    return [program, task, *options, "--supervised", "--", *_shared(settings), *settings.vllm_options]
+    return [*options, "--", *_shared(settings), *settings.vllm_options]
 
 
 def environment(settings: ServerSettings, task: Task) -> dict[str, str]:
-    """Return the variables of a server beside our own: it computes with the cores that Ray has counted out to it."""
-    wanted = {"VLLM_LOGGING_PREFIX": f"[{task}] "}
-    if settings.num_gpus == 0:
-        n_threads = max(1, int(settings.num_cpus))
-        # Threads that wait must leave the cores to the other replicas of the node.
-        wanted |= {
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(n_threads),
-            "OMP_WAIT_POLICY": "passive",
-        }
-    return wanted
+    """Return the variables of a replica's server: it computes with the cores that Ray assigned to it."""
+    found = {**os.environ, "VLLM_LOGGING_PREFIX": f"[{task}] "}
+    if settings.num_gpus:
+        return found
+    return found | {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, int(settings.num_cpus))),
+        "OMP_WAIT_POLICY": "passive",  # threads that wait leave the cores to the other replicas of the node
+    }
 
 
 def _shared(settings: ServerSettings) -> list[str]:
     """Return the options of vLLM by which several replicas fit one node."""
     if settings.num_gpus == 0:
-        return [f"--distributed-executor-backend={EXECUTOR}"]
-    options = [f"--api-server-count={api_processes(int(settings.num_cpus), 1)}"]
-    if settings.num_gpus < 1:
-        options.append(f"--gpu-memory-utilization={_USABLE * settings.num_gpus:.3f}")
-    return options
+        return [f"--distributed-executor-backend={ONE_PROCESS}"]
+    return [f"--api-server-count={api_processes(int(settings.num_cpus), 1)}"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
+def _program() -> str:
+    places = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # noqa: PTH120 - a list
+    program = shutil.which(_COMMAND, path=places)
+    if program is None:
+        raise ServeError(f"{_COMMAND} is not installed on this node: every node needs jina-v4-serve[vllm,ray]")
+    return program
+
+
+def main() -> None:
+    """Run a server for another program, see above."""
+    task, *its_arguments = sys.argv[1:]
+    found = dict(os.environ)
+    if not found.get("CUDA_VISIBLE_DEVICES"):
+        # Ray sets it to what it counts out to an actor, 1; the server knows better what its machine has.
+        found.pop("OMP_NUM_THREADS", None)
+        found.setdefault("OMP_WAIT_POLICY", "passive")  # as above
+
+    def stop_with_stdin() -> None:
+        while os.read(0, 4096):
+            pass
+        child.stop()
+
+    try:
+        child = Child(task, its_arguments, found)
+        threading.Thread(target=stop_with_stdin, name="stdin-watch", daemon=True).start()
+        child.wait_ready()
+    except ServeError as error:
+        sys.exit(f"error: {error}")
+    print(child.url, flush=True)  # noqa: T201 - what the other program waits for
+    child.wait()
+
+
+if __name__ == "__main__":
+    main()

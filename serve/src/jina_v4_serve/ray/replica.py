@@ -1,12 +1,11 @@
-"""A replica: one server of one task. It hands requests to it and answers back, as bytes, and lives exactly as long.
+"""A replica: one server of one task. It passes bytes to the server and back, and lives exactly as long.
 
-Ray Serve watches and replaces replicas; so the server inside is not restarted here. When it ends, the replica ends at
-once: Ray's routers then send it nothing more, which a replica that only failed its requests would go on to attract.
+Ray Serve watches and replaces replicas, so the server inside is not restarted here. When it ends, the replica ends at
+once, and Ray's routers send it nothing more. A replica that only failed its requests would go on to attract them.
 """
 
 import asyncio
 import contextlib
-import io
 import os
 import time
 from collections.abc import AsyncIterator
@@ -17,15 +16,15 @@ import aiohttp
 from multidict import CIMultiDict
 
 from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.forms.errors import error_body
 from jina_v4_serve.errors import ServeError
-from jina_v4_serve.gateway.app import end_to_end, unavailable
+from jina_v4_serve.gateway.forward import end_to_end, forward
 from jina_v4_serve.gateway.servers import Page, Servers
-from jina_v4_serve.ray.child import Child
+from jina_v4_serve.launch.screen import say
+from jina_v4_serve.ray.child import Child, arguments, environment
 from jina_v4_serve.ray.settings import ServerSettings, Task
-from jina_v4_serve.supervisor import say
 
 _PIECE_BYTES = 2**20  # of an answer; each costs a message
-_LARGE_BYTES = 2**20  # aiohttp wants a body over this size as a file, to send it piece by piece
 _FAILED = 1  # exit code
 _PATIENCE_S = 60.0  # with a server that lives and is not ready: Ray Serve kills what is not healthy
 _ADDED = ("X-Request-ID", "Date", "Server")  # by Ray's proxy, to every answer
@@ -33,7 +32,7 @@ _ADDED = ("X-Request-ID", "Date", "Server")  # by Ray's proxy, to every answer
 
 @dataclass(frozen=True)
 class Head:
-    """What comes before the bytes of an answer."""
+    """Status and headers of an answer, which come before its bytes."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -51,7 +50,7 @@ class Replica:
         self._task = task
         self._timeout_s = settings.timeout_s
         self._is_stopping = False
-        self._child = Child(settings, task)
+        self._child = Child(task, arguments(settings, task), environment(settings, task))
         self._servers: Servers | None = None
         try:
             self._child.wait_ready()
@@ -81,30 +80,27 @@ class Replica:
         page = (await servers.get_all(path, headers)).get(self._task)
         return None if page is None else Page(page.status, CIMultiDict(page.headers), page.body)
 
-    async def embed(self, headers: list[tuple[str, str]], body: bytes, request_id: str) -> AsyncIterator[Head | bytes]:
-        """Answer a request: first nothing but a sign that it is taken, then a head, then bytes."""
+    async def embed(
+        self, headers: list[tuple[str, str]], body: bytes, request_id: str, path: str
+    ) -> AsyncIterator[Head | bytes]:
+        """Answer a request: first an empty sign that it has arrived, then a head, then bytes.
+
+        Raises:
+            ServeError: the server broke off after the head; half an answer must not look like a whole one.
+        """
         yield b""
-        data = body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
-        servers = self._connected()
+        begun = False
         try:
-            async with servers.session.post(
-                servers.urls[self._task].joinpath("v1", "embeddings"),
-                data=data,
-                headers=CIMultiDict(headers),
-                allow_redirects=False,
-            ) as answer:
+            async with forward(self._connected(), self._task, path, CIMultiDict(headers), body) as answer:
+                begun = True
                 yield Head(answer.status, list(end_to_end(answer.headers, *_ADDED).items()))
                 async for piece in _pieces(answer.content):
                     yield piece
-                return
-        except aiohttp.ClientPayloadError:
-            raise  # half an answer must not look like a whole one
-        except TimeoutError:
-            error = ApiError(504, f"the {self._task} server did not answer in time", code="SERVER_TIMEOUT")
-        except aiohttp.ClientError:
-            error = unavailable(self._task)
-        yield Head(error.status, [*error.headers().items(), ("Content-Type", "application/json")])
-        yield error.body(request_id)
+        except ApiError as error:
+            if begun:
+                raise ServeError(f"the {self._task} server broke off in the middle of its answer") from None
+            yield Head(error.status, [*error.headers().items(), ("Content-Type", "application/json")])
+            yield error_body(error, request_id, path)
 
     def __del__(self) -> None:
         """End the server: Ray Serve calls this when what was in flight is answered."""

@@ -1,6 +1,6 @@
-"""What is deployed: the arguments of `serve run` and of `args` in a config file.
+"""The settings of a deployment: the arguments of `serve run`, and `args` in a config file.
 
-They are in parts: each deployment is started with those that concern it, the rest is told to Ray Serve.
+They are in parts: each deployment gets the settings that concern it, Ray Serve gets the rest.
 """
 
 import shlex
@@ -14,12 +14,12 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 def _split(value: object) -> object:
-    """Split what comes from a command line, where everything is one text."""
+    """Split a value from a command line, where a list is one text."""
     return shlex.split(value) if isinstance(value, str) else value
 
 
 class ServerSettings(BaseModel):
-    """What a replica is started with.
+    """Settings of a replica.
 
     Attributes:
         checkpoints: the folder that holds the merged checkpoints, on every node.
@@ -28,7 +28,7 @@ class ServerSettings(BaseModel):
         dtype: as of `jina-v4-serve`.
         max_pixels: as of `jina-v4-serve`.
         vllm_options: as behind the -- of `jina-v4-serve`.
-        timeout_s: within which a server must begin, and go on with, its answer.
+        timeout_s: longest silence of a server before and within its answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,34 +43,34 @@ class ServerSettings(BaseModel):
 
 
 class IngressSettings(BaseModel):
-    """What an ingress is started with.
+    """Settings of an ingress.
 
     Attributes:
-        max_body_bytes: of a request.
-        body_timeout_s: within which a request's body must have arrived.
-        wait_s: a request that no replica has taken for so long is refused with 503.
+        max_body_bytes: of a request; None is `JINA_V4_MAX_BODY_BYTES`, as of every server.
+        body_timeout_s: within which a request's body must have arrived; None is `JINA_V4_BODY_TIMEOUT_S`.
+        wait_s: a request that waits longer than this for a replica is refused with 503.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_body_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
-    body_timeout_s: Annotated[float, Field(gt=0)] = 60
+    max_body_bytes: Annotated[int, Field(ge=1)] | None = None
+    body_timeout_s: Annotated[int, Field(ge=1)] | None = None
     wait_s: Annotated[float, Field(gt=0)] = 10
 
 
 class RaySettings(ServerSettings, IngressSettings):
-    """All that `deploy/ray/serve_app.py` can be told; whatever else Ray Serve knows is said in its config file.
+    """All settings of `deploy/ray/serve_app.py`; other options of Ray Serve belong in its config file.
 
     Attributes:
-        tasks: that are served.
+        tasks: to serve.
         min_replicas: of each task.
         max_replicas: of each task; more than `min_replicas` has Ray scale by requests in flight.
-        target_ongoing_requests: a replica, by which it is scaled.
-        upscale_delay_s: for which there must be too many requests.
-        downscale_delay_s: for which there must be too few.
-        max_ongoing_requests: a replica; what comes beyond it waits for another.
-        max_surge_percent: replicas that an update adds before it takes old ones away; 0 where no GPU is free for one.
-        stop_s: what is in flight when a replica is taken away has so long to be answered.
+        target_ongoing_requests: of a replica; scaling aims at this number.
+        upscale_delay_s: how long there must be too many requests.
+        downscale_delay_s: how long there must be too few.
+        max_ongoing_requests: of a replica; more requests wait for another replica.
+        max_surge_percent: replicas that an update adds before it removes old ones; 0 where no GPU is free for one.
+        stop_s: time to answer the requests in flight when a replica is removed.
         ingress_replicas: of the one deployment that all requests pass.
     """
 
@@ -86,5 +86,5 @@ class RaySettings(ServerSettings, IngressSettings):
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
 
     def part(self, kind: type[Part]) -> Part:
-        """Return the part that one of the deployments is started with."""
+        """Return the settings of one of the deployments."""
         return kind.model_validate(self.model_dump(include=set(kind.model_fields)))

@@ -1,0 +1,183 @@
+"""`POST /v2/embed`: Cohere's form. Its vectors are those of `POST /v1/embeddings`.
+
+Source: Cohere's API reference and its Python client (7.3). As there, texts over the limit are cut unless `truncate` is
+NONE, and the reply holds every embedding type by its name. Texts need an `input_type`, so that no prompt is guessed.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from jina_v4_serve.api.errors import invalid
+from jina_v4_serve.api.forms.foreign import check_foreign
+from jina_v4_serve.api.forms.items import check_not_empty
+from jina_v4_serve.api.forms.names import agreed_prompt, check_dimensions, text_prompt
+from jina_v4_serve.api.forms.parts import read_content
+from jina_v4_serve.api.forms.reply import encode
+from jina_v4_serve.api.forms.schema import CONTENT, IMAGE, EmbeddingsBody, Priority, describe, parse
+from jina_v4_serve.api.request import FIRST, EmbedRequest, Encoding, Item, Limits
+from jina_v4_serve.api.tasks import choose_task, prompt_of_model, prompt_of_task
+from jina_v4_serve.api.vectors import Vectors
+from jina_v4_serve.facts import model_name
+
+_PROMPTS = {"search_query": "query", "search_document": "passage"}
+_SYMMETRIC = "text-matching"  # classification and clustering compare texts of one kind
+
+
+class CohereBody(BaseModel):
+    """The fields of `POST /v2/embed`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = Field(None, description="jina-embeddings-v4-{task}, as for /v1/embeddings.")
+    input_type: Literal["search_query", "search_document", "classification", "clustering", "image"] | None = Field(
+        None, description="Required with texts. classification and clustering are for the text-matching model."
+    )
+    texts: list[str] | None = Field(None, description="Texts to embed; send texts, images or inputs.")
+    images: list[Annotated[str, WithJsonSchema(IMAGE)]] | None = Field(None, description="Images to embed.")
+    inputs: Annotated[
+        list[Any] | None,
+        WithJsonSchema({"type": "array", "items": describe(content=CONTENT), "minItems": 1}),
+    ] = Field(None, description="Texts and images mixed, one in each input.")
+    embedding_types: list[Encoding] | None = Field(None, description="float if absent.")
+    output_dimension: int | None = Field(None, description="1 to 2048; all if absent.")
+    truncate: Literal["NONE", "START", "END"] | None = Field(
+        None, description="END, the default, cuts long texts at their end; NONE refuses them; START is not offered."
+    )
+    max_tokens: int | None = Field(None, description="Cut texts to so many tokens, prefix included.")
+    priority: Priority = None
+    task: str | None = Field(None, description="As for /v1/embeddings; not a field of Cohere's.")
+
+
+def read(body: bytes, limits: Limits) -> EmbedRequest:
+    """Read a request body.
+
+    Raises:
+        ApiError: naming the field, what it holds and what is allowed.
+    """
+    request = parse(body, CohereBody)
+    extra = request.model_extra or {}
+    for name in sorted(extra.keys() & EmbeddingsBody.model_fields.keys()):
+        if extra[name] is not None:
+            raise invalid(name, f"{name} is a field of /v1/embeddings and not of /v2/embed")
+    ignored = check_foreign(extra)
+    (task,) = limits.tasks if len(limits.tasks) == 1 else (choose_task(request.task, request.model, limits.tasks),)
+    items = _items(request, limits)
+    has_texts = any(item.text is not None for item in items)
+    prompt_name, prefix = text_prompt(_prompt_name(request, task, limits, has_texts=has_texts), limits.prompts[task])
+    if not prefix:
+        check_not_empty(items)
+    encodings: list[Encoding] = list(dict.fromkeys(request.embedding_types or ["float"]))
+    dimensions = request.output_dimension
+    if dimensions is not None:
+        check_dimensions("output_dimension", dimensions, limits, encodings)
+    return EmbedRequest(
+        task=task,
+        model=request.model or model_name(task),
+        items=items,
+        prompt_name=prompt_name,
+        prefix=prefix,
+        outputs=frozenset({"dense"}),
+        encodings=encodings,
+        dimensions=dimensions,
+        max_length=_max_length(request, limits),
+        max_pixels=None,
+        late_chunking=False,
+        keyed=True,
+        priority=request.priority or FIRST,
+        ignored=ignored,
+    )
+
+
+def write(request: EmbedRequest, items: Sequence[Vectors], _: str, request_id: str) -> tuple[bytes, str]:
+    """Write the reply.
+
+    Args:
+        request: that is answered.
+        items: what each prompt gave.
+        request_id: of the reply.
+
+    Returns:
+        The body and its media type.
+    """
+    rows = [vectors.dense[0] for vectors in items]
+    content = {
+        "id": request_id,
+        "embeddings": {encoding: [encode(row, encoding) for row in rows] for encoding in request.encodings},
+        "texts": [item.text for item in request.items if item.text is not None],
+        "meta": meta(request.items, items),
+        "response_type": "embeddings_by_type",
+    }
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), "application/json"
+
+
+def meta(items: Sequence[Item], vectors: Sequence[Vectors]) -> dict[str, Any]:
+    """Return what a reply says of the tokens of its items."""
+    pairs = list(zip(items, vectors, strict=True))
+    return {
+        "api_version": {"version": "2"},
+        "billed_units": {
+            "input_tokens": sum(each.n_tokens for item, each in pairs if item.text is not None),
+            "image_tokens": sum(each.n_tokens for item, each in pairs if item.text is None),
+        },
+    }
+
+
+def _items(request: CohereBody, limits: Limits) -> list[Item]:
+    held = {name: getattr(request, name) for name in ("texts", "images", "inputs")}
+    held = {name: values for name, values in held.items() if values is not None}
+    held = {name: values for name, values in held.items() if values} or held
+    if len(held) != 1:
+        found = " and ".join(held) or "none of texts, images and inputs"
+        raise invalid(next(iter(held), "texts"), f"the request has {found}; send one of texts, images and inputs")
+    ((name, values),) = held.items()
+    if not values:
+        raise invalid(name, f"{name} is empty; give at least one item")
+    if len(values) > limits.max_items:
+        raise invalid(name, f"{name} has {len(values)} items; at most {limits.max_items} go into one request")
+    if name == "texts":
+        return [Item(text=text, path=f"texts[{i}]") for i, text in enumerate(values)]
+    if name == "images":
+        return [Item(image=image, path=f"images[{i}]") for i, image in enumerate(values)]
+    return [_input(value, f"inputs[{i}]") for i, value in enumerate(values)]
+
+
+def _input(value: object, where: str) -> Item:
+    if not isinstance(value, dict) or {name for name in value if value[name] is not None} != {"content"}:
+        raise invalid(where, f'{where} is {{"content": [...]}}, a list of one part: a text or an image', value)
+    return read_content(value["content"], f"{where}.content")
+
+
+def _prompt_name(request: CohereBody, task: str, limits: Limits, *, has_texts: bool) -> str:
+    kind = request.input_type
+    if kind in ("classification", "clustering") and task != _SYMMETRIC:
+        message = f"input_type={kind} is not offered by the {task} model; choose search_query or search_document"
+        raise invalid("input_type", f"{message}, or the {_SYMMETRIC} model", kind)
+    if kind == "image" and has_texts:
+        raise invalid("input_type", "input_type=image is for images; for texts send search_query or search_document")
+    found = agreed_prompt(
+        {
+            "input_type": None if kind is None else _PROMPTS.get(kind),
+            "task": prompt_of_task(request.task, task),
+            "model": prompt_of_model(request.model, task, limits.model_names),
+        }
+    )
+    if found is None and kind is None and has_texts and task != _SYMMETRIC:
+        raise invalid("input_type", "input_type is required with texts; choose search_query or search_document")
+    return found or "query"
+
+
+def _max_length(request: CohereBody, limits: Limits) -> int | None:
+    if request.truncate == "START":
+        message = "truncate=START is not offered: texts are cut at their end; choose END or NONE"
+        raise invalid("truncate", message, request.truncate)
+    if request.max_tokens is None:
+        return None if request.truncate == "NONE" else limits.max_length
+    if request.truncate == "NONE":
+        raise invalid("max_tokens", "max_tokens contradicts truncate=NONE; send one of them")
+    if not 1 <= request.max_tokens <= limits.max_length:
+        message = f"max_tokens={request.max_tokens} is not offered; choose 1 to {limits.max_length}"
+        raise invalid("max_tokens", message, request.max_tokens)
+    return request.max_tokens

@@ -1,0 +1,104 @@
+"""Fields of other servers: what would change the vectors there is refused here, unless it asks for what is done anyway.
+
+Sources: vLLM's `entrypoints/pooling` (0.32); the API references of text-embeddings-inference, llama.cpp, Ollama,
+SGLang, Cohere, Voyage, Mistral, Gemini, Nomic, Mixedbread, Fireworks, DeepInfra; the hosted service of the model's
+maker, which ignores `normalized`. docs/serve.md lists all of them. Unknown fields are ignored, as by that service, and
+named in a header of the answer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jina_v4_serve.api.errors import invalid, shorten
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A field that this server does not have.
+
+    Attributes:
+        advice: what holds here, or what to send instead.
+        same: values that ask for what is done anyway.
+    """
+
+    advice: str
+    same: tuple[object, ...] = ()
+
+
+_UNIT = "dense vectors always have unit length"
+_PREFIX = "the model has two prefixes; send prompt_name, which is query, passage, or none where the texts hold your own"
+_INPUT = "send input"
+_CHAT = "texts have their prefix and images the published prompt before them, whatever the template"
+
+FOREIGN: Mapping[str, Foreign] = {
+    "normalized": Foreign(_UNIT, (True,)),
+    "normalize": Foreign(_UNIT, (True,)),
+    "normalize_embeddings": Foreign(_UNIT, (True,)),
+    "embd_normalize": Foreign(_UNIT, (2,)),
+    "use_activation": Foreign(_UNIT, (True,)),
+    "activation": Foreign(_UNIT, (True,)),
+    "softmax": Foreign(_UNIT, (False,)),
+    "pooling": Foreign("dense vectors are the mean over the tokens", ("mean",)),
+    "pooling_type": Foreign("dense vectors are the mean over the tokens", ("mean", "MEAN")),
+    "truncation_side": Foreign("texts are cut at their end", ("right",)),
+    "truncation_direction": Foreign("texts are cut at their end", ("right", "Right")),
+    "truncation_strategy": Foreign("send truncate or max_length", ("none",)),
+    "long_text_mode": Foreign("send truncate or max_length"),
+    "max_tokens": Foreign("send max_length"),
+    "padding": Foreign("texts are never padded", ("do_not_pad", False)),
+    "instruction": Foreign(_PREFIX),
+    "custom_instruction": Foreign(_PREFIX),
+    "prompt": Foreign(_PREFIX),
+    "prompt_template": Foreign(_PREFIX),
+    "dimensionality": Foreign("send dimensions"),
+    "embed_dtype": Foreign("numbers are float32; Accept: application/x-safetensors; dtype=float16", ("float32",)),
+    "endianness": Foreign("base64 is of little-endian numbers", ("little", "native")),
+    "return_logits": Foreign("vectors are all that is returned", (False, [])),
+    "mm_processor_kwargs": Foreign("send max_pixels", ({},)),
+    "media_io_kwargs": Foreign("images are read as in the published code", ({},)),
+    "options": Foreign("send max_length for num_ctx; the others have no effect on vectors", ({},)),
+    "lora_path": Foreign("send task"),
+    "chat_template": Foreign(_CHAT),
+    "chat_template_kwargs": Foreign(_CHAT, ({},)),
+    "add_generation_prompt": Foreign(_CHAT, (False,)),
+    "inputs": Foreign(_INPUT),
+    "images": Foreign(_INPUT),
+}
+
+# Whatever these hold, the vectors stay the same: the tokenizer adds no special tokens, nothing is cached, and the last
+# message of a chat is the user's or empty, so that there is nothing to continue.
+HARMLESS = frozenset(
+    {
+        "add_special_tokens",
+        "cache_salt",
+        "continue_final_message",
+        "keep_alive",
+        "metadata",
+        "request_id",
+        "rid",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+
+
+def check_foreign(fields: Mapping[str, object]) -> list[str]:
+    """Refuse what cannot be ignored.
+
+    Args:
+        fields: of a request, those that this server does not have.
+
+    Returns:
+        The names of unknown fields, which are ignored.
+
+    Raises:
+        ApiError: 422 for a field that would change the vectors elsewhere.
+    """
+    sent = {name: value for name, value in fields.items() if value is not None}
+    for name, value in sent.items():
+        foreign = FOREIGN.get(name)
+        if foreign is not None and value not in foreign.same:
+            raise invalid(name, f"{name}={shorten(value)} is not offered here: {foreign.advice}", value)
+    return [name for name in sent if name not in FOREIGN and name not in HARMLESS]

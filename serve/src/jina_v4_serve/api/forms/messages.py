@@ -1,0 +1,67 @@
+"""`messages`, as vLLM's chat embeddings take them: a chat with one user turn, which is a text or an image.
+
+No chat template of the caller is used. A text gets its prefix and an image the published image prompt, as everywhere.
+"""
+
+from jina_v4_serve.api.errors import invalid, shorten
+from jina_v4_serve.api.forms.parts import read_content
+from jina_v4_serve.api.request import Item
+
+_INSTRUCTIONS = ("system", "developer")
+_MESSAGE_HARMLESS = {"role", "content", "name", "id"}
+
+
+def read_messages(value: object, max_items: int) -> tuple[list[Item], list[str]]:
+    """Read one chat, or a list of chats.
+
+    Args:
+        value: of the field.
+        max_items: of a request.
+
+    Returns:
+        An item a chat, and the paths of the instructions that were left out.
+
+    Raises:
+        ApiError: 422, naming the message.
+    """
+    if not isinstance(value, list) or not value:
+        raise invalid("messages", "messages is a list of messages, or a list of such lists", value)
+    many = isinstance(value[0], list)
+    chats = value if many else [value]
+    if len(chats) > max_items:
+        raise invalid("messages", f"messages has {len(chats)} chats; at most {max_items} go into one request")
+    items: list[Item] = []
+    left_out: list[str] = []
+    for i, chat in enumerate(chats):
+        items.append(_read_chat(chat, f"messages[{i}]" if many else "messages", left_out))
+    return items, left_out
+
+
+def _read_chat(chat: object, where: str, left_out: list[str]) -> Item:
+    if not isinstance(chat, list):
+        raise invalid(where, f"{where} is a list of messages", chat)
+    turns: list[Item] = []
+    for i, message in enumerate(chat):
+        path = f"{where}[{i}]"
+        if not isinstance(message, dict):
+            raise invalid(path, f'{path} is a message: {{"role": "user", "content": ...}}', message)
+        others = [str(name) for name in message if name not in _MESSAGE_HARMLESS and message[name] is not None]
+        if others:
+            raise invalid(path, f"{path} holds {shorten(', '.join(others))}; a message has role and content")
+        role, content = message.get("role"), message.get("content")
+        if role in _INSTRUCTIONS:
+            left_out.append(path)
+        elif role == "user":
+            turns.append(read_content(content, f"{path}.content"))
+        elif role != "assistant" or not _is_empty(content):  # vLLM's examples end with an empty answer
+            message = f"{path}.role={shorten(role)} is not offered; a chat has one user turn"
+            raise invalid(f"{path}.role", message, role)
+    if len(turns) != 1:
+        raise invalid(where, f"{where} has {len(turns)} user turns; give one, which is a text or an image")
+    return turns[0]
+
+
+def _is_empty(content: object) -> bool:
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) and part.keys() <= {"type", "text"} else part for part in parts]
+    return all(text in ("", None) for text in texts)

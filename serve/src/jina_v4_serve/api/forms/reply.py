@@ -1,0 +1,189 @@
+"""From vectors to the bytes of an answer: JSON in OpenAI's and Jina's shape, or one safetensors body.
+
+int8: the numbers of a row in steps of 1/127 of the largest magnitude, as the client's `quantize_int8` makes them; uint8
+is that plus 128. The step is not sent, for every vector has unit length: scaled to that, the codes are the vector.
+Bits: `ubinary` is the bits of v > 0, the first in the highest place of a byte; `binary` is that byte minus 128.
+base64 is of little-endian float32.
+"""
+
+import base64
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from jina_v4_serve.api.errors import invalid
+from jina_v4_serve.api.request import EmbedRequest, Encoding
+from jina_v4_serve.api.vectors import Floats, Origin, Vectors
+
+SAFETENSORS = "application/x-safetensors"
+PROMPT = "x-jina-v4-prompt"
+WARNING = "x-jina-v4-warning"
+_INT8_MAX = 127  # symmetric: -128 is not used
+_MOST_NAMED = 20  # proxies take headers of a few thousand bytes
+_PLAIN_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
+
+
+def write(request: EmbedRequest, items: Sequence[Vectors], accept: str, _: str) -> tuple[bytes, str]:
+    """Write an answer in the way that the Accept header names; returns the body and its media type."""
+    if SAFETENSORS in accept:
+        return as_safetensors(request, items, "float16" if "float16" in accept else "float32"), SAFETENSORS
+    return as_json(request, items), "application/json"
+
+
+def as_json(request: EmbedRequest, items: Sequence[Vectors]) -> bytes:
+    """Write an answer as JSON.
+
+    Args:
+        request: that is answered.
+        items: what each prompt gave; of a late-chunked request one prompt with a dense row a part.
+    """
+    data: list[dict[str, Any]] = []
+    has_pages = _has_pages(items)
+    if request.late_chunking:
+        data = [{"object": "embedding", "embedding": _encode(request, row)} for row in items[0].dense]
+    else:
+        for vectors in items:
+            entry: dict[str, Any] = {"object": "embedding" if "dense" in request.outputs else "embeddings"}
+            if "dense" in request.outputs:
+                entry["embedding"] = _encode(request, vectors.dense[0])
+            if "multivector" in request.outputs:
+                entry["embeddings"] = [_encode(request, row) for row in vectors.multivector]
+            data.append(entry | (_place(vectors.origin) if has_pages else {}))
+    for index, entry in enumerate(data):
+        entry["index"] = index
+    n_tokens = sum(vectors.n_tokens for vectors in items)
+    content = {
+        "object": "list",
+        "model": request.model,
+        "data": data,
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+    }
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def as_safetensors(request: EmbedRequest, items: Sequence[Vectors], dtype: str) -> bytes:
+    """Write an answer as one safetensors body.
+
+    Args:
+        request: that is answered.
+        items: as in `as_json`.
+        dtype: float32 or float16, of vectors in floats.
+
+    Returns:
+        Tensors `dense` (n_items, dimensions), and `multivector` (n_rows, 128) with `offsets` (n_items + 1,) int64: item
+        i has the rows offsets[i] to offsets[i + 1]. As int8 or uint8 they come with the step of each row, float32, in
+        `dense_scales` (n_items,) and `multivector_scales` (n_rows,); as bits they have an eighth of the columns. Where
+        the request holds PDF files, each of their pages is an item of these, and `items`, `pages` and `n_pages`
+        (n_items,) int64 say where it comes from: its place in the request, its page from 1, and how many pages its file
+        has; the last two are 0 for texts and images. The header's metadata hold model, prompt_tokens and total_tokens.
+
+    Raises:
+        ApiError: 422 for several encodings.
+    """
+    if len(request.encodings) > 1:
+        raise invalid("embedding_type", "a safetensors body has one embedding_type; send one, or accept JSON")
+    tensors: dict[str, NDArray[Any]] = {}
+    if "dense" in request.outputs:
+        dense = np.concatenate([vectors.dense for vectors in items])  # (n_items, dimensions)
+        tensors |= _tensors("dense", dense, request.encodings[0], dtype)
+    if "multivector" in request.outputs:
+        rows = [vectors.multivector for vectors in items]
+        tensors |= _tensors("multivector", np.concatenate(rows), request.encodings[0], dtype)  # of (n_rows, 128)
+        tensors["offsets"] = np.cumsum([0, *map(len, rows)], dtype=np.int64)  # (n_items + 1,)
+    if _has_pages(items):
+        origins = [vectors.origin or Origin(i) for i, vectors in enumerate(items)]
+        tensors["items"] = np.array([origin.item for origin in origins], dtype=np.int64)  # (n,)
+        tensors["pages"] = np.array([origin.page or 0 for origin in origins], dtype=np.int64)  # (n,)
+        tensors["n_pages"] = np.array([origin.n_pages or 0 for origin in origins], dtype=np.int64)  # (n,)
+    n_tokens = str(sum(vectors.n_tokens for vectors in items))
+    metadata = {"model": request.model, "prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    body: bytes = save(tensors, metadata)
+    return body
+
+
+def _has_pages(items: Sequence[Vectors]) -> bool:
+    return any(vectors.origin is not None and vectors.origin.page is not None for vectors in items)
+
+
+def _place(origin: Origin | None) -> dict[str, int]:
+    """Say of an entry which item of the request it is of, and which page."""
+    if origin is None:
+        return {}
+    page = {} if origin.page is None else {"page": origin.page, "n_pages": origin.n_pages or 0}
+    return {"item": origin.item, **page}
+
+
+def headers(clipped: Sequence[str], *requests: EmbedRequest) -> dict[str, str]:
+    """Return the headers of an answer: the prompts that were used, and what a caller may not expect.
+
+    Args:
+        clipped: images of more than 8 bits a pixel, as paths in any order.
+        requests: that are answered together.
+    """
+    used = dict.fromkeys(name for request in requests for name in request.prompts_used)
+    return {PROMPT: ", ".join(used), **warning(clipped, *requests)}
+
+
+def warning(clipped: Sequence[str], *requests: EmbedRequest) -> dict[str, str]:
+    """Return the header that says what a caller may not expect of an answer; none where there is nothing to say.
+
+    Args:
+        clipped: images of more than 8 bits a pixel, as paths in any order.
+        requests: that are answered together.
+    """
+    parts = []
+    if clipped:
+        in_order = sorted(clipped, key=lambda path: (len(path), path))
+        parts.append(f"more than 8 bits a pixel, values over 255 read as 255: {_named(in_order)}")
+    for request in requests:
+        if request.prefixed:
+            prefix = request.prefix.rstrip()
+            parts.append(f"texts that began with '{prefix}' before it was put there: {_named(request.prefixed)}")
+        if request.left_out:
+            parts.append(f"instructions left out, for the model's prompt has none: {_named(request.left_out)}")
+        if request.ignored:
+            parts.append(f"unknown fields ignored: {_named(request.ignored)}")
+    return {WARNING: "; ".join(parts)} if parts else {}
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = [name if _PLAIN_NAME.fullmatch(name) else "?" for name in names[:_MOST_NAMED]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def encode(row: Floats, encoding: Encoding) -> Any:
+    """Write one vector in one encoding: a float32 array or a list of ints for JSON, or a base64 string."""
+    if encoding == "float":
+        return np.ascontiguousarray(row)
+    if encoding == "base64":
+        return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
+    return _codes(row[None], encoding)[0][0].tolist()
+
+
+def _codes(rows: Floats, encoding: Encoding) -> tuple[NDArray[Any], Floats | None]:
+    """Return the codes of rows (n, dimensions), and of int8 and uint8 the steps (n,) float32."""
+    if encoding in ("int8", "uint8"):
+        steps = np.abs(rows).max(axis=1) / np.float32(_INT8_MAX)  # (n,)
+        codes = np.rint(rows / np.where(steps > 0, steps, np.float32(1))[:, None]).astype(np.int16)  # (n, dimensions)
+        return (codes.astype(np.int8) if encoding == "int8" else (codes + 128).astype(np.uint8)), steps
+    packed = np.packbits(rows > 0, axis=1)  # (n, dimensions / 8) uint8
+    return (packed if encoding == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)), None
+
+
+def _tensors(name: str, rows: Floats, encoding: Encoding, dtype: str) -> dict[str, NDArray[Any]]:
+    if encoding in ("float", "base64"):
+        return {name: rows.astype(dtype)}
+    codes, steps = _codes(rows, encoding)
+    return {name: codes} if steps is None else {name: codes, f"{name}_scales": steps}
+
+
+def _encode(request: EmbedRequest, row: Floats) -> Any:
+    if request.keyed:
+        return {encoding: encode(row, encoding) for encoding in request.encodings}
+    return encode(row, request.encodings[0])

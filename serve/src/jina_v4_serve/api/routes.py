@@ -1,0 +1,177 @@
+"""What a server answers at its own routes. A route knows no form: `forms` reads a body and writes the reply."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from jina_v4_serve.api import metrics, threads
+from jina_v4_serve.api.door import COHERE, COHERE_RERANK, EMBEDDINGS, RERANK, SCORE, as_api_error
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.forms import cohere, embeddings, examples, reply, rerank, score
+from jina_v4_serve.api.forms.errors import error_body
+from jina_v4_serve.api.forms.schema import EmbeddingsBody
+from jina_v4_serve.api.record import CLOSED_REQUEST, KINDS, Kind, current
+from jina_v4_serve.api.request import EmbedRequest, Limits, RankRequest
+from jina_v4_serve.api.service import Service
+from jina_v4_serve.api.vectors import NonFiniteError, Vectors
+from jina_v4_serve.facts import MODEL
+from jina_v4_serve.heartbeat import HUNG
+
+logger = logging.getLogger("jina_v4_serve")
+
+TRACE_HEADERS = ("traceparent", "tracestate")
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "No JSON, or a text over the limit."},
+    401: {"description": "No valid API key."},
+    404: {"description": "No such model."},
+    422: {"description": "A field holds what is not offered; `error.param` names it."},
+    429: {"description": "The server has as much work as it accepts; see Retry-After."},
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a route's bodies are read and its replies written.
+
+    Attributes:
+        answer: what its replies hold, for the schema.
+        fields: of a body, for the schema.
+        examples: of bodies, by name.
+        read: from a body to the inner request.
+        write: from the request, its vectors, what Accept names and the request id to a body and its media type.
+    """
+
+    answer: str
+    fields: type[BaseModel]
+    examples: Mapping[str, Mapping[str, Any]]
+    read: Callable[[bytes, Limits], EmbedRequest | RankRequest]
+    write: Callable[[Any, Sequence[Vectors], str, str], tuple[bytes, str]]
+
+
+_VECTORS = "Vectors, as JSON; or as `application/x-safetensors` where Accept names it."
+_RANKED = "The documents in the order of their scores, best first."
+FORMS = {
+    EMBEDDINGS: Form(_VECTORS, EmbeddingsBody, examples.EMBEDDINGS, embeddings.read, reply.write),
+    COHERE: Form("Vectors.", cohere.CohereBody, examples.COHERE, cohere.read, cohere.write),
+    RERANK: Form(_RANKED, rerank.RerankBody, examples.RERANK, rerank.read, rerank.write),
+    COHERE_RERANK: Form(_RANKED, rerank.RerankBody, examples.COHERE_RERANK, rerank.read, rerank.write_as_cohere),
+    SCORE: Form("A score for each pair, in order.", score.ScoreBody, examples.SCORE, score.read, score.write),
+}
+
+
+def attach_routes(app: FastAPI) -> None:
+    """Add our routes to an application, whose `state.jina_v4` is the service by the time of the first request."""
+    app.title = MODEL
+    for path, form in FORMS.items():
+        shown = {name: {"value": example} for name, example in form.examples.items()}
+        content = {"application/json": {"schema": form.fields.model_json_schema(), "examples": shown}}
+        body = {"content": content, "required": True}
+        responses = {200: {"description": form.answer}, **RESPONSES}
+        app.post(path, openapi_extra={"requestBody": body}, responses=responses)(embed)
+    app.get("/health")(health)
+    app.get("/ready")(ready)
+    app.get("/docs", include_in_schema=False)(docs)
+
+
+async def embed(request: Request) -> Response:
+    """Embed texts and images; on the routes of rankings, score them."""
+    service: Service = request.app.state.jina_v4
+    request_id: str = request.state.request_id
+    record = current()
+    record.trace_headers = {name: request.headers[name] for name in TRACE_HEADERS if name in request.headers}
+    try:
+        service.budget.check()
+        with record.stage("body"):
+            body = await service.door.read_body(request.headers, request.stream())
+        work = asyncio.create_task(_answer(service, request, body, request_id))
+        gone = asyncio.create_task(_disconnected(request))
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not work.done():
+            work.cancel()  # nobody reads the reply: its work is dropped from the engine
+            await asyncio.wait({work})
+            return Response(status_code=CLOSED_REQUEST)
+        return work.result()
+    except ClientDisconnect:
+        return Response(status_code=CLOSED_REQUEST)
+    except Exception as error:  # the one place where anything becomes a reply
+        known = _as_api_error(error, service, request_id)
+        record.code, record.param = known.code, known.param
+        return Response(
+            error_body(known, request_id, request.scope["path"]), known.status, known.headers(), "application/json"
+        )
+
+
+async def health(request: Request) -> Response:
+    """Tell whether the server lives; the supervisor restarts one that does not."""
+    service: Service = request.app.state.jina_v4
+    content = {"status": "alive"}
+    if service.engine.dead:
+        content = {"status": "dead", "reason": "the engine has stopped"}
+    elif service.liveness.failure is not None:
+        content = {"status": HUNG, "reason": service.liveness.failure}
+    return Response(json.dumps(content), 503 if "reason" in content else 200, None, "application/json")
+
+
+async def ready(request: Request) -> Response:
+    """Tell whether the server embeds."""
+    service: Service = request.app.state.jina_v4
+    content: dict[str, Any] = {"ready": await service.ready()}
+    if reason := service.liveness.failure or service.canary_failure:
+        content["reason"] = reason
+    return Response(json.dumps(content), 200 if content["ready"] else 503, None, "application/json")
+
+
+async def docs() -> Response:
+    """Show the schema; no part of the page comes from another host."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title=MODEL,
+        swagger_js_url="/static/swagger-ui-bundle.js",
+        swagger_css_url="/static/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
+
+
+async def _answer(service: Service, request: Request, body: bytes, request_id: str) -> Response:
+    record = current()
+    form = FORMS[request.scope["path"]]
+    with record.stage("preprocessing"):
+        inner = await threads.run(len(body), form.read, body, service.limits)
+    kinds: list[Kind] = ["image" if item.text is None else "text" for part in inner.parts for item in part.items]
+    record.task = inner.task
+    record.n_items = {kind: kinds.count(kind) for kind in KINDS}
+    accept = request.headers.get("accept", "")
+    vectors = await service.embed(inner, request_id)
+    metrics.PREFIXED.labels(inner.task).inc(sum(len(part.prefixed) for part in inner.parts))
+    headers = reply.headers(record.clipped, *inner.parts)
+    with record.stage("serialising"):
+        n_bytes = sum(each.dense.nbytes + each.multivector.nbytes for each in vectors)
+        content, media_type = await threads.run(n_bytes, form.write, inner, vectors, accept, request_id)
+    return Response(content, headers=headers, media_type=media_type)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_api_error(error: BaseException, service: Service, request_id: str) -> ApiError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if service.engine.dead and not isinstance(error, ApiError):
+        return ApiError(503, "the engine has stopped and is being restarted", code="ENGINE_DOWN", retry_after_s=30)
+    if isinstance(error, NonFiniteError):
+        metrics.NON_FINITE.inc()
+        logger.error("request %s failed", request_id, exc_info=error)
+        message = "the model gave a vector that is not finite; it was not sent"
+        return ApiError(500, message, code="NON_FINITE_VECTOR")
+    return as_api_error(error, request_id)

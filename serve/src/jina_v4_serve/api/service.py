@@ -1,0 +1,222 @@
+"""What a server does for a request: prompts, the engine, vectors; whether it is ready to."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from jina_v4_serve import heartbeat
+from jina_v4_serve.api import metrics, threads
+from jina_v4_serve.api.adapter_check import TEXT
+from jina_v4_serve.api.budget import TokenBudget
+from jina_v4_serve.api.door import Door
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.images import ImageLoader
+from jina_v4_serve.api.liveness import Liveness
+from jina_v4_serve.api.pdf import PdfPages, PdfReader
+from jina_v4_serve.api.prompts import Prompt, PromptMaker
+from jina_v4_serve.api.record import current
+from jina_v4_serve.api.request import FIRST, EmbedRequest, Item, Limits, RankRequest
+from jina_v4_serve.api.vectors import Floats, NonFiniteError, Origin, Vectors
+from jina_v4_serve.facts import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN
+from jina_v4_serve.token_pooling import pool_tokens
+
+logger = logging.getLogger("jina_v4_serve")
+
+READY_AGE_S = 10.0  # work finished so lately proves that the engine works
+PROBE_TIMEOUT_S = 4.0
+CONCURRENT_IMAGES = 8  # of one request, fetched and decoded at a time
+BYTES_A_TEXT = 64  # what a text costs beside its letters, in the time that so many letters take
+BYTES_PER_TOKEN = 4  # of text, for the budget only, before anything is tokenised
+
+
+class Engine(Protocol):
+    """What computes vectors; vLLM's is `vllm_side.engine`."""
+
+    n_waiting: int  # prompts that it has not finished
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended or failed."""
+
+    async def embed(
+        self,
+        prompts: Sequence[Prompt],
+        request_id: str,
+        *,
+        task: str,
+        dense: bool,
+        multivector: bool,
+        dimensions: int | None,
+        max_pixels: int | None,
+        priority: int = FIRST,
+        adapted: bool = True,
+    ) -> list[Vectors]:
+        """Embed the prompts of one request."""
+
+
+def pool(vectors: Sequence[Vectors], factor: int) -> list[Vectors]:
+    """Return the vectors with fewer rows in each multi-vector."""
+    return [replace(each, multivector=pool_tokens(each.multivector, factor)) for each in vectors]
+
+
+class Service:
+    """All that a request needs of this server; one an API process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        door: Door,
+        images: ImageLoader,
+        pdfs: PdfReader,
+        prompts: PromptMaker,
+        budget_tokens: int,
+    ) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.door = door
+        self.images = images
+        self.pdfs = pdfs
+        self.prompts = prompts
+        self.budget = TokenBudget(budget_tokens)
+        self.canary_failure: str | None = None
+        self.liveness = Liveness(heartbeat.find(), lambda: engine.n_waiting)
+        self.worked_at = -READY_AGE_S
+        self.is_broken = False  # the last vectors were not finite
+        self.probe_lock = asyncio.Lock()
+
+    async def embed(self, request: EmbedRequest | RankRequest, request_id: str) -> list[Vectors]:
+        """Return the vectors of a request, in order; of a ranking, the queries come first.
+
+        Each item is a prompt, but a PDF file is one for each of its pages, and a late-chunked request is one in all.
+        """
+        if self.canary_failure is not None:
+            raise ApiError(503, f"this server is not fit to serve: {self.canary_failure}", code="CANARY_FAILED")
+        record = current()
+        async with self.pdfs.opened([item for part in request.parts for item in part.items]) as pages:
+            record.n_items["image"] += len(pages.origins) - len({origin.item for origin in pages.origins})
+            estimate = sum(self._estimate(item, part) for part in request.parts for item in part.items if not item.pdf)
+            estimate += len(pages.origins) * self._estimate_image(request.parts[0])
+            with self.budget.spend(estimate, request.parts[0].priority):
+                return await self._embed(request.parts, pages, request_id)
+
+    async def _embed(self, parts: Sequence[EmbedRequest], pages: PdfPages, request_id: str) -> list[Vectors]:
+        record = current()
+        options = parts[0]  # of the engine; all parts have the same
+        with record.stage("preprocessing"):
+            made = [each for part in parts for each in (await self._prompts(part, pages)).items()]
+        prompts = [prompt for _, prompt in made]
+        with record.stage("engine"):
+            vectors = await self._compute(
+                prompts,
+                request_id,
+                task=options.task,
+                dense="dense" in options.outputs,
+                multivector="multivector" in options.outputs,
+                dimensions=options.dimensions,
+                max_pixels=options.max_pixels,
+                priority=options.priority,
+            )
+        for prompt, each in zip(prompts, vectors, strict=True):
+            record.n_tokens["text" if prompt.image is None else "image"] += each.n_tokens
+        self._worked()
+        if options.pool_factor is not None:
+            with record.stage("serialising"):
+                vectors = await asyncio.to_thread(pool, vectors, options.pool_factor)
+        return [replace(each, origin=origin) for (origin, _), each in zip(made, vectors, strict=True)]
+
+    async def embed_fixed_text(self, task: str | None) -> Floats:
+        """Return the dense vector of the text by which adapters are compared; None is without an adapter."""
+        (vectors,) = await self.embed_probe(TEXT, task, adapted=task is not None)
+        row: Floats = vectors.dense[0]  # (hidden,)
+        return row
+
+    async def ready(self) -> bool:
+        """Tell whether the engine has worked lately; compute a vector if no request did.
+
+        Behind long work, another API process's too, a probe would wait its turn and look like a failure.
+        """
+        if self.engine.dead or self.liveness.failure is not None or self.canary_failure is not None:
+            return False
+        async with self.probe_lock:
+            worked = self.engine.n_waiting or time.monotonic() - self.worked_at < READY_AGE_S
+            if worked and not self.is_broken:
+                return True
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await self.embed_probe("ready?")
+            except TimeoutError:  # another API process's work may be before it
+                return not self.is_broken and self.liveness.age_s < READY_AGE_S
+            except Exception:  # whatever it is, the server is not ready
+                logger.warning("the readiness probe failed", exc_info=True)
+                return False
+            self._worked()
+            return True
+
+    async def embed_probe(self, text: str, task: str | None = None, *, adapted: bool = True) -> list[Vectors]:
+        """Return the dense vector of a text of ours, which no request sent."""
+        task = task or self.limits.tasks[0]
+        prompts = self.prompts.texts([text], self.limits.prompts[task].prefixes["query"], self.limits.max_length)
+        return await self._compute(
+            prompts,
+            "probe",
+            task=task,
+            dense=True,
+            multivector=False,
+            dimensions=None,
+            max_pixels=None,
+            adapted=adapted,
+        )
+
+    async def _compute(self, prompts: Sequence[Prompt], request_id: str, **options: Any) -> list[Vectors]:
+        try:
+            vectors = await self.engine.embed(prompts, request_id, **options)
+        except BaseExceptionGroup as failures:
+            self.is_broken = self.is_broken or failures.subgroup(NonFiniteError) is not None
+            raise
+        self.is_broken = False
+        return vectors
+
+    def _worked(self) -> None:
+        self.worked_at = time.monotonic()
+        metrics.LAST_VECTORS.set_to_current_time()
+
+    def _estimate(self, item: Item, request: EmbedRequest) -> int:
+        if item.text is None:
+            return self._estimate_image(request)
+        longest = request.max_length or self.limits.max_length
+        return min(len(item.text.encode(errors="replace")) // BYTES_PER_TOKEN + 2, longest)
+
+    def _estimate_image(self, request: EmbedRequest) -> int:
+        return (request.max_pixels or self.limits.max_pixels) // PIXELS_PER_TOKEN + IMAGE_PROMPT_TOKENS
+
+    async def _prompts(self, request: EmbedRequest, pages: PdfPages) -> dict[Origin, Prompt]:
+        """Make the prompts of a request, in order."""
+        texts = {i: item.text for i, item in enumerate(request.items) if item.text is not None}
+        if request.late_chunking:
+            return {Origin(0): await asyncio.to_thread(self.prompts.chunks, list(texts.values()), request.prefix)}
+        at_once = asyncio.Semaphore(CONCURRENT_IMAGES)
+
+        async def load(source: str, path: str) -> Prompt:
+            async with at_once:
+                return self.prompts.image(await self.images.load(source, path))
+
+        async with asyncio.TaskGroup() as group:
+            rendered = group.create_task(pages.pictures())
+            made = {
+                Origin(i): group.create_task(load(item.image, item.path))
+                for i, item in enumerate(request.items)
+                if item.image is not None
+            }
+            paths = [request.items[i].path for i in texts]
+            n_bytes = sum(BYTES_A_TEXT + len(text.encode(errors="replace")) for text in texts.values())
+            made_texts = await threads.run(
+                n_bytes, self.prompts.texts, list(texts.values()), request.prefix, request.max_length, paths
+            )
+        whole = dict(zip(map(Origin, texts), made_texts, strict=True))
+        whole |= {origin: task.result() for origin, task in made.items()}
+        whole |= dict(zip(pages.origins, map(self.prompts.image, rendered.result()), strict=True))
+        return dict(sorted(whole.items(), key=lambda each: (each[0].item, each[0].page or 0)))

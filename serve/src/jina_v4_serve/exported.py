@@ -1,0 +1,132 @@
+"""An exported base with the adapters of all tasks beside it, which one server loads together (`--one-base`).
+
+`jina-v4-merge export-adapters --with-base` writes the folder `base`, and a folder for each task with its adapter and
+its folded projector. vLLM loads whatever tensors an adapter has: where a layer's are missing, the layer stays the
+base's without an error. So every tensor is checked here, and a server compares its vectors at the start
+(`api.adapter_check`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jina_v4_serve.checkpoint import (
+    BASE,
+    PROJECTOR,
+    Checkpoint,
+    check_canary,
+    digest_of,
+    read_json,
+    read_manifest,
+    read_shapes,
+)
+from jina_v4_serve.errors import CheckpointError, OptionError
+from jina_v4_serve.facts import TASKS
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+# Older ones ignore `rank_pattern` and `alpha_pattern`, and scale such layers wrongly.
+OLDEST_VLLM_WITH_PATTERNS = (0, 32)
+
+_MODULES = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+_SCALING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+_PROJECTOR_AXES = {"multi_vector_projector.weight": 2, "multi_vector_projector.bias": 1}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A task's adapter and projector on disk.
+
+    Attributes:
+        digest: of base and adapter together: the same for equal files, whoever exported them and when.
+        weight_bytes: of adapter and projector, in the dtypes that are stored.
+        rank: the highest of any layer.
+        has_patterns: whether layers have ranks or scalings of their own.
+    """
+
+    folder: Path
+    task: str
+    digest: str
+    weight_bytes: int
+    rank: int
+    has_patterns: bool
+
+
+def read_adapters(checkpoint: Checkpoint) -> dict[str, Adapter]:
+    """Check the adapters beside an exported base; return them by task. A merged checkpoint has none.
+
+    Raises:
+        CheckpointError: one is missing, incomplete, of another task or another base.
+    """
+    if checkpoint.task != BASE:
+        return {}
+    return {task: _read_adapter(checkpoint, checkpoint.folder.parent / task, task) for task in TASKS}
+
+
+def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
+    again = "Export base and adapters again with `jina-v4-merge export-adapters --with-base`"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: each task's adapter is a folder beside the base. {again}")
+    manifest = read_manifest(folder, task)
+    if manifest.get("part") != "adapter":
+        raise CheckpointError(f"{folder} is no adapter of `jina-v4-merge export-adapters`. {again}")
+    if _base_of(folder) != _base_of(base.folder):
+        raise CheckpointError(f"{folder} was made for another base than {base.folder}. {again}")
+    check_canary(folder)
+    shapes = read_shapes(folder / WEIGHTS, str(manifest["dtype"]))
+    expected = {
+        f"base_model.model.model.language_model.layers.{i}.{module}.lora_{side}.weight"
+        for i in range(base.n_layers)
+        for module in _MODULES
+        for side in "AB"
+    }
+    if odd := sorted(expected ^ shapes.keys()):
+        lacks = "is missing" if odd[0] in expected else "fits no layer"
+        raise CheckpointError(f"{folder / WEIGHTS}: {odd[0]} {lacks} ({len(odd)} in all). {again}")
+    projector = read_shapes(folder / PROJECTOR, "float32")
+    if {name: len(shape) for name, shape in projector.items()} != _PROJECTOR_AXES:
+        raise CheckpointError(f"{folder / PROJECTOR} holds {', '.join(sorted(projector))}: no projector. {again}")
+    config = read_json(folder / CONFIG)
+    return Adapter(
+        folder=folder,
+        task=task,
+        digest=_digest(base, manifest["files"], config),
+        weight_bytes=sum((folder / name).stat().st_size for name in (WEIGHTS, PROJECTOR)),
+        rank=max(shape[0] for name, shape in shapes.items() if name.endswith("lora_A.weight")),
+        has_patterns=bool(config.get("rank_pattern") or config.get("alpha_pattern")),
+    )
+
+
+def _digest(base: Checkpoint, files: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    # The config also says where the base came from, which changes no vector.
+    weights = digest_of({name: entry for name, entry in files.items() if name != CONFIG})
+    scaling = json.dumps([config.get(key) for key in _SCALING])
+    return hashlib.sha256(f"{base.digest} {weights} {scaling}".encode()).hexdigest()
+
+
+def _base_of(folder: Path) -> object:
+    """Return the sums of the files from which a folder's base was made."""
+    sources = read_json(folder / "manifest.json").get("sources")
+    base = sources.get("base") if isinstance(sources, Mapping) else None
+    return base.get("files") if isinstance(base, Mapping) else None
+
+
+def check_patterns(adapters: Mapping[str, Adapter], vllm_version: Sequence[int]) -> None:
+    """Refuse adapters that the installed vLLM would scale wrongly.
+
+    Raises:
+        OptionError: naming the adapter and the version that can.
+    """
+    for adapter in adapters.values():
+        if adapter.has_patterns and tuple(vllm_version) < OLDEST_VLLM_WITH_PATTERNS:
+            oldest = ".".join(map(str, OLDEST_VLLM_WITH_PATTERNS))
+            raise OptionError(
+                f"{adapter.folder / CONFIG} sets rank_pattern or alpha_pattern, which vLLM reads from {oldest} on;"
+                " serve merged checkpoints, or install that"
+            )

@@ -1,0 +1,76 @@
+"""A request's way to its server and back: which headers pass, how it is sent, which error a lost server becomes."""
+
+import contextlib
+import io
+from collections.abc import AsyncIterator, Mapping
+
+import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.record import current
+from jina_v4_serve.gateway.servers import Servers
+
+RETRY_AFTER_S = 5
+# RFC 9110, 7.6.1, and what HTTP libraries add to it; these are between neighbours, and we are one of them.
+_HOP_BY_HOP = (
+    "Connection",
+    "Keep-Alive",
+    "Proxy-Authenticate",
+    "Proxy-Authorization",
+    "Proxy-Connection",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+    "Upgrade",
+)
+_SETTLED = ("Host", "Expect", "Content-Length", "Origin")  # of a request: its sender and we have settled these
+_LARGE_BYTES = 2**20  # aiohttp wants a body over this size as a file, to send it piece by piece
+
+
+def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str], *dropped: str) -> CIMultiDict[str]:
+    """Copy the headers that are for the other end."""
+    kept = CIMultiDict(headers)
+    listed = (name.strip() for line in headers.getall("Connection", ()) for name in line.split(","))
+    for name in (*_HOP_BY_HOP, *listed, *dropped):
+        kept.popall(name, None)
+    return kept
+
+
+def for_server(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict[str]:
+    """Return the headers of the current request that its server gets."""
+    kept = end_to_end(headers, *_SETTLED)
+    kept["X-Request-ID"] = current().request_id
+    return kept
+
+
+@contextlib.asynccontextmanager
+async def forward(
+    servers: Servers, task: str, path: str, headers: Mapping[str, str], body: bytes
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send a request to the server of a task, and yield its answer.
+
+    Raises:
+        ApiError: 503 for a server that cannot be reached or hangs up, 504 for one that is silent.
+    """
+    url = servers.urls[task]
+    data = body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
+    try:
+        async with servers.session.post(
+            url.joinpath(path.lstrip("/")), data=data, headers=headers, allow_redirects=False
+        ) as answer:
+            yield answer
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        servers.note(task, url, "down")
+        raise unavailable(task) from None
+    except TimeoutError:
+        raise ApiError(504, f"the {task} server did not answer in time", code="SERVER_TIMEOUT") from None
+    except aiohttp.ClientError:
+        raise unavailable(task) from None
+
+
+def unavailable(*tasks: str) -> ApiError:
+    """Make the error for tasks whose servers are not ready."""
+    names = " and ".join(tasks)
+    message = f"the {names} server is not ready" if len(tasks) == 1 else f"no server is ready ({names})"
+    return ApiError(503, message, code="SERVER_NOT_READY", retry_after_s=RETRY_AFTER_S)

@@ -1,0 +1,60 @@
+"""Pages that gateway and Ray ingress make of their servers' pages: the list of models, and who is ready."""
+
+import json
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.gateway.forward import RETRY_AFTER_S, unavailable
+from jina_v4_serve.gateway.servers import Page
+
+
+def good(pages: Mapping[str, Page]) -> dict[str, Page]:
+    """Return the pages with status 200, by task."""
+    return {task: page for task, page in pages.items() if page.status == HTTPStatus.OK}
+
+
+def merge_models(pages: Mapping[str, Page], tasks: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge the servers' answers to `GET /v1/models`.
+
+    Returns:
+        The list, and the headers beside it, by which a client knows the servers.
+
+    Raises:
+        ApiError: 401 when the servers refuse the key, 503 when none is ready.
+    """
+    lists = good(pages)
+    if not lists and any(page.status == HTTPStatus.UNAUTHORIZED for page in pages.values()):
+        raise ApiError(401, "the servers did not accept the API key", code="UNAUTHORIZED")
+    if not lists:
+        raise unavailable(*tasks)
+    cards: dict[str, dict[str, object]] = {}
+    for page in lists.values():
+        for card in json.loads(page.body)["data"]:
+            cards.setdefault(card["id"], card)  # the name without a task is every server's
+    # By these a client knows that vectors come pooled, and for which tasks.
+    headers = {"X-Jina-V4-Task": ", ".join(lists)}
+    ways = {page.headers.get("X-Jina-V4-Pooling", "") for page in lists.values()}
+    if len(ways) == 1:
+        headers["X-Jina-V4-Pooling"] = ways.pop()
+    revisions = [_revision(page, task) for task, page in lists.items()]
+    if all(revisions):
+        headers["X-Jina-V4-Revision"] = ", ".join(revisions)  # in the order of the tasks
+    return {"object": "list", "data": list(cards.values())}, headers
+
+
+def _revision(page: Page, task: str) -> str:
+    """Return a server's revision of a task; a server of several tasks lists all, in the order of its tasks."""
+    revisions = page.headers.get("X-Jina-V4-Revision", "").split(", ")
+    if len(revisions) == 1:
+        return revisions[0]
+    tasks = page.headers.get("X-Jina-V4-Task", "").split(", ")
+    return dict(zip(tasks, revisions, strict=False)).get(task, "")
+
+
+def ready_page(states: Mapping[str, str]) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Return content, status and headers of `/ready`, from the state of each task's server."""
+    ready = all(state == "ready" for state in states.values())
+    headers = {} if ready else {"Retry-After": str(RETRY_AFTER_S)}
+    return {"ready": ready, "tasks": states}, 200 if ready else 503, headers

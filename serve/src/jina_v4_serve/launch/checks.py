@@ -1,0 +1,128 @@
+"""All that can be checked before vLLM is started: the checkpoint, the options, the settings, the address."""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jina_v4_serve.api.door import KEEP_ALIVE_S
+from jina_v4_serve.api.keys import Keys
+from jina_v4_serve.api.log import VLLM_LOG
+from jina_v4_serve.checkpoint import BASE, Checkpoint, read_checkpoint
+from jina_v4_serve.errors import OptionError, PortError
+from jina_v4_serve.exported import check_patterns, read_adapters
+from jina_v4_serve.facts import IMAGE_PROMPT_TOKENS, MODEL, PIXELS_PER_TOKEN
+from jina_v4_serve.launch import cpu
+from jina_v4_serve.launch.arguments import vllm_arguments
+from jina_v4_serve.launch.driver import check_driver
+from jina_v4_serve.launch.gpu import Gpu, known_gpu
+from jina_v4_serve.launch.server import DTYPES, Launch, ServerSettings
+from jina_v4_serve.launch.sizing import served_dtype, step_of
+from jina_v4_serve.settings import read_settings, served_environment
+from jina_v4_serve.vllm_side.versions import find_vllm, vllm_version
+
+
+def prepare(settings: ServerSettings) -> Launch:
+    """Check all that can be checked without vLLM, and decide what to run it with.
+
+    Raises:
+        CheckpointError: the folder is not whole or of another task.
+        PortError: the address cannot be listened on.
+        OptionError: an option or a setting is out of range, or the GPU's driver too old.
+    """
+    check_dtype(settings.dtype)
+    settings = replace(settings, n_servers=max(settings.n_servers, read_settings().servers_on_machine))
+    checkpoint = read_checkpoint(settings.checkpoint, settings.task)
+    adapters = read_adapters(checkpoint)
+    check_max_pixels(settings.max_pixels, checkpoint)
+    Keys(read_settings())
+    check_port(settings.host, settings.port)
+    on_cpu = find_vllm()
+    check_patterns(adapters, vllm_version(on_cpu))
+    gpu = None if on_cpu else known_gpu()
+    check_driver(gpu)
+    return Launch(
+        arguments=tuple(vllm_arguments(settings, checkpoint, on_cpu, adapters, gpu)),
+        options=settings.vllm_options,
+        environment={**environment(settings.tasks), **(cpu.threads(settings.n_servers) if on_cpu else {})},
+        banner=banner(settings, checkpoint, on_cpu, gpu),
+    )
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a dtype that is not offered.
+
+    Raises:
+        OptionError: naming those that are.
+    """
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype={dtype} is not offered; choose {', '.join(DTYPES)}")
+
+
+def check_max_pixels(max_pixels: int | None, checkpoint: Checkpoint) -> None:
+    """Refuse an image size that no request could have.
+
+    Args:
+        max_pixels: the largest image area to serve; None is the checkpoint's own.
+        checkpoint: that is served.
+
+    Raises:
+        OptionError: naming the range.
+    """
+    lowest = checkpoint.min_pixels
+    highest = (checkpoint.max_model_len - IMAGE_PROMPT_TOKENS) * PIXELS_PER_TOKEN
+    if max_pixels is not None and not lowest <= max_pixels <= highest:
+        raise OptionError(f"--max-pixels={max_pixels} is not offered; choose {lowest} to {highest}")
+
+
+def check_port(host: str, port: int) -> None:
+    """Find out now, and not a minute later in vLLM, that an address cannot be listened on.
+
+    Raises:
+        PortError: with the system's reason.
+    """
+    if not 0 < port < 65536:
+        raise PortError(f"cannot listen on {host}:{port}: a port is 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise PortError(f"cannot listen on {host}:{port}: {error}. Choose another with --port (make: PORT=)") from error
+
+
+def environment(tasks: Sequence[str]) -> dict[str, str]:
+    """Return the variables that vLLM's processes are to see beside those already set."""
+    wanted = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S)}
+    if read_settings().log == "json" and not os.environ.get("VLLM_LOGGING_LEVEL"):  # its file would set the level too
+        wanted["VLLM_LOGGING_CONFIG_PATH"] = str(VLLM_LOG)
+    plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+    return {
+        **{name: os.environ.get(name) or value for name, value in wanted.items()},
+        "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "jina_v4"])),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",  # what is served is decided here, and checked at the start
+        **served_environment(tasks),
+    }
+
+
+def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: Gpu | None) -> str:
+    """Return the lines that say what is about to be served, and where."""
+    dtype = served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu)
+    lines = [
+        f"{MODEL}, task {settings.task}, {dtype}, from {checkpoint.folder}"
+        if settings.task != BASE
+        else f"{MODEL}, one base for {', '.join(settings.tasks)}, {dtype}, from {checkpoint.folder.parent}",
+        f"starting vLLM; it will answer on http://{settings.host}:{settings.port}/v1 within a minute or two",
+    ]
+    if not on_cpu:
+        tokens = step_of(gpu, settings.vllm_options).tokens
+        found = f"the GPU is {gpu.name}" if gpu else "nvidia-smi does not say what GPU this is"
+        lines.insert(1, f"{found}: {tokens:,} tokens are computed a step (docs/operations.md)")
+    if settings.dtype == "auto" and dtype != checkpoint.dtype:
+        lines.insert(1, f"this processor is faster in {dtype} than in the checkpoint's {checkpoint.dtype} (--dtype)")
+    if checkpoint.random_weights:
+        lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")
+    return "\n".join(lines)

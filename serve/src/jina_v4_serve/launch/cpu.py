@@ -1,0 +1,113 @@
+"""What vLLM's CPU build is told by default, so that it uses the whole of a small machine.
+
+Left alone, vLLM binds its arithmetic to all cores but one and keeps that one for a process that waits for the other by
+spinning: on two cores half of the machine computes. Here the engine computes in its own process, on all cores, and
+nobody spins. Memory that is freed is kept for the next step, and so are a few compiled products. benchmarks/LOG.md has
+what each of these is worth.
+"""
+
+import os
+import platform
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+
+# On larger machines one core in reserve costs little, and vLLM's binding minds the memory of each socket.
+MAX_CORES = 8
+MAX_TOKENS_A_STEP = 2048
+# oneDNN compiles a matrix product for each number of rows that it meets, 0.3 MiB each, and would keep 1,024 of them.
+MATRIX_PRODUCTS_KEPT = 128
+_USABLE = 0.7  # of the memory, for weights, keys and values of all servers; the rest is for all else
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def n_cores() -> int:
+    """Return the cores that this process may use, those of its container where that is less."""
+    allowed = len(os.sched_getaffinity(0))
+    quota, _, period = _read(_CPU_MAX).partition(" ")
+    return min(allowed, max(1, int(quota) // int(period))) if quota.isdecimal() else allowed
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine, that of the container where that is less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read(_MEMORY_MAX).strip()
+    return min(whole, int(limit)) if limit.isdecimal() else whole
+
+
+def threads(n_servers: int) -> dict[str, str]:
+    """Return the variables by which servers share the cores; none where the operator has set one, or vLLM knows better.
+
+    Args:
+        n_servers: on this machine.
+    """
+    if "VLLM_CPU_OMP_THREADS_BIND" in os.environ or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    if n_cores() > MAX_CORES:
+        return {} if n_servers == 1 else _unbound(n_cores() // n_servers)
+    # Each server has all cores: often one of several is asked. Threads that wait must leave them to the others then.
+    patience = {} if n_servers == 1 else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+    return {**_unbound(n_cores()), **patience}
+
+
+def allocator() -> dict[str, str]:
+    """Return the variables by which the engine's processes keep memory; of those the operator has set, the operator's.
+
+    A tensor of a step is some megabytes. glibc gives such blocks back to the system at once, and the next operation
+    waits for new ones to be cleared, page by page. tcmalloc, where it is installed, keeps them in better order.
+    """
+    wanted = {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(MATRIX_PRODUCTS_KEPT),
+    }
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    found = None if "malloc" in preloaded else tcmalloc()
+    preload = {"LD_PRELOAD": f"{found}:{preloaded}".rstrip(":")} if found else {}
+    return {**{name: os.environ.get(name, value) for name, value in wanted.items()}, **preload}
+
+
+def tcmalloc() -> str | None:
+    """Return where the loader finds tcmalloc: what `make install` fetched, or the system's; else None."""
+    fetched = Path(sys.prefix, "lib/tcmalloc/libtcmalloc_minimal.so.4")
+    if fetched.exists() and not set(str(fetched)) & {" ", ":"}:  # LD_PRELOAD takes them for the end of a path
+        return str(fetched)
+    return find_library("tcmalloc_minimal") or find_library("tcmalloc")
+
+
+def float32_is_faster(n_bytes: int) -> bool:
+    """Tell whether to compute in float32: the processor has no fast bfloat16, and the memory has room for it.
+
+    It depends on the machine alone, never on what else is running: a server that starts anew computes in the same.
+
+    Args:
+        n_bytes: of weights, keys and values of all servers on this machine, in float32.
+    """
+    slow_in_bfloat16 = platform.machine() == "x86_64" and not fast_in_bfloat16(_read(_CPU_INFO))
+    return slow_in_bfloat16 and n_bytes <= _USABLE * memory_bytes()
+
+
+def fast_in_bfloat16(cpu_info: str) -> bool:
+    """Tell whether an x86 processor multiplies matrices faster in bfloat16 than in float32.
+
+    AMX is made for it. AVX-512's own instruction is worth 2.3 times float32's rate on AMD's cores; on Intel's, where
+    there are two units for float32, half as much was measured.
+
+    Args:
+        cpu_info: what /proc/cpuinfo says.
+    """
+    words = set(cpu_info.split())
+    return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
+
+
+def _unbound(n_threads: int) -> dict[str, str]:
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(n_threads)}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,252 @@
+"""The model plugin: vLLM's own Qwen2.5-VL with a pooler that gives final vectors.
+
+Continuous batching, PagedAttention and the model itself are vLLM's. What is added: the pooler, which is right under
+chunked prefill, and a limit on what a request may ask of the image processor.
+
+It refuses prefix caching: cached tokens have no hidden states in this pass, and their share of the mean would be
+missing without any error.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors.torch import load_file
+from vllm import PoolingParams
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLDummyInputsBuilder,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+    Qwen2_5_VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.platforms import current_platform
+from vllm.tasks import PoolingTask
+from vllm.v1.outputs import PoolerOutput
+from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
+
+from jina_v4_serve import heartbeat
+from jina_v4_serve.phases import reached
+from jina_v4_serve.pooling import Accumulator, PoolingRequest, Projector, Span, SpecialTokens, advance, pooled_span
+from jina_v4_serve.trimming import give_back_regularly
+from jina_v4_serve.vllm_side.plugin import PROJECTORS
+from jina_v4_serve.vllm_side.versions import replacement
+
+PROJECTOR = "multi_vector_projector.safetensors"
+
+
+class UpdateBySpans(PoolingParamsUpdate):
+    """Asks vLLM for the token ids of a prompt whose request names no spans.
+
+    The API sends spans with every request. Without them (`vllm.LLM`) the ids tell an image from a text. With ids, model
+    runner V2 fills a matrix in each step, requests x longest prompt: 71 ms for 512 texts beside one of 32,768 tokens.
+    """
+
+    def apply(self, params: PoolingParams) -> None:
+        """Note on a request's parameters whether ids are needed."""
+        params.requires_token_ids = read_params(params).spans is None
+
+
+class JinaPooler(Pooler):
+    """Dense vectors and multi-vectors of a prompt from one pass; kept between steps are sums and projected rows."""
+
+    def __init__(self, special: SpecialTokens, projectors: Mapping[str | None, Projector | None]) -> None:
+        """Take the projectors.
+
+        Args:
+            special: the tokens that mark an image.
+            projectors: one a task where the adapters of several are loaded; else the one of None.
+        """
+        super().__init__()
+        self.special = special
+        self.projectors = projectors
+        # vLLM keeps one PoolingStates a request until the request ends: what is kept lives and dies with it.
+        self.kept: WeakKeyDictionary[PoolingStates, Accumulator] = WeakKeyDictionary()
+        self.heartbeat = heartbeat.find()
+
+    def get_supported_tasks(self) -> Set[PoolingTask]:
+        """Return vLLM's names of what this pooler gives."""
+        return {"embed", "token_embed"}
+
+    def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:  # noqa: ARG002 - vLLM's signature
+        """Return what vLLM is to change in a request's parameters."""
+        return UpdateBySpans()
+
+    def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
+        """Take in one scheduling step; give the vectors of the requests that end with it.
+
+        Args:
+            hidden_states: shape (n_scheduled, hidden), the step's requests one after the other.
+            pooling_metadata: vLLM's account of which rows belong to whom.
+
+        Returns:
+            For each request of the step None while it goes on, else its result as one float32 tensor of one
+            dimension: its dense vectors, then its multi-vector row by row (see `read_params`).
+        """
+        cursor = pooling_metadata.get_pooling_cursor()
+        n_scheduled: list[int] = cursor.num_scheduled_tokens_cpu.tolist()
+        n_seen = cursor.seq_lens_cpu.tolist()
+        n_total = cursor.prompt_lens_cpu.tolist()
+        states = pooling_metadata.pooling_states
+        accumulators = []
+        for i, state in enumerate(states):
+            start = n_seen[i] - n_scheduled[i]
+            if start == 0:  # also after a preemption, when vLLM computes a prompt anew
+                accumulators.append(self._begin(i, n_total[i], pooling_metadata, hidden_states))
+            else:
+                accumulators.append(self.kept[state])
+                if accumulators[i].position != start:
+                    raise RuntimeError(
+                        f"hidden states of tokens {accumulators[i].position} to {start} were not computed"
+                    )
+        outputs = advance(accumulators, hidden_states, n_scheduled)
+        for state, accumulator, output in zip(states, accumulators, outputs, strict=True):
+            if output is None:
+                self.kept[state] = accumulator
+        if self.heartbeat is not None:
+            self.heartbeat.beat()
+        return outputs
+
+    def _begin(self, i: int, n_tokens: int, metadata: PoolingMetadata, hidden_states: torch.Tensor) -> Accumulator:
+        request = read_params(metadata.pooling_params[i])
+        if request.spans is None:
+            span = pooled_span(metadata.get_prompt_token_ids_cpu()[i], self.special)
+            request = replace(request, spans=(span,))
+        if request.task in self.projectors:
+            return Accumulator(request, n_tokens, self.projectors[request.task])
+        # vLLM's warm-up names no task. What a request without one gives must never look like a vector: NaN is not sent.
+        nan = torch.full_like(hidden_states[0], torch.nan, dtype=torch.float32)  # (hidden,)
+        some = next(iter(self.projectors.values()))
+        lost = Accumulator(request, n_tokens, some and Projector(some.weight + nan, some.bias))
+        lost.sums = nan.expand(len(lost.spans), -1)  # (n_spans, hidden)
+        return lost
+
+
+def read_params(params: PoolingParams) -> PoolingRequest:
+    """Read from vLLM's parameters what a request is to get.
+
+    `embed` is the dense vector, `token_embed` the multi-vector. `extra_kwargs` (`pooling_params` writes it) says what
+    dense vectors there are beside it, and what else it is about.
+    """
+    extra = params.extra_kwargs or {}
+    is_embed = params.task == "embed"
+    spans = extra.get("spans", None if is_embed else ())
+    return PoolingRequest(
+        None if spans is None else tuple(Span(*span) for span in spans),
+        extra.get("multivector", not is_embed),
+        extra.get("dimensions", params.dimensions),
+        extra.get("task"),
+    )
+
+
+def pooling_params(request: PoolingRequest) -> PoolingParams:
+    """Write what a request is to get as vLLM's parameters; the reverse of `read_params`.
+
+    vLLM's own `dimensions` takes only the sizes that the checkpoint lists.
+    """
+    spans = None if request.spans is None else [[span.start, span.stop] for span in request.spans]
+    extra: dict[str, object] = {"spans": spans}
+    if request.dimensions is not None:
+        extra["dimensions"] = request.dimensions
+    if request.task is not None:
+        extra["task"] = request.task
+    return PoolingParams(task="token_embed" if request.multivector else "embed", extra_kwargs=extra)
+
+
+def read_projector(folder: Path, device: torch.device) -> Projector | None:
+    """Read the folded projector of a merged checkpoint; None where there is none."""
+    path = folder / PROJECTOR
+    if not path.is_file():
+        return None
+    tensors = load_file(path)
+    # Torch takes "cuda" for the GPU that this worker has chosen, safetensors for the first one.
+    weight, bias = (tensors[f"multi_vector_projector.{name}"].to(device, torch.float32) for name in ("weight", "bias"))
+    return Projector(weight, bias)
+
+
+class JinaProcessingInfo(Qwen2_5_VLProcessingInfo):
+    """Qwen2.5-VL's image settings, with a ceiling on what one request may change."""
+
+    def get_hf_processor(self, **kwargs: object) -> Any:
+        """Return the image processor for a request's settings.
+
+        Raises:
+            ValueError: for a setting other than the two pixel limits, or one above the server's own. A larger image
+                than the engine was sized for would wait for ever.
+        """
+        if kwargs:
+            self._check_request(kwargs)
+        return super().get_hf_processor(**kwargs)
+
+    def _check_request(self, kwargs: Mapping[str, object]) -> None:
+        if set(kwargs) != {"min_pixels", "max_pixels"}:
+            raise ValueError(
+                f"mm_processor_kwargs may hold min_pixels and max_pixels, always both; it holds {sorted(kwargs)}"
+            )
+        low, high = kwargs["min_pixels"], kwargs["max_pixels"]
+        configured: Mapping[str, Any] = self.ctx.model_config.get_multimodal_config().mm_processor_kwargs or {}
+        ceiling: int = configured.get("max_pixels") or super().get_hf_processor().image_processor.size["longest_edge"]
+        if type(low) is not int or type(high) is not int or not 0 < low <= high <= ceiling:
+            raise ValueError(
+                f"min_pixels={low!r}, max_pixels={high!r} is not offered: whole numbers with"
+                f" 0 < min_pixels <= max_pixels <= {ceiling}, which is this server's limit"
+            )
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen2_5_VLMultiModalProcessor, info=JinaProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL as a pooling model."""
+
+    is_pooling_model = True
+    # What vLLM derives "chunked prefill works" from; the pooler below is what pools.
+    default_seq_pooling_type = "LAST"
+    default_tok_pooling_type = "ALL"
+    attn_type = "decoder"
+    score_type = "bi-encoder"
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        """Build vLLM's model and put the pooler on it.
+
+        Raises:
+            ValueError: when prefix caching is on, or the projector of an adapter's task is not there.
+        """
+        reached("engine started")
+        if vllm_config.cache_config.enable_prefix_caching:
+            raise ValueError("prefix caching would leave cached tokens out of the mean; start without it")
+        if current_platform.is_cpu():
+            if kernels := replacement("cpu_kernels"):
+                kernels.use(torch.get_default_dtype())  # vLLM sets the model's while it is built
+            give_back_regularly()
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        config = vllm_config.model_config.hf_config
+        special = SpecialTokens(
+            image=config.image_token_id,
+            vision_start=config.vision_start_token_id,
+            vision_end=config.vision_end_token_id,
+        )
+        # Not a parameter's: where weights are quantized as they are read, parameters have no device yet.
+        device = torch.device(vllm_config.device_config.device_type)
+        folders: Mapping[str, str] = getattr(config, PROJECTORS, {})  # of several tasks; the launcher put them there
+        projectors: dict[str | None, Projector | None] = {
+            task: read_projector(Path(folder), device) for task, folder in folders.items()
+        }
+        if None in projectors.values():
+            raise ValueError(f"there is no {PROJECTOR} in one of {', '.join(folders.values())}")
+        if not projectors:
+            projectors = {None: read_projector(Path(vllm_config.model_config.model), device)}
+        self.pooler = JinaPooler(special, projectors)
+        if vllm_config.lora_config is not None and current_platform.is_cpu() and (lora := replacement("cpu_lora")):
+            lora.use_grouped_products()
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        """Have vLLM load the weights; say when they are."""
+        loaded = super().load_weights(weights)
+        reached("weights loaded")
+        return loaded

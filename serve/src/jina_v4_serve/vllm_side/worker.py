@@ -1,0 +1,103 @@
+"""The process that vLLM runs in: what `vllm serve` runs, with our arguments and after our checks.
+
+The supervisor starts it: `python -m jina_v4_serve.vllm_side.worker ARGUMENTS OPTIONS`. (The `vllm` command itself does
+not work where the CPU build is installed.) It leads a process group of its own, and its standard input is a pipe. When
+that pipe ends, the supervisor is gone (by SIGKILL, perhaps), and the whole group ends with it.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from jina_v4_serve import heartbeat
+from jina_v4_serve.checkpoint import BASE, read_checkpoint
+from jina_v4_serve.errors import ServeError
+from jina_v4_serve.exported import read_adapters
+from jina_v4_serve.launch import cpu
+from jina_v4_serve.launch.arguments import check_options
+from jina_v4_serve.launch.revision import precision, revision
+from jina_v4_serve.phases import reached
+from jina_v4_serve.settings import read_served, read_settings, served_environment, variable_of
+from jina_v4_serve.vllm_side.versions import find_vllm, moved
+
+
+def end_with_parent() -> None:
+    """Kill the process group as soon as the pipe on standard input ends."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
+    """Run what `vllm serve` runs.
+
+    Args:
+        arguments: ours.
+        options: the user's, which win over ours where both are given.
+
+    Raises:
+        OptionError: when an option of the user's changes what must not change.
+        CheckpointError: the checkpoint is not whole any more.
+    """
+    # Ctrl-C in the middle of these imports would come out as an error of whichever module it hits.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    make_arg_parser = moved("make_arg_parser")
+
+    # vLLM would go on without a plugin that it cannot load: here that ends the start.
+    import jina_v4_serve.vllm_side.endpoints
+    import jina_v4_serve.vllm_side.model  # noqa: F401
+
+    signal.signal(signal.SIGINT, handler)
+    moved("cli_env_setup")()
+    reached("vLLM imported")
+    parser = make_arg_parser(FlexibleArgumentParser(prog="jina-v4-serve ... --", usage="any option of `vllm serve`"))
+    ours = parser.parse_args(list(arguments))
+    replaced = {option.split("=")[0].replace("_", "-") for option in options}
+    kept = [argument for argument in arguments if argument.split("=")[0] not in replaced]
+    merged = parser.parse_args([*kept, *options])
+    check_options(vars(ours), vars(merged))
+    # Our guard answers browsers, for it stands before vLLM's own middleware, and refuses what that never sees.
+    os.environ[variable_of("allowed_origins")] = ",".join(merged.allowed_origins)
+    merged.allowed_origins = []
+    read_settings()
+    # Read again at every start: since the first the folder may have been replaced by a new fold.
+    tasks = read_served().tasks
+    checkpoint = read_checkpoint(Path(merged.model_tag), BASE if len(tasks) > 1 else tasks[0])
+    adapters = read_adapters(checkpoint)
+    max_pixels = (merged.mm_processor_kwargs or {}).get("max_pixels")
+    revisions = [revision(checkpoint, precision(vars(merged)), max_pixels, adapters.get(task)) for task in tasks]
+    os.environ |= served_environment(tasks, revisions)
+    if find_vllm():
+        os.environ |= cpu.allocator()
+    heartbeat.create()
+    moved("validate_parsed_serve_args")(merged)
+    ServeSubcommand.cmd(merged)
+
+
+def main() -> int:
+    """Run vLLM until it ends; return the exit code."""
+    arguments, options = (json.loads(text) for text in sys.argv[1:])
+    end_with_parent()
+    try:
+        run_vllm(arguments, options)
+    except ServeError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the user's screen
+        return 1
+    except KeyboardInterrupt:  # what vLLM makes of a SIGTERM while it starts
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

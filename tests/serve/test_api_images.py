@@ -1,0 +1,216 @@
+"""Which addresses are public, and what is decoded. What real servers answer to bad images is tested in end_to_end."""
+
+import asyncio
+import base64
+import io
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from conftest import Golden
+from jina_v4_serve.api.encoded import read_base64
+from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.images import ImageLoader, decode
+from jina_v4_serve.api.record import Record, recording
+from jina_v4_serve.api.sources import is_public
+from jina_v4_serve.settings import Settings
+from PIL import Image
+from wire import opened_site
+
+LIMITS = Settings()
+
+
+def png(width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111"])
+def test_public_addresses(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "127.255.0.3", "0.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+        "224.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1",
+        "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1", "not an address",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/x.png",
+        "http://localhost/x.png",
+        "http://[::1]/x.png",
+        "http://[::ffff:127.0.0.1]/x.png",
+        "http://2130706433/x.png",
+        "http://0x7f.1/x.png",
+        "http://0/x.png",
+        "HTTP://LOCALHOST:80/x.png",
+        "http://user@127.0.0.1/x.png",
+    ],
+)
+def test_a_url_to_this_machine_is_not_fetched(url: str) -> None:
+    with pytest.raises(ApiError, match=r"not public|cannot be fetched") as caught:
+        asyncio.run(ImageLoader(LIMITS).load(url, "input[1].image"))
+    assert (caught.value.status, caught.value.param) == (422, "input[1].image")
+
+
+@pytest.mark.parametrize("first", ["public", "private"])
+def test_a_name_with_a_private_address_beside_a_public_one_is_not_fetched(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's name server may say both, and the connection would go to whichever answers."""
+    addresses = {"public": "93.184.215.14", "private": "127.0.0.1"}
+    in_order = [addresses[first], *(address for name, address in addresses.items() if name != first)]
+
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in in_order]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with opened_site({"x.png": png()}) as site:
+        url = site.url.replace("127.0.0.1", "two.example") + "/x.png"
+        with pytest.raises(ApiError, match="leads to an address that is not public"):
+            asyncio.run(ImageLoader(Settings(fetch_timeout_s=3)).load(url, "input"))
+        assert site.seen == []
+        allowed = ImageLoader(Settings(fetch_timeout_s=3, image_hosts=frozenset({"two.example"})))
+        in_order[:] = ["127.0.0.1"]
+        assert asyncio.run(allowed.load(url, "input")).size == (8, 8), "the name does lead there"
+
+
+SPELLINGS: dict[str, Callable[[bytes], str]] = {
+    "one line": lambda content: base64.b64encode(content).decode(),
+    "several lines": lambda content: base64.encodebytes(content).decode(),
+    "lines of Windows": lambda content: base64.encodebytes(content).decode().replace("\n", "\r\n"),
+    "blanks everywhere": lambda content: "\t " + "  ".join(base64.b64encode(content).decode()) + "\u00a0\n",
+    "without padding": lambda content: base64.b64encode(content).decode().rstrip("="),
+    "too much padding": lambda content: base64.b64encode(content).decode() + "==",
+    "URL-safe": lambda content: base64.urlsafe_b64encode(content).decode(),
+    "URL-safe without padding": lambda content: base64.urlsafe_b64encode(content).decode().rstrip("="),
+    "percent-escaped": lambda content: quote(base64.b64encode(content).decode(), safe=""),
+    "escaped in lower case": lambda content: base64.encodebytes(content).decode().replace("\n", "%0d%0a"),
+}
+
+
+@pytest.mark.parametrize("write", SPELLINGS.values(), ids=SPELLINGS)
+def test_base64_in_any_spelling(write: Callable[[bytes], str]) -> None:
+    for n in range(1, 100):
+        content = random.Random(n).randbytes(n)  # noqa: S311 - not a secret
+        assert read_base64(write(content)) == content
+    assert read_base64("") == read_base64(" =\n") == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iVBO!w0K", r"character 5 \(white space not counted\) is '!'"),
+        ("iV BO\nRw0\0", r"character 8 \(white space not counted\) is '\\x00'"),
+        ("QUJD=QUJD", "character 5 .* is '='"),
+        ("QUJD%zzQUJD", "character 5 .* is '%'"),
+        ("QUJé", r"character 4 .* is '\\xe9'"),
+        ("QUJDQ", "its end is missing: 5 characters"),
+        ("Q===", "its end is missing: 1 characters"),
+    ],
+)
+def test_what_is_not_base64_is_named_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_base64(text)
+
+
+@pytest.mark.parametrize("write", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        " \n",
+        "data:image/png;base64,",
+        "DATA:;BASE64,",
+        "\ufeff data:image/*;base64,",
+        "data:image/jpeg;charset=utf-8;base64,",
+        "data: image/png ; base64 ,",
+        "data:image/png;base64;name=x.png,",
+        "data:text/plain;base64,",
+    ],
+)
+def test_base64_of_a_file(head: str, write: Callable[[bytes], str]) -> None:
+    assert asyncio.run(ImageLoader(LIMITS).load(head + write(png(9, 7)), "input")).size == (9, 7)
+
+
+@pytest.mark.parametrize("source", ["  {}/x.png", "{}/x.png\n", "\t{}/x.png ", "\ufeff{}/x.png"])
+def test_a_url_between_blanks_and_in_capitals_is_fetched(source: str) -> None:
+    loader = ImageLoader(Settings(image_hosts=frozenset({"127.0.0.1"})))
+    with opened_site({"x.png": png(9, 7)}) as site:
+        for url in (site.url, site.url.replace("http", "HTTP"), site.url.replace("http", "Http")):
+            assert asyncio.run(loader.load(source.format(url), "input")).size == (9, 7)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "I;16", "CMYK"])
+def test_pictures_become_rgb_as_in_the_published_code(mode: str) -> None:
+    file = io.BytesIO()
+    picture = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).convert("RGBA")
+    picture.putalpha(100)
+    picture.convert("L").convert(mode).save(file, "TIFF") if mode in ("I;16", "CMYK") else picture.convert(mode).save(
+        file, "PNG"
+    )
+    expected = Image.open(file).convert("RGB")
+    found = decode(file.getvalue(), "input", LIMITS)
+    assert (found.mode, found.tobytes()) == ("RGB", expected.tobytes())
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_picture_of_more_than_8_bits_is_recorded(mode: str) -> None:
+    record = Record("")
+    with recording(record):
+        for where, kind in (("input[2].image", mode), ("input[3].image", "L")):
+            file = io.BytesIO()
+            Image.new(kind, (8, 8)).save(file, "TIFF")
+            decode(file.getvalue(), where, LIMITS)
+    assert record.clipped == ["input[2].image"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "MPO", "AVIF"])
+def test_nothing_of_a_file_but_its_pixels_goes_on(kind: str) -> None:
+    """vLLM would turn it by its orientation, and look for its id."""
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x800D] = 6, "an id"
+    Image.effect_mandelbrot((30, 10), (-2, -1, 1, 1), 50).convert("RGB").save(
+        file, kind, exif=exif, dpi=(72, 72), xmp=b"<x tiff:Orientation='6'/>"
+    )
+    expected = Image.open(file).convert("RGB")
+    found = decode(file.getvalue(), "input", LIMITS)
+    assert (found.size, found.tobytes()) == (expected.size, expected.tobytes())
+    assert (found.info, dict(found.getexif()), found.palette, type(found)) == ({}, {}, None, Image.Image)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"", "no image of a known kind", id="nothing"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image of a known kind", id="EPS"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a known kind", id="SVG"),
+        pytest.param(png(40, 40)[:60], "is a broken image", id="cut short"),
+        pytest.param(png(2001, 10), "aspect ratios up to 200", id="thin"),
+        pytest.param(png(9000, 8000, "1"), "over the limit of 64000000", id="large"),
+    ],
+)
+def test_what_is_no_image_to_embed_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ApiError, match=message) as caught:
+        decode(content, "input[3].image", LIMITS)
+    assert caught.value.message.startswith("input[3].image")
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_decoded(golden: Golden) -> None:
+    loader = ImageLoader(Settings(max_image_bytes=1000))
+    with pytest.raises(ApiError, match="over the limit of 1000 bytes"):
+        asyncio.run(loader.load(base64.b64encode(golden.images[0].read_bytes()).decode(), "input"))

@@ -1,0 +1,178 @@
+"""What the canary of a checkpoint makes a server do, with an engine that gives what a test says."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jina_v4_merge.prompts import IMAGE_PROMPT, text_prefixes
+from jina_v4_serve.api import canary
+from jina_v4_serve.api.request import EmbedRequest, Limits
+from jina_v4_serve.api.vectors import Floats, Vectors
+from jina_v4_serve.checkpoint import Prompts
+from prometheus_client import REGISTRY
+
+PROMPTS = {"retrieval": Prompts(text_prefixes("retrieval"), IMAGE_PROMPT)}
+LIMITS = Limits(("retrieval",), PROMPTS, frozenset(), 512, 3136, 602112, 256, 2048)
+TEXTS = {"query": ["one", "two"], "passage": ["one"]}
+LABELS = {"task": "retrieval"}
+
+
+def rows(prefix: str, text: str) -> tuple[Floats, Floats]:
+    """Some vectors for a text: a dense one, and a multi-vector of seven rows."""
+    random = np.random.default_rng(len(prefix) * 1000 + len(text) + ord(text[-1]))
+    values = random.standard_normal((9, 128), dtype=np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    dense = np.concatenate([values[0], values[1]]) / np.sqrt(2, dtype=np.float32)
+    return dense[None], values[2:]
+
+
+def encoded(values: Floats) -> str:
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with a canary in it, and nothing else."""
+    entries = []
+    for name, texts in TEXTS.items():
+        for text in texts:
+            dense, multivector = rows({"query": "Query: ", "passage": "Passage: "}[name], text)
+            entry = {"prompt_name": name, "text": text, "n_tokens": len(multivector)}
+            entries.append(entry | {"dense": encoded(dense), "multivector": encoded(multivector)})
+    content = {"format": 1, "manifest_sha256": "", "computed": {"dtype": "float32"}, "entries": entries}
+    (tmp_path / "canary.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def failure(
+    checkpoint: Path,
+    dtype: str = "float32",
+    change: Callable[[Floats, Floats], tuple[Floats, Floats]] = lambda dense, multivector: (dense, multivector),
+    limits: Limits = LIMITS,
+    quantized: tuple[str, ...] = (),
+) -> str | None:
+    asked_for: list[EmbedRequest] = []
+
+    async def embed(asked: EmbedRequest, request_id: str) -> list[Vectors]:
+        asked_for.append(asked)
+        (item,) = asked.items
+        assert item.text is not None
+        dense, multivector = change(*rows(asked.prefix, item.text))
+        return [Vectors(dense, multivector, len(multivector))]
+
+    found = asyncio.run(canary.canary_failure(checkpoint, dtype, limits, embed, quantized))
+    assert all(asked.outputs == {"dense", "multivector"} for asked in asked_for)
+    return found
+
+
+def turned(values: Floats, distance: float) -> Floats:
+    """Turn each row so far that 1 - cosine is the distance."""
+    other = np.roll(values, 1, axis=1)
+    other -= np.sum(other * values, axis=1, keepdims=True) * values
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    cosine = 1 - distance
+    turned: Floats = (cosine * values + np.sqrt(1 - cosine**2) * other).astype(np.float32)
+    return turned
+
+
+@pytest.mark.parametrize("dtype", canary.BOUNDS)
+def test_the_same_vectors_are_right(dtype: str, checkpoint: Path) -> None:
+    assert failure(checkpoint, dtype) is None
+    assert REGISTRY.get_sample_value("jina_v4_canary_distance", LABELS) < 1e-6
+    assert REGISTRY.get_sample_value("jina_v4_canary_ok", LABELS) == 1
+
+
+@pytest.mark.parametrize("dtype", canary.BOUNDS)
+@pytest.mark.parametrize("which", ["dense", "multivector"])
+def test_the_bound_is_that_of_the_dtype(dtype: str, which: str, checkpoint: Path) -> None:
+    def turn(distance: float) -> Callable[[Floats, Floats], tuple[Floats, Floats]]:
+        if which == "dense":
+            return lambda dense, multivector: (turned(dense, distance), multivector)
+        return lambda dense, multivector: (dense, turned(multivector, distance))
+
+    bound = canary.BOUNDS[dtype]
+    assert failure(checkpoint, dtype, turn(0.8 * bound)) is None
+    assert "embed to other vectors" in (failure(checkpoint, dtype, turn(1.2 * bound)) or "")
+
+
+def test_quantized_weights_may_be_farther_off_and_are_named_when_they_are_too_far(checkpoint: Path) -> None:
+    def turn(distance: float) -> Callable[[Floats, Floats], tuple[Floats, Floats]]:
+        return lambda dense, multivector: (turned(dense, distance), multivector)
+
+    assert failure(checkpoint, "bfloat16", turn(0.012)) is not None
+    assert failure(checkpoint, "bfloat16", turn(0.08), quantized=("fp8",)) is None
+    found = failure(checkpoint, "bfloat16", turn(0.33), quantized=("fp8", "kv_fp8")) or ""
+    assert "at most 1e-01 is allowed in bfloat16+fp8+kv_fp8)" in found
+    assert found.endswith("Or fp8, kv_fp8 is too coarse for this model: serve it without")
+
+
+def test_one_wrong_prompt_is_enough(checkpoint: Path) -> None:
+    content = json.loads((checkpoint / "canary.json").read_text())
+    content["entries"][2]["prompt_name"] = "query"
+    (checkpoint / "canary.json").write_text(json.dumps(content))
+    assert "embed to other vectors" in (failure(checkpoint) or "")
+
+
+def test_another_number_of_tokens_is_not_right(checkpoint: Path) -> None:
+    found = failure(checkpoint, change=lambda dense, multivector: (dense, multivector[:-1]))
+    assert found == "a text of the canary gives (6, 128) and not (7, 128) values"
+
+
+def test_vectors_that_are_not_finite_are_not_right(checkpoint: Path) -> None:
+    assert failure(checkpoint, change=lambda dense, multivector: (dense * np.nan, multivector)) is not None
+
+
+def test_texts_over_the_servers_limit_are_left_out(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short = Limits(("retrieval",), PROMPTS, frozenset(), 6, 3136, 602112, 256, 2048)
+    assert failure(checkpoint, change=lambda dense, multivector: (-dense, multivector), limits=short) is None
+    assert "vectors are not checked" in caplog.text
+
+
+def test_a_checkpoint_without_canary_is_served_and_said_to_have_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert failure(tmp_path) is None
+    assert [entry.getMessage()[:28] for entry in caplog.records] == ["no canary in the checkpoint:"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content.pop("entries"),
+        lambda content: content.update(entries=[]),
+        lambda content: content.update(computed={"dtype": "int8"}),
+        lambda content: content["entries"][0].update(dense="AAA"),
+        lambda content: content["entries"][0].update(multivector=encoded(np.ones(100, np.float32))),
+    ],
+    ids=["no entries", "no entry", "dtype", "base64", "half a row"],
+)
+def test_a_broken_canary_is_not_passed_over(spoil: Callable[[Any], object], checkpoint: Path) -> None:
+    content = json.loads((checkpoint / "canary.json").read_text())
+    spoil(content)
+    (checkpoint / "canary.json").write_text(json.dumps(content))
+    assert (failure(checkpoint) or "").startswith("canary.json is broken (")
+
+
+def test_an_engine_that_fails_or_hangs_is_not_right(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(asked: EmbedRequest, request_id: str) -> list[Vectors]:
+        raise RuntimeError("out of memory")
+
+    async def hang(asked: EmbedRequest, request_id: str) -> list[Vectors]:
+        await asyncio.sleep(60)
+        return []
+
+    found = asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, fail))
+    assert found == "the canary could not be embedded; the log says why"
+    assert "out of memory" in caplog.text
+    monkeypatch.setattr(canary, "TIMEOUT_S", 0.05)
+    found = asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, hang))
+    assert found == "the canary could not be embedded; the log says why"
+    assert "TimeoutError" in caplog.text
+    assert sum(entry.getMessage().startswith("not serving: ") for entry in caplog.records) == 2

@@ -1,0 +1,163 @@
+"""What is sent to the engine names the spans; what it returns is cut into vectors only if its size is the right one.
+
+No vLLM can be had that returns another size, so a stub stands for it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+HIDDEN = 8
+N_TOKENS = 3
+LONG = 20  # tokens of a prompt in one step, at most
+
+
+class Stub:
+    """As much of vLLM's `EngineClient` as one request meets."""
+
+    def __init__(self, n_values: int) -> None:
+        self.model_config = SimpleNamespace(get_hidden_size=lambda: HIDDEN, max_model_len=1000)
+        self.vllm_config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(long_prefill_token_threshold=LONG),
+            parallel_config=SimpleNamespace(data_parallel_size=1),
+        )
+        self.encoding: list[str] = []  # what is in the engine, or is handed to it
+        self.finish = asyncio.Event()
+        self.finish.set()
+        self.renderer = self
+        self.n_values = n_values
+        self.rendered: dict[str, Any] | None = None  # of an image
+
+    def render_cmpl(self, prompts: list[Any]) -> list[Any]:
+        return prompts
+
+    async def render_cmpl_async(self, prompts: list[Any]) -> list[Any]:
+        assert [prompt["multi_modal_data"].keys() for prompt in prompts] == [{"image"}]
+        return [self.rendered]
+
+    async def encode(
+        self, prompt: Any, _: object, request_id: str, *, priority: int, **__: object
+    ) -> AsyncIterator[Any]:
+        self.encoding.append(f"{request_id} {priority}")
+        await self.finish.wait()
+        outputs = SimpleNamespace(data=torch.ones(self.n_values))
+        yield SimpleNamespace(outputs=outputs, error=None)
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's imports
+@pytest.mark.parametrize(
+    ("dense", "multivector", "dimensions", "n_values"),
+    [(True, False, None, HIDDEN), (True, False, 4, 4), (True, True, 4, 4 + N_TOKENS * 128), (False, True, None, 384)],
+    ids=["dense", "cut", "both", "multi-vector"],
+)
+@pytest.mark.parametrize("extra", [0, 1, -1, 128, HIDDEN])
+def test_another_size_is_an_error(
+    dense: bool, multivector: bool, dimensions: int | None, n_values: int, extra: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jina_v4_serve.api.prompts import Prompt
+    from jina_v4_serve.vllm_side import engine as module
+
+    monkeypatch.setattr(module, "pooling_params", lambda _: None)
+    engine = module.VllmEngine(Stub(n_values + extra), {}, 1)
+
+    async def embed() -> Any:
+        return await engine.embed(
+            [Prompt([1] * N_TOKENS)],
+            "some-id",
+            task="retrieval",
+            dense=dense,
+            multivector=multivector,
+            dimensions=dimensions,
+            max_pixels=None,
+        )
+
+    if extra:
+        with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match=f"returned {n_values + extra} numbers")):
+            asyncio.run(embed())
+        return
+    (found,) = asyncio.run(embed())
+    assert found.dense.shape == ((1, dimensions or HIDDEN) if dense else (0, HIDDEN))
+    assert found.multivector.shape == (N_TOKENS if multivector else 0, 128)
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's imports
+@pytest.mark.parametrize("kind", ["text", "late-chunked", "image", "no dense vector"])
+def test_every_request_names_its_spans(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else vLLM would be asked for token ids, of which its model runner V2 makes a large matrix each step."""
+    from jina_v4_serve.api.prompts import Prompt
+    from jina_v4_serve.pooling import Span
+    from jina_v4_serve.vllm_side import engine as module
+    from PIL import Image
+    from vllm.multimodal.inputs import PlaceholderRange
+
+    sent: list[Any] = []
+    monkeypatch.setattr(module, "pooling_params", sent.append)
+    stub = Stub(2 * HIDDEN if kind == "late-chunked" else 3 * 128 if kind == "no dense vector" else HIDDEN)
+    place = PlaceholderRange(offset=4, length=6)
+    stub.rendered = {"prompt_token_ids": [1] * 20, "mm_placeholders": {"image": [place]}}
+    prompt = {
+        "text": Prompt([1] * N_TOKENS),
+        "late-chunked": Prompt([1] * 20, spans=(Span(0, 9), Span(9, 20))),
+        "image": Prompt([1] * 9, Image.new("RGB", (28, 28))),
+        "no dense vector": Prompt([1] * N_TOKENS),
+    }[kind]
+    is_dense = kind != "no dense vector"
+    outputs = {"dense": is_dense, "multivector": not is_dense, "dimensions": None, "max_pixels": None}
+    asyncio.run(module.VllmEngine(stub, {}, 1).embed([prompt], "some-id", task="retrieval", **outputs))
+    assert [wanted.spans for wanted in sent] == [
+        {
+            "text": (Span(0, N_TOKENS),),
+            "late-chunked": (Span(0, 9), Span(9, 20)),
+            "image": (Span(3, 11),),
+            "no dense vector": (),
+        }[kind]
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's imports
+def test_long_bulk_prompts_are_in_the_engine_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jina_v4_serve.api.prompts import Prompt
+    from jina_v4_serve.vllm_side import engine as module
+
+    monkeypatch.setattr(module, "pooling_params", lambda _: None)
+
+    async def embed() -> tuple[list[str], list[str]]:
+        stub = Stub(HIDDEN)
+        stub.finish.clear()
+        engine = module.VllmEngine(stub, {}, 1)
+        lengths = {"short": LONG, "long": LONG + 1}
+        tasks = [
+            asyncio.create_task(
+                engine.embed(
+                    [Prompt([1] * lengths[kind])] * 3,
+                    f"{kind}, priority {priority}",
+                    task="retrieval",
+                    dense=True,
+                    multivector=False,
+                    dimensions=None,
+                    max_pixels=None,
+                    priority=priority,
+                )
+            )
+            for priority in (0, 1, 999)
+            for kind in lengths
+        ]
+        while len(stub.encoding) < 3 * 3 + 3 + 1:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        at_once = list(stub.encoding)
+        stub.finish.set()
+        await asyncio.gather(*tasks)
+        return at_once, stub.encoding
+
+    at_once, in_all = asyncio.run(embed())
+    long_bulk = [name for name in at_once if name.startswith("long") and not name.endswith(" 0")]
+    assert len(at_once) == 3 * 3 + 3 + 1
+    assert len(long_bulk) == 1
+    assert len(in_all) == 18
+    assert all(name.partition("priority ")[2].partition("-")[0] == name.rpartition(" ")[2] for name in in_all)

@@ -1,0 +1,203 @@
+"""Several servers and the gateway as one program, with servers that hold no model."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TASKS
+from jina_v4_serve.errors import PortError
+from jina_v4_serve.launch.fleet import FleetSettings, choose_port, serve_fleet
+from jina_v4_serve.launch.supervisor import Policy
+from servers import BIN, PATIENCE_S, free_port
+
+pytestmark = pytest.mark.proof
+
+FAKE = Path(__file__).parents[1] / "fake_server.py"
+PROGRAM = """
+    import asyncio, sys
+    from pathlib import Path
+    from jina_v4_serve.launch.fleet import Fleet
+    from jina_v4_serve.gateway import GatewaySettings
+    from jina_v4_serve.launch.supervisor import Policy, Supervisor
+
+    folder, port, tasks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    starting, servers, urls = asyncio.Lock(), {}, {}
+    for number, described in enumerate(tasks):
+        task, *traits = described.split(":")
+        (folder / task).mkdir()
+        urls[task] = f"http://127.0.0.1:{port + 1 + number}"
+        command = [sys.executable, FAKE, str(port + 1 + number), str(folder / task), *traits]
+        policy = Policy(max_restarts=1, first_pause_s=0.1)
+        servers[task] = Supervisor(task, command, urls[task], policy=policy, starting=starting)
+    sys.exit(asyncio.run(Fleet(servers, GatewaySettings(urls, port=port)).run()))
+"""
+
+
+class Running:
+    """The program above as a process; `port` and those after it are its own."""
+
+    def __init__(self, folder: Path, *tasks: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        program = textwrap.dedent(PROGRAM).replace("FAKE", repr(str(FAKE)))
+        command = [sys.executable, "-c", program, str(folder), str(self.port), *tasks]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def ready(self) -> dict[str, str]:
+        """What the gateway says of each task; nothing while it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ready", timeout=5) as answer:
+                return json.load(answer)["tasks"]
+        except urllib.error.HTTPError as error:
+            with error:
+                return json.load(error)["tasks"]
+        except OSError:
+            return {}
+
+    def wait_for(self, wanted: dict[str, str]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := self.ready()) != wanted:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+
+    def start(self, task: str) -> tuple[float, int]:
+        moment, pid, *_ = (self.folder / task / "start-1").read_text().split()
+        return float(moment), int(pid)
+
+    def end(self) -> str:
+        """Wait for the end; return what it wrote."""
+        return self.process.communicate(timeout=PATIENCE_S)[1]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start the program with servers for these tasks; the test's end is its end too, also where the test fails."""
+    programs: list[Running] = []
+
+    def start(*tasks: str) -> Running:
+        programs.append(Running(tmp_path, *tasks))
+        return programs[-1]
+
+    yield start
+    for each in programs:
+        with each.process as process:  # closes its pipe
+            process.kill()
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_servers_start_one_after_the_other_then_the_gateway_and_all_end_together(
+    run: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = run("retrieval:slow", "text-matching:slow", "code")
+    running.wait_for(dict.fromkeys(TASKS, "ready"))
+    starts = [running.start(task) for task in TASKS]
+    moments = [moment for moment, _ in starts]
+    assert moments[1] - moments[0] >= 1
+    assert moments[2] - moments[1] >= 1
+    running.process.send_signal(signal.SIGTERM)
+    told = running.end()
+    assert running.process.returncode == 0
+    assert "the gateway answers on" in told
+    ready, example = told.splitlines()[1:3]
+    assert ready.startswith(f"ready on http://127.0.0.1:{running.port}/v1 after ")
+    assert ready.endswith(" s")
+    assert example.startswith(f"try: curl http://127.0.0.1:{running.port}/v1/embeddings ")
+    assert not any(lives(pid) for _, pid in starts)
+    assert all((tmp_path / task / f"signal-{int(signal.SIGTERM)}").exists() for task in TASKS)
+
+
+def test_ctrl_c_is_130(run: Callable[..., Running]) -> None:
+    running = run("code")
+    running.wait_for({"code": "ready"})
+    running.process.send_signal(signal.SIGINT)
+    running.end()
+    assert running.process.returncode == 130
+
+
+def test_a_server_that_does_not_start_ends_all(run: Callable[..., Running]) -> None:
+    running = run("retrieval", "code:broken")
+    told = running.end()
+    assert running.process.returncode == 3
+    assert "error: the code server did not start; the others are ended" in told
+    assert not lives(running.start("retrieval")[1])
+
+
+def test_a_stop_while_servers_start_ends_all(run: Callable[..., Running], tmp_path: Path) -> None:
+    running = run("retrieval", "code:slow")
+    while not (tmp_path / "code" / "start-1").exists():
+        time.sleep(0.02)
+    running.process.send_signal(signal.SIGTERM)
+    running.end()
+    assert running.process.returncode == 0
+    assert not any(lives(running.start(task)[1]) for task in ("retrieval", "code"))
+
+
+def test_a_server_that_cannot_be_kept_takes_only_its_own_task_away(run: Callable[..., Running], tmp_path: Path) -> None:
+    running = run("retrieval", "code:mortal")
+    running.wait_for({"retrieval": "ready", "code": "down"})
+    deadline = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "code" / "start-2").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)
+    assert running.ready() == {"retrieval": "ready", "code": "down"}
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert "error: the code server ended by itself 2 times" in running.end()
+    assert running.process.returncode == 0
+
+
+def test_when_no_server_can_be_kept_the_program_ends(run: Callable[..., Running]) -> None:
+    running = run("code:mortal")
+    assert "giving up" in running.end()
+    assert running.process.returncode == 5
+
+
+def test_a_second_signal_waits_for_nothing(run: Callable[..., Running]) -> None:
+    running = run("code:deaf")
+    running.wait_for({"code": "ready"})
+    for _ in range(2):
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    begin = time.monotonic()
+    running.end()
+    assert running.process.returncode == 0
+    assert time.monotonic() - begin < Policy().stop_s / 2
+
+
+def test_a_server_has_its_own_port_or_else_a_free_one() -> None:
+    port = free_port()
+    assert choose_port(port, set()) == port
+    assert choose_port(port, {port}) != port
+
+
+def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(PortError, match=r"127\.0\.0\.1:0: a port is 1 to 65535"):
+        asyncio.run(serve_fleet(FleetSettings(tmp_path, port=0)))
+
+
+def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
+    command = [BIN / "jina-v4-serve", "all", "--checkpoints", tmp_path, "--port", str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: no such folder: {tmp_path}/jina-embeddings-v4-retrieval.")
+
+
+def test_the_help_lists_every_command() -> None:
+    done = subprocess.run([BIN / "jina-v4-serve", "-h"], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    for name in (*TASKS, "all", "gateway"):
+        assert f" {name} " in done.stdout

@@ -1,0 +1,241 @@
+"""What the launcher refuses before vLLM is imported, through the real command."""
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import fields
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from conftest import TASKS
+from jina_v4_serve.checkpoint import read_checkpoint
+from jina_v4_serve.errors import OptionError
+from jina_v4_serve.facts import PORTS
+from jina_v4_serve.launch.arguments import FIXED, api_processes, check_options
+from jina_v4_serve.launch.checks import environment
+from jina_v4_serve.launch.revision import precision, revision
+from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes
+from servers import BIN, free_port
+
+pytestmark = pytest.mark.proof
+
+
+@pytest.fixture
+def checkpoint(folded: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a whole retrieval checkpoint, to be damaged."""
+    return shutil.copytree(folded("float32") / "jina-embeddings-v4-retrieval", tmp_path / "checkpoint")
+
+
+def serve(*arguments: str | Path) -> tuple[int, str]:
+    """Run `jina-v4-serve`; return its exit code and its last line on stderr."""
+    command = [BIN / "jina-v4-serve", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip()
+
+
+def test_a_whole_checkpoint_is_read(checkpoint: Path) -> None:
+    found = read_checkpoint(checkpoint, "retrieval")
+    assert (found.task, found.dtype, found.max_positions) == ("retrieval", "float32", 32768)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    code, message = serve("retrieval", "--checkpoint", tmp_path / "nowhere")
+    assert code == 1
+    assert message.startswith(f"error: no such folder: {tmp_path / 'nowhere'}.")
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    code, message = serve("retrieval", "--checkpoint", tmp_path)
+    assert code == 1
+    assert "has no manifest.json" in message
+
+
+def test_a_checkpoint_of_another_task_is_refused(checkpoint: Path) -> None:
+    code, message = serve("code", "--checkpoint", checkpoint)
+    assert (code, message) == (1, f"error: {checkpoint} is the checkpoint of task retrieval, not of code")
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_half_a_checkpoint_is_refused(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    code, message = serve("retrieval", "--checkpoint", checkpoint)
+    assert code == 1
+    assert f"is not whole: {name} is missing" in message
+
+
+def test_a_truncated_file_is_refused(checkpoint: Path) -> None:
+    shard = checkpoint / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, message = serve("retrieval", "--checkpoint", checkpoint)
+    assert code == 1
+    assert f"{shard} has {shard.stat().st_size} bytes, the manifest says {shard.stat().st_size + 1}" in message
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"task": "retrieval", "dtype": "float32", "files": []}'])
+def test_a_broken_manifest_is_refused(checkpoint: Path, content: str) -> None:
+    (checkpoint / "manifest.json").write_text(content)
+    code, message = serve("retrieval", "--checkpoint", checkpoint)
+    assert code == 1
+    assert "manifest.json" in message
+
+
+def test_a_port_in_use_is_named(checkpoint: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", str(port))
+    assert code == 1
+    assert message.startswith(f"error: cannot listen on 127.0.0.1:{port}:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param(["--dtype", "int8"], "dtype=int8 is not offered", id="dtype"),
+        pytest.param(["--max-pixels", "100"], "--max-pixels=100 is not offered; choose 3136 to", id="small images"),
+        pytest.param(["--max-pixels", "99999999"], "--max-pixels=99999999 is not offered", id="huge images"),
+        pytest.param(["--host", "256.0.0.1"], "cannot listen on 256.0.0.1", id="host"),
+        pytest.param(["--port", "99999"], "cannot listen on 127.0.0.1:99999", id="port"),
+    ],
+)
+def test_an_option_out_of_range_is_named(checkpoint: Path, arguments: list[str], expected: str) -> None:
+    code, message = serve("retrieval", "--checkpoint", checkpoint, *arguments)
+    assert code == 1
+    assert expected in message
+
+
+def test_an_unknown_task_is_refused(checkpoint: Path) -> None:
+    code, message = serve("clustering", "--checkpoint", checkpoint)
+    assert code == 2
+    assert "'clustering' is not one of" in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--enable-prefix-caching"], id="prefix caching"),
+        pytest.param(["--hf_overrides", "{}"], id="underscores"),
+        pytest.param(["--runner=generate"], id="runner"),
+        pytest.param(["--dtype=float16"], id="dtype"),
+        pytest.param(["--trust-remote-code"], id="remote code"),
+        pytest.param(["--middleware=some.other.One"], id="middleware"),
+        pytest.param(['--kv-transfer-config={"kv_connector":"ExampleConnector","kv_role":"kv_both"}'], id="connector"),
+        pytest.param(["--kv-offloading-size=1"], id="offloading"),
+    ],
+)
+def test_an_option_of_vllm_that_would_change_the_vectors_is_refused(checkpoint: Path, options: list[str]) -> None:
+    port = str(free_port())
+    code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", port, "--", *options)
+    assert code == 1
+    assert "cannot be changed: " in message.splitlines()[-1]
+
+
+def test_random_weights_are_not_served_in_the_place_of_a_checkpoint() -> None:
+    with pytest.raises(OptionError, match="--load-format=dummy cannot be served: the weights would be random"):
+        check_options({"load_format": "auto"}, {"load_format": "dummy"})
+    check_options({"load_format": "auto"}, {"load_format": "safetensors"})
+
+
+def test_what_is_fixed_are_options_that_some_vllm_has() -> None:
+    """A name that no vLLM knows would guard nothing: these are of 0.26.0 to 0.33.0 and not of the installed one."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    served = {"model_tag", "host", "port", "uds", "middleware", "chat_template", "trust_request_chat_template"}
+    served |= {"chat_template_content_format", "allowed_methods", "allowed_headers", "allow_credentials"}
+    served |= {"lora_modules"}
+    known = {field.name for field in fields(EngineArgs)} | served
+    assert FIXED.keys() - known == {"calculate_kv_scales", "override_attention_dtype"}
+
+
+def test_vllms_allowed_origins_are_read_as_ours_are(checkpoint: Path) -> None:
+    options = ("--port", str(free_port()), "--", '--allowed-origins=["https://app.example/"]')
+    code, message = serve("retrieval", "--checkpoint", checkpoint, *options)
+    assert code == 1
+    assert "JINA_V4_ALLOWED_ORIGINS: https://app.example/ is no origin" in message.splitlines()[-1]
+
+
+def test_other_options_of_vllm_win_over_ours() -> None:
+    check_options({"runner": "pooling", "max_num_seqs": 8}, {"runner": "pooling", "max_num_seqs": 16})
+    with pytest.raises(OptionError, match="--runner cannot be changed: the server pools"):
+        check_options({"runner": "pooling"}, {"runner": "generate"})
+
+
+def test_vllm_reports_nothing_and_keeps_the_plugins_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "theirs")
+    variables = environment(["code"])
+    assert variables["VLLM_PLUGINS"] == "theirs,jina_v4"
+    assert (variables["VLLM_NO_USAGE_STATS"], variables["DO_NOT_TRACK"]) == ("1", "1")
+
+
+def test_an_idle_connection_is_kept_for_75_s_unless_the_user_has_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, expected in ((None, "75"), ("", "75"), ("20", "20")):
+        monkeypatch.delenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", raising=False)
+        if said is not None:
+            monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", said)
+        assert environment(["code"])["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] == expected
+
+
+@pytest.mark.parametrize(("dtype", "n_bytes"), [("float32", 4), ("bfloat16", 2)])
+def test_keys_and_values_of_the_two_longest_prompts_have_room(
+    dtype: str, n_bytes: int, folded: Callable[[str], Path]
+) -> None:
+    checkpoint = read_checkpoint(folded("float32") / "jina-embeddings-v4-code", "code")
+    n_layers, n_heads, head_dim = 3, 1, 128
+    assert kv_cache_bytes(checkpoint, dtype) == 2 * 32768 * n_layers * n_heads * 2 * head_dim * n_bytes
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "n_servers", "expected"), [(2, 1, 1), (8, 1, 2), (16, 1, 4), (64, 1, 4), (16, 3, 1), (64, 3, 4)]
+)
+def test_a_gpu_has_api_processes_by_the_cores_beside_it(n_cores: int, n_servers: int, expected: int) -> None:
+    assert api_processes(n_cores, n_servers) == expected
+
+
+def test_a_revision_is_of_the_files_and_of_what_they_are_served_with(folded: Callable[[str], Path]) -> None:
+    checkpoint = read_checkpoint(folded("float32") / "jina-embeddings-v4-code", "code")
+    assert revision(checkpoint, "float32", None) == f"{checkpoint.digest[:16]}-float32-602112"
+    assert revision(checkpoint, "bfloat16", 1_000_000) == f"{checkpoint.digest[:16]}-bfloat16-1000000"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kv_cache_dtype", "vision", "expected"),
+    [
+        (None, "auto", None, "bfloat16"),
+        (None, "bfloat16", None, "bfloat16"),
+        ("fp8", "auto", None, "bfloat16+fp8"),
+        (None, "fp8", None, "bfloat16+kv_fp8"),
+        (None, "float16", None, "bfloat16+kv_float16"),
+        (None, "bfloat16", None, "bfloat16"),
+        (None, "auto", "fp8", "bfloat16+vision_fp8"),
+        ("fp8", "fp8_e4m3", "fp8", "bfloat16+fp8+kv_fp8_e4m3+vision_fp8"),
+    ],
+)
+def test_a_revision_tells_what_is_quantized(
+    quantization: str | None, kv_cache_dtype: str, vision: str | None, expected: str
+) -> None:
+    merged = {"dtype": "bfloat16", "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+    assert precision({**merged, "mm_encoder_attn_dtype": vision}) == expected
+
+
+def test_a_server_takes_its_weights_and_its_keys_and_values(folded: Callable[[str], Path]) -> None:
+    checkpoint = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
+    assert held_bytes(checkpoint, (), "bfloat16") == checkpoint.weight_bytes + kv_cache_bytes(checkpoint, "bfloat16")
+    assert held_bytes(checkpoint, (), "float32") == 2 * held_bytes(checkpoint, (), "bfloat16")
+
+
+def test_each_task_has_a_port_and_the_plugin_is_registered_once() -> None:
+    assert tuple(PORTS) == TASKS
+    assert [point.value for point in entry_points(group="vllm.general_plugins") if point.name == "jina_v4"] == [
+        "jina_v4_serve.vllm_side.plugin:register"
+    ]
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    program = "import sys, jina_v4_serve.cli; print(json.dumps([m for m in ('torch', 'vllm') if m in sys.modules]))"
+    done = subprocess.run([BIN / "python", "-c", f"import json; {program}"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []

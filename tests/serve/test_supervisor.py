@@ -1,0 +1,270 @@
+"""The supervisor, with real processes that answer /health and hold no model."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jina_v4_serve.launch.supervisor import Policy, Supervisor, server_url, worker_command
+from servers import PATIENCE_S, free_port
+
+pytestmark = pytest.mark.proof
+
+FAKE = Path(__file__).parents[1] / "fake_server.py"
+QUICK = Policy(max_restarts=2, first_pause_s=0.1, unhealthy_s=1.0, stop_s=2.0)
+IMPATIENT = replace(QUICK, silent_s=2.0, answer_s=1.0)  # on a busy machine a live server is as slow
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Supervisor]:
+    def make(*traits: str, policy: Policy = QUICK, starting: asyncio.Lock | None = None, name: str = "") -> Supervisor:
+        port = free_port()
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, str(FAKE), str(port), str(folder), *traits]
+        return Supervisor("fake", command, f"http://127.0.0.1:{port}", policy=policy, starting=starting)
+
+    return make
+
+
+def starts(folder: Path) -> list[list[float]]:
+    """When each start was, and the processes that it made."""
+    return [[float(part) for part in path.read_text().split()] for path in sorted(folder.glob("start-*"))]
+
+
+def lives(pid: float) -> bool:
+    try:
+        state = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"  # dead, but not reaped by its new parent yet
+
+
+def all_gone(folder: Path, timeout_s: float = PATIENCE_S) -> bool:
+    deadline = time.monotonic() + timeout_s
+    pids = [pid for _, *pids in starts(folder) for pid in pids]
+    while any(map(lives, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(pids) and not any(map(lives, pids))
+
+
+def run(program: Coroutine[Any, Any, int]) -> int:
+    async def bounded() -> int:
+        async with asyncio.timeout(PATIENCE_S):
+            return await program
+
+    return asyncio.run(bounded())
+
+
+async def started(supervisor: Supervisor) -> asyncio.Task[int]:
+    task = asyncio.create_task(supervisor.run())
+    await supervisor.ready.wait()
+    return task
+
+
+def test_a_server_that_never_was_ready_is_not_started_again(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+    assert run(make("broken").run()) == 3
+    assert len(starts(tmp_path)) == 1
+
+
+def test_a_command_that_is_killed_while_it_starts_gives_128_and_the_signal() -> None:
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert run(Supervisor("fake", command, f"http://127.0.0.1:{free_port()}").run()) == 137
+
+
+def test_a_server_that_keeps_failing_is_started_again_a_few_times_and_then_given_up(
+    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(make("mortal").run()) == 5
+    assert len(starts(tmp_path)) == 3
+    told = capfd.readouterr().err.splitlines()
+    assert told[-1] == (
+        "error: the fake server ended by itself 3 times within 600 s, the last time with exit code 5: giving up"
+    )
+    assert [line.startswith("the fake server ended by itself (exit code 5)") for line in told[:-1]] == [True, True]
+    assert all_gone(tmp_path)
+
+
+def test_pauses_grow(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+    supervisor = make("mortal", "broken-later", policy=Policy(max_restarts=3, first_pause_s=0.5))
+    assert run(supervisor.run()) == 3
+    moments = [moment for moment, *_ in starts(tmp_path)]
+    pauses = [b - a for a, b in pairwise(moments[1:])]  # between starts that failed at once
+    print(f"pauses: {pauses}")
+    assert 1 <= pauses[0] < pauses[1]
+
+
+def test_restarts_long_ago_do_not_count(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+    supervisor = make("mortal", policy=Policy(max_restarts=1, window_s=0.2, first_pause_s=0.1))
+
+    async def program() -> int:
+        task = asyncio.create_task(supervisor.run())
+        while len(starts(tmp_path)) < 4:
+            await asyncio.sleep(0.05)
+        supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+
+
+@pytest.mark.parametrize("victim", ["child", "grandchild's parent by SIGKILL"])
+def test_a_server_that_is_killed_comes_back_whole(make: Callable[..., Supervisor], tmp_path: Path, victim: str) -> None:
+    async def program() -> int:
+        supervisor = make()
+        task = await started(supervisor)
+        os.kill(int(starts(tmp_path)[0][1]), signal.SIGKILL)
+        while supervisor.n_restarts == 0 or not supervisor.ready.is_set():
+            await asyncio.sleep(0.02)
+        first, second = starts(tmp_path)
+        assert not lives(first[2])  # what the first one had started is gone
+        assert all(map(lives, second[1:]))
+        supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+    assert all_gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("trait", "reason"),
+    [
+        ("sick", "the fake server has answered nothing but failures for 1 s\n"),
+        ("hung", "the fake server is hung, and is killed: no step for 9 s\n"),
+        ("mute", "the fake server has not answered for 3 s, and is killed\n"),
+    ],
+)
+def test_a_server_that_does_not_work_any_more_is_started_again(
+    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str], trait: str, reason: str
+) -> None:
+    assert run(make(trait, policy=IMPATIENT if trait == "mute" else QUICK).run()) == 137
+    assert len(starts(tmp_path)) == 3
+    assert capfd.readouterr().err.count(reason) == 3
+    assert all_gone(tmp_path)
+
+
+def test_a_ready_server_is_asked_to_finish_and_nothing_is_left(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+    async def program() -> int:
+        supervisor = make()
+        task = await started(supervisor)
+        supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+    assert (tmp_path / f"signal-{int(signal.SIGTERM)}").exists()
+    assert all_gone(tmp_path)
+
+
+def test_a_starting_server_is_ended_at_once(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+    async def program() -> int:
+        supervisor = make("slow")
+        task = asyncio.create_task(supervisor.run())
+        while not starts(tmp_path):
+            await asyncio.sleep(0.02)
+        supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+    assert all_gone(tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_server_that_does_not_listen_is_killed(make: Callable[..., Supervisor], tmp_path: Path, times: int) -> None:
+    async def program() -> int:
+        supervisor = make("deaf", policy=QUICK if times == 1 else Policy())
+        task = await started(supervisor)
+        for _ in range(times):
+            supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+    assert all_gone(tmp_path)
+
+
+def test_a_pause_ends_when_told_to_stop(make: Callable[..., Supervisor]) -> None:
+    async def program() -> int:
+        supervisor = make("mortal", policy=Policy(first_pause_s=600, longest_pause_s=600))
+        task = await started(supervisor)
+        await asyncio.sleep(1.5)
+        supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+
+
+def test_servers_that_share_a_lock_start_one_after_the_other(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+    async def program() -> int:
+        starting = asyncio.Lock()
+        supervisors = [make("slow", starting=starting, name=name) for name in ("one", "two")]
+        both = asyncio.gather(*(supervisor.run() for supervisor in supervisors))
+        await asyncio.gather(*(supervisor.ready.wait() for supervisor in supervisors))
+        for supervisor in supervisors:
+            supervisor.stop()
+        return max(await both)
+
+    assert run(program()) == 0
+    (one,), (two,) = starts(tmp_path / "one"), starts(tmp_path / "two")
+    assert two[0] - one[0] >= 1
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    port = free_port()
+    program = f"""
+        import asyncio, sys
+        from jina_v4_serve.launch.supervisor import Supervisor
+        command = [sys.executable, {str(FAKE)!r}, "{port}", {str(tmp_path)!r}]
+        asyncio.run(Supervisor("fake", command, "http://127.0.0.1:{port}").run())
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    while not starts(tmp_path) or len(starts(tmp_path)[0]) < 3:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    begin = time.monotonic()
+    assert all_gone(tmp_path)
+    print(f"all gone after {time.monotonic() - begin:.2f} s")
+
+
+def test_a_full_disk_under_the_log_stops_no_restart(tmp_path: Path) -> None:
+    port = free_port()
+    program = f"""
+        import asyncio, sys
+        from jina_v4_serve.launch.supervisor import Policy, Supervisor
+        command = [sys.executable, {str(FAKE)!r}, "{port}", {str(tmp_path)!r}, "mortal"]
+        policy = Policy(max_restarts=2, first_pause_s=0.1)
+        sys.exit(asyncio.run(Supervisor("fake", command, "http://127.0.0.1:{port}", policy=policy).run()))
+    """
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stdout=full, stderr=full, timeout=60)
+    assert len(starts(tmp_path)) == 3
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "expected"),
+    [
+        ("127.0.0.1", (), "http://127.0.0.1:8001"),
+        ("0.0.0.0", (), "http://127.0.0.1:8001"),  # noqa: S104 - nothing listens
+        ("::", (), "http://[::1]:8001"),
+        ("localhost", ("--ssl_certfile=x",), "https://localhost:8001"),
+    ],
+)
+def test_the_address_to_watch(host: str, options: tuple[str, ...], expected: str) -> None:
+    assert server_url(host, 8001, options) == expected
+
+
+def test_a_module_in_the_working_folder_does_not_run_in_place_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(77)")
+    command = worker_command(["model"], ["--host=0.0.0.0"])
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([*command[:-2], "no json", "[]"], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 1
+    assert b"JSONDecodeError" in done.stderr
