@@ -40,6 +40,10 @@ SUNSETS = {
     "Korean": "해변 위로 아름다운 일몰",
 }
 QUERY = "Overview of climate change impacts on coastal cities"
+NEXT = """
+Next: make serve-retrieval BASE=standin    the same server, to send requests to
+      make serve-retrieval                 the real model, 8 GB from the hub
+      README.md                            five lines of Python, and every page"""
 PASSAGE = (
     "The impacts of climate change on coastal cities are significant: rising sea levels, more frequent extreme weather"
     " events, and growing damage to infrastructure and homes."
@@ -79,7 +83,7 @@ def serving(checkpoint: Path, log: Path) -> Iterator[str]:
     command: list[str | Path] = [Path(sys.executable).parent / "jina-v4-serve", "retrieval"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--checkpoint", checkpoint, "--port", str(port)],
+            [*command, "--checkpoint", checkpoint, "--port", str(port), "--verbose"],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -154,6 +158,7 @@ def main() -> None:
         print("These weights are RANDOM (the stand-in's): the table shows that the plumbing works, and means nothing.")
         print("With the real ones: make demo BASE=jinaai/jina-embeddings-v4 (or a folder that holds them).")
     print(f"server stopped; the whole demo took {time.time() - options.started:.0f} s")
+    print(NEXT)
 
 
 def embed(client: EmbeddingsClient) -> None:

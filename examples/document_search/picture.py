@@ -11,12 +11,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from document_search.words import Word
-
-Map = NDArray[np.float32]
+from document_search.searching import Map, WordMap
 
 DPI = 100
 _PAGE_AREA = 40.0  # square inches: about 5.3 x 7.5 of an A4 page
@@ -25,24 +22,19 @@ _COLORS = colormaps["YlOrRd"]
 _MAX_TITLE, _MAX_NAME = 100, 20  # letters
 
 
-def draw(page: Image.Image, maps: Map, words: Sequence[Word], title: str, path: Path) -> None:
+def draw(page: Image.Image, maps: Sequence[WordMap], title: str, path: Path) -> None:
     """Draw a page beside the similarity maps of a query.
 
-    The first map is the mean of all tokens; a word of several tokens has the mean of these. Each map is coloured from
-    its own lowest to its own highest value, which stand above it: the colours show where, the numbers how much. The
-    rows of the prefix are left out: they are in every query.
+    Each map is coloured from its own lowest to its own highest value, which stand above it: the colours show where, the
+    numbers how much.
 
     Args:
         page: as it was embedded, of any size.
-        maps: (n_query_tokens, rows, columns), from `similarity_map`.
-        words: those that get a map of their own, in order; one at least.
+        maps: from `find_on_page`.
         title: of the picture.
         path: of the PNG file.
     """
-    panels = {0: ("the whole query", maps[words[0].start :].mean(axis=0))}  # (rows, columns) each
-    panels |= {i: (word.text, maps[word.start : word.stop].mean(axis=0)) for i, word in enumerate(words, 1)}
-
-    n_rows, n_columns = _arrangement(len(panels))
+    n_rows, n_columns = _arrangement(len(maps))
     aspect = page.width / page.height
     height = math.sqrt(_PAGE_AREA / aspect)  # inches
     width = height * aspect
@@ -56,10 +48,10 @@ def draw(page: Image.Image, maps: Map, words: Sequence[Word], title: str, path: 
     grid = right.subplots(n_rows, n_columns, squeeze=False)
     pale = ImageOps.grayscale(page)
     for i, axes in enumerate(grid.flat):
-        if i not in panels:
+        if i >= len(maps):
             axes.axis("off")
             continue
-        name, values = panels[i]
+        name, values = maps[i].name, maps[i].values
         _overlay(axes, pale, values)
         _frame(axes)
         bounds = f"{values.min():.2f} to {values.max():.2f}"

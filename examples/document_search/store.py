@@ -8,6 +8,7 @@ be compared with those of the table, though nothing else would show it.
 """
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ PROBE_TEXT = "Which model made this index?"
 _PROBE = b"probe"  # where the schema's metadata have its vector
 # The same weights in bfloat16 and float32 give 0.9998 and more.
 _MIN_PROBE_COSINE = 0.99
+_PLACE = ["file", "page", "digest", "scale", "max_pixels", "grid_rows", "grid_columns"]  # the columns of a Found
 _BROKEN = (ValueError, OSError, RuntimeError)  # what LanceDB raises for a table that it cannot read or write
 
 
@@ -54,11 +56,13 @@ class Page:
     """A page to be stored.
 
     Attributes:
+        number: of the page, from 1.
         dense: (dim,).
         multivector: (n_tokens, 128).
         grid: rows and columns of the page's patches.
     """
 
+    number: int
     dense: Vector
     multivector: Vector
     grid: tuple[int, int]
@@ -69,15 +73,17 @@ class Found:
     """A page that was found.
 
     Attributes:
-        score: cosine or MaxSim with the query, as the search was made.
         number: of the page, from 1.
         grid: rows and columns of the page's patches.
+        dense: cosine with the query, where the search was made by it.
+        maxsim: MaxSim with the query, where the search was made by it.
     """
 
-    score: float
     source: Source
     number: int
     grid: tuple[int, int]
+    dense: float | None = None
+    maxsim: float | None = None
 
 
 class Store:
@@ -156,9 +162,9 @@ class Store:
         tokens = np.concatenate([page.multivector for page in pages])  # (n_rows, 128)
         offsets = np.cumsum([0, *(len(page.multivector) for page in pages)])  # (n + 1,)
         columns = {
-            "id": [f"{source.file}#{number}" for number in range(1, n + 1)],
+            "id": [f"{source.file}#{page.number}" for page in pages],
             "file": [str(source.file)] * n,
-            "page": list(range(1, n + 1)),
+            "page": [page.number for page in pages],
             "digest": [source.digest] * n,
             "scale": [source.scale] * n,
             "max_pixels": [source.max_pixels] * n,
@@ -178,20 +184,36 @@ class Store:
     def by_dense(self, query: Vector, top_k: int) -> list[Found]:
         """Find pages by cosine; query (dim,)."""
         rows = self._search("dense", query, top_k, [])
-        return [_found(row, 1 - row["_distance"]) for row in rows.to_pylist()]
+        return [_found(row, dense=1 - row["_distance"]) for row in rows.to_pylist()]
 
     def by_multivector(self, query: Vector, top_k: int) -> list[Found]:
         """Find pages by MaxSim with every page; query (n_tokens, 128)."""
         # LanceDB's distance is the sum, over the query's tokens, of 1 minus the best cosine.
         rows = self._search("multivector", list(query), top_k, [])
-        return [_found(row, len(query) - row["_distance"]) for row in rows.to_pylist()]
+        return [_found(row, maxsim=len(query) - row["_distance"]) for row in rows.to_pylist()]
 
     def by_both(self, dense: Vector, multivector: Vector, top_k: int, n_candidates: int) -> list[Found]:
         """Find candidates by cosine, then order these by MaxSim."""
         rows = self._search("dense", dense, max(top_k, n_candidates), ["multivector"])
         documents = [_rows(column) for column in rows["multivector"]]
         plain = rows.drop_columns(["multivector"]).to_pylist()
-        return [_found(plain[hit.index], hit.score) for hit in rank(multivector, documents, top_k)] if plain else []
+        hits = rank(multivector, documents, top_k) if plain else []
+        return [_found(plain[hit.index], 1 - plain[hit.index]["_distance"], hit.score) for hit in hits]
+
+    def page(self, digest: str, number: int) -> Found | None:
+        """Return a page of a file with that digest; None if the index has none.
+
+        Where several files have that digest, it is one that can still be read, if there is one.
+        """
+        where = f"digest = {_quoted(digest)} AND page = {number}"
+        rows = self._table.search().where(where).select(_PLACE).to_arrow().to_pylist()
+        readable = (row for row in rows if os.access(row["file"], os.R_OK))
+        row = next(readable, rows[0] if rows else None)
+        return None if row is None else _found(row)
+
+    def count_files(self) -> int:
+        """Count the files."""
+        return len(self._table.search().select(["file"]).to_arrow()["file"].unique())
 
     def multivector(self, page: Found) -> Vector:
         """Give the multi-vector of a page that was found; (n_tokens, 128)."""
@@ -200,7 +222,7 @@ class Store:
 
     def _search(self, column: str, query: Any, n: int, more: list[str]) -> Any:
         """Give the n nearest rows as an Arrow table. Every row is looked at: no approximate index is ever made."""
-        columns = [*("file", "page", "digest", "scale", "max_pixels", "grid_rows", "grid_columns", "_distance"), *more]
+        columns = [*_PLACE, "_distance", *more]
         search = self._table.search(query, vector_column_name=column).distance_type("cosine")
         try:
             return search.select(columns).limit(n).to_arrow()
@@ -238,15 +260,18 @@ def _rows(multivector: Any) -> Vector:
     return rows
 
 
-def _found(row: dict[str, Any], score: float) -> Found:
+def _found(row: dict[str, Any], dense: float | None = None, maxsim: float | None = None) -> Found:
     source = Source(Path(row["file"]), row["digest"], row["scale"], row["max_pixels"])
-    return Found(score, source, row["page"], (row["grid_rows"], row["grid_columns"]))
+    return Found(source, row["page"], (row["grid_rows"], row["grid_columns"]), dense, maxsim)
 
 
 def _is_file(file: Path) -> str:
     """Give the condition, in SQL, that a row is of that file."""
-    quoted = str(file).replace("'", "''")
-    return f"file = '{quoted}'"
+    return f"file = {_quoted(str(file))}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _line(error: Exception) -> str:
