@@ -5,9 +5,9 @@ from typing import Any
 
 from _child import Vectors
 from _data import PREFIX
-from jina_v4_serve.api.prompts import IMAGE_PROMPT
-from jina_v4_serve.engine import pooling_params
-from jina_v4_serve.pooling import Wanted
+from jina_v4_merge.prompts import IMAGE_PROMPT
+from jina_v4_serve.pooling import PoolingRequest
+from jina_v4_serve.vllm_side.model import pooling_params
 from PIL import Image
 from vllm import LLM
 from vllm.engine.arg_utils import EngineArgs
@@ -15,9 +15,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 PROJECTOR_DIM = 128
 WANTED = {
-    "dense": Wanted(),
-    "multivector": Wanted(spans=(), multivector=True),
-    "both": Wanted(multivector=True),
+    "dense": PoolingRequest(),
+    "multivector": PoolingRequest(spans=(), multivector=True),
+    "both": PoolingRequest(multivector=True),
 }
 
 

@@ -1,7 +1,7 @@
 """llama.cpp by its Python bindings: the checkpoint as GGUF, texts packed into batches, mean pooling in its engine.
 
-`Llama.embed` takes texts only, and its tokenizer would have to be in the file. So token ids go to the functions beneath
-it, in the way it calls them. Images would need the vision tower as a second file; they are left out.
+`Llama.embed` takes one text after the other to its tokenizer. So that all sides have one tokenizer, token ids go to the
+functions beneath it, in the way it calls them. Images would need the vision tower as a second file; they are left out.
 """
 
 import math
@@ -15,12 +15,17 @@ import llama_cpp
 import numpy as np
 from _child import Vectors
 from _data import PREFIX
-from _gguf import write_gguf
+from jina_v4_merge.gguf_file import GgufFile
+from jina_v4_merge.gguf_tokenizer import gguf_tokenizer
+from jina_v4_merge.layout import is_language_model
+from jina_v4_merge.sources import read_json, small_files
+from jina_v4_merge.weights import base_tensors
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 BATCH_TOKENS = 512  # computed in one go, unless a text is longer; llama.cpp's own default, more was slower here
 MOST_SEQUENCES = 32
+DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 class LlamaCpp:
@@ -96,6 +101,25 @@ class LlamaCpp:
         pointer = llama_cpp.llama_get_embeddings_seq(self.context, sequence)
         vector = np.ctypeslib.as_array(pointer, (self.hidden,)).copy()  # the mean over all tokens
         return vector / np.linalg.norm(vector)  # (hidden,)
+
+
+def write_gguf(checkpoint: Path, path: Path) -> str:
+    """Write a merged checkpoint's language model as a GGUF file, in its own dtype.
+
+    Args:
+        checkpoint: of any task.
+        path: of the file, which must not be there.
+
+    Returns:
+        The dtype.
+    """
+    config, dtype = read_json(checkpoint / "config.json"), read_json(checkpoint / "manifest.json")["dtype"]
+    tensors = {name: tensor for name, tensor in base_tensors(checkpoint).items() if is_language_model(name)}
+    tokenizer = gguf_tokenizer(checkpoint / "tokenizer.json", small_files(checkpoint), config)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    file = GgufFile(config, tokenizer, shapes, DTYPES[dtype], {})
+    file.write(path, lambda name, rounded: (block.to(rounded) for _, block in tensors[name].row_blocks()))
+    return str(dtype)
 
 
 def packed(prompts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

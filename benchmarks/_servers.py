@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jina_v4_serve.cpu import MAX_TOKENS_A_STEP
+from jina_v4_serve.launch.cpu import MAX_TOKENS_A_STEP
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 600.0
@@ -85,7 +85,7 @@ def until_ready(url: str, process: subprocess.Popen[bytes], log: Path, path: str
 
 def serve_command(checkpoint: Path, port: int, options: Sequence[str] = ()) -> list[str]:
     """Return the command of our server; `options` are vLLM's."""
-    program = [str(BIN / "jina-v4-serve"), TASK, "--checkpoint", str(checkpoint), "--port", str(port)]
+    program = [str(BIN / "jina-v4-serve"), TASK, "--checkpoint", str(checkpoint), "--port", str(port), "--verbose"]
     return [*program, "--", *options] if options else program
 
 

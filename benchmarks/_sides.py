@@ -36,7 +36,9 @@ from _servers import (
     until_ready,
 )
 from jina_v4_client import EmbeddingsClient
-from jina_v4_serve.launcher import Settings, find_vllm, prepare
+from jina_v4_serve.launch.checks import prepare
+from jina_v4_serve.launch.server import ServerSettings
+from jina_v4_serve.vllm_side.versions import find_vllm
 from numpy.typing import NDArray
 
 SERVERS = ("served", "stock")
@@ -261,7 +263,7 @@ def started(names: Sequence[str], checkpoint: Path, vllm_options: Sequence[str] 
             if name == "llama.cpp":
                 environment = {"TMPDIR": str(logs)}  # its model goes there, and with it whenever it is ended
             if name == "in_process":
-                launch = prepare(Settings(TASK, checkpoint, port=port, vllm_options=tuple(vllm_options)))
+                launch = prepare(ServerSettings(TASK, checkpoint, port=port, vllm_options=tuple(vllm_options)))
                 command += ["--arguments", json.dumps([*launch.arguments, *launch.options])]
                 environment = launch.environment
             process = stack.enter_context(running(command, log, {**QUIET, **environment}, pipes=True))
@@ -275,7 +277,7 @@ def _dtype(command: Sequence[str], checkpoint: Path) -> str:
     launched = command
     if "vllm.entrypoints.openai.api_server" not in command:
         options = tuple(command[command.index("--") + 1 :]) if "--" in command else ()
-        launched = prepare(Settings(TASK, checkpoint, port=free_port(), vllm_options=options)).arguments
+        launched = prepare(ServerSettings(TASK, checkpoint, port=free_port(), vllm_options=options)).arguments
     given = [part.partition("=")[2] for part in launched if part.startswith("--dtype=")]
     return given[-1] if given else str(json.loads((checkpoint / "manifest.json").read_text())["dtype"])
 

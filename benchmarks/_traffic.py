@@ -48,7 +48,7 @@ BAD = (
     b"\xff\xfe",
     {"input": []},
     {"input": [1, 2, 3]},
-    {"input": "x", "dimensions": 300},
+    {"input": "x", "dimensions": 3000},
     {"input": "x", "dimensions": "many"},
     {"input": "x", "embedding_type": "float128"},
     {"input": "x", "return_multivector": True, "dimensions": 128},

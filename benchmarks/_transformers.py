@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from _child import Vectors
 from _data import PREFIX
-from jina_v4_serve.api.prompts import IMAGE_PROMPT
+from jina_v4_merge.prompts import IMAGE_PROMPT
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLModel, Qwen2VLImageProcessor

@@ -25,8 +25,8 @@ from _flops import read_config
 from _results import store
 from _servers import end_on_sigterm
 from _sides import SIDES, Side, started
-from jina_v4_serve.cpu import fast_in_bfloat16, n_cores
-from jina_v4_serve.launcher import find_vllm
+from jina_v4_serve.launch.cpu import fast_in_bfloat16, n_cores
+from jina_v4_serve.vllm_side.versions import find_vllm
 from throughput import PACKAGES, Benchmark, Case
 
 BASELINE = Path(__file__).parent / "baseline.json"

@@ -78,12 +78,24 @@ def goodput(rates: Sequence[tuple[float, bool]]) -> float | None:
 
 
 class Load:
-    """Sends texts to one server, one a request."""
+    """Sends texts to one server, one a request unless it is said otherwise."""
 
-    def __init__(self, client: httpx2.AsyncClient, url: str, texts: Sequence[str]) -> None:
+    def __init__(
+        self, client: httpx2.AsyncClient, url: str, texts: Sequence[str], n_texts: int = 1, **fields: object
+    ) -> None:
+        """Write the bodies.
+
+        Args:
+            client: sends.
+            url: of the server.
+            texts: all that are sent, in turn.
+            n_texts: of them in a request.
+            fields: of each request, beside its task and texts.
+        """
         self._client = client
         self._url = f"{url}/v1/embeddings"
-        self._bodies = [json.dumps({"task": f"{TASK}.query", "input": [text]}).encode() for text in texts]
+        groups = [texts[i : i + n_texts] for i in range(0, len(texts), n_texts)]
+        self._bodies = [json.dumps({"task": f"{TASK}.query", "input": group, **fields}).encode() for group in groups]
         self._n_sent = 0
 
     async def send(self) -> str:
@@ -137,6 +149,7 @@ class Load:
             "n_failed": failures.total(),
             "failures": dict(failures),
             "answered_per_s": len(latencies) / wall_s,
+            "latencies_ms": latencies,
             "p50_ms": percentile(latencies, 50),
             "p99_ms": percentile(latencies, 99),
             "sent_late_p99_ms": percentile(sorted(lates), 99),
@@ -159,6 +172,7 @@ async def measure(url: str, texts: Sequence[str], options: argparse.Namespace) -
         for seed, share in enumerate(sorted(options.shares)):
             rate_per_s = share * saturation_per_s
             step = await load.opened(arrival_times(rate_per_s, options.seconds, seed), bound_ms)
+            del step["latencies_ms"]
             rates.append({"share": share, "rate_per_s": rate_per_s, **step})
     return {
         "alone_median_ms": alone_median_ms,

@@ -1,7 +1,7 @@
 """What folding all three tasks costs at full size, beside a plain copy of the same bytes and beside PEFT.
 
-- `fold` is `jina-v4-merge fold` for three tasks.
-- `copy` reads what `fold` wrote and writes it once more, each file through to the disk, hard links once: what the bytes
+- `fold` is `jina-v4-merge fold` for three tasks; with `--gguf` it is `export-gguf` of one task, in two dtypes.
+- `copy` reads what was written and writes it once more, each file through to the disk, hard links once: what the bytes
   cost. `copy, pages let go` does so as `fold` writes, keeping the files out of the page cache: what they can cost.
 - `PEFT` is its usual way for one task, times three: load the base in bfloat16 with transformers, put the adapter on it,
   `merge_and_unload`, `save_pretrained`, then fsync as the others. It cannot read the published adapter file, so the
@@ -34,6 +34,7 @@ from _about import surroundings
 BIN = Path(sys.executable).parent
 TASK = "retrieval"
 N_TASKS = 3
+GGUF_DTYPES = ("f16", "q8_0")
 WINDOW_BYTES = 64 << 20
 PACKAGES = ("torch", "safetensors", "transformers", "peft", "jina-v4-merge")
 
@@ -127,26 +128,33 @@ def available_gb() -> float:
     return int(found[1]) * 1024 / 1e9 if found else 0.0
 
 
-def compare(base: Path, work: Path, rounds: int, with_peft: bool) -> list[dict[str, Any]]:
-    """Measure all ways; in each round fold and copies follow one another."""
+def products(base: Path, out: Path, gguf: bool) -> dict[str, tuple[int, list[str]]]:
+    """Return the ways to be measured: for how many tasks each is, and its command."""
+    program = str(BIN / "jina-v4-merge")
+    if not gguf:
+        return {"fold": (N_TASKS, [program, "fold", "--base", str(base), "--out", str(out)])}
+    export = [program, "export-gguf", "--base", str(base), "--task", TASK]
+    return {f"GGUF {dtype}": (1, [*export, "--dtype", dtype, str(out)]) for dtype in GGUF_DTYPES}
+
+
+def compare(base: Path, work: Path, rounds: int, with_peft: bool, gguf: bool) -> list[dict[str, Any]]:
+    """Measure all ways; in each round a product and its copies follow one another."""
     itself = [sys.executable, str(Path(__file__)), "--base", str(base), "--work", str(work), "--part"]
     out, copied, merged = work / "folded", work / "copied", work / "peft"
     results: list[dict[str, Any]] = []
 
     def note(way: str, n_tasks: int, cost: dict[str, float]) -> None:
         results.append({"way": way, "n_tasks": n_tasks, **cost})
-        print(f"{way:>20}: {cost['wall_s']:.1f} s", file=sys.stderr)
+        print(f"{way:>30}: {cost['wall_s']:.1f} s", file=sys.stderr)
 
     for _ in range(rounds):
-        note(
-            "fold",
-            3,
-            measure([str(BIN / "jina-v4-merge"), "fold", "--base", str(base), "--out", str(out)], files_in(base)),
-        )
-        for way, part in (("copy", "copy"), ("copy, pages let go", "copy-let-go")):
-            note(way, 3, measure([*itself, part], files_in(out)))
-            shutil.rmtree(copied)
-        shutil.rmtree(out)
+        for product, (n_tasks, command) in products(base, out, gguf).items():
+            note(product, n_tasks, measure(command, files_in(base)))
+            of = f" of {product}" if gguf else ""
+            for way, part in ((f"copy{of}", "copy"), (f"copy{of}, pages let go", "copy-let-go")):
+                note(way, n_tasks, measure([*itself, part], files_in(out)))
+                shutil.rmtree(copied)
+            shutil.rmtree(out)
     if with_peft:
         split_adapter(base, work / "adapter")
         note("PEFT", 1, measure([*itself, "peft"], files_in(base)))
@@ -158,9 +166,9 @@ def show(results: list[dict[str, Any]]) -> None:
     """Print the table."""
     keys = ("wall_s", "cpu_s", "peak_own_memory_mib", "peak_rss_mib", "read_gb", "written_gb", "load_before")
     heads = ("wall, s", "CPU, s", "own, MiB", "RSS, MiB", "read, GB", "written, GB", "load")
-    print(f"{'':>20} {'tasks':>5} " + " ".join(f"{head:>11}" for head in heads))
+    print(f"{'':>30} {'tasks':>5} " + " ".join(f"{head:>11}" for head in heads))
     for result in results:
-        print(f"{result['way']:>20} {result['n_tasks']:>5} " + " ".join(f"{result[key]:11.1f}" for key in keys))
+        print(f"{result['way']:>30} {result['n_tasks']:>5} " + " ".join(f"{result[key]:11.1f}" for key in keys))
 
 
 def main() -> None:
@@ -172,9 +180,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=1, help="measurements of fold and copies")
     parser.add_argument("--without-peft", action="store_true", help="needs little memory then")
+    parser.add_argument("--gguf", action="store_true", help="exports for llama.cpp in place of folds; without PEFT")
     parser.add_argument("--part", choices=("copy", "copy-let-go", "peft"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     base, work = options.base, options.work
+    with_peft = not (options.without_peft or options.gguf)
     if options.part == "peft":
         merge_with_peft(base, work / "adapter", work / "peft")
     elif options.part:
@@ -185,26 +195,30 @@ def main() -> None:
     if not base.exists():
         subprocess.run([BIN / "jina-v4-merge", "standin", base, "--size", "full"], check=True)
     base_gb = sum(path.stat().st_size for path in files_in(base)) / 1e9
-    if not options.without_peft and available_gb() < 1.3 * base_gb:
+    if with_peft and available_gb() < 1.3 * base_gb:
         sys.exit(
             f"PEFT needs {1.3 * base_gb:.0f} GB of memory and {available_gb():.0f} are available; --without-peft does"
         )
     work.mkdir(parents=True)
     try:
-        results = compare(base, work, options.rounds, not options.without_peft)
+        results = compare(base, work, options.rounds, with_peft, options.gguf)
     finally:
         shutil.rmtree(work)
     show(results)
     ways = dict.fromkeys(result["way"] for result in results)
     wall_s = {way: statistics.median(r["wall_s"] for r in results if r["way"] == way) for way in ways}
-    ratio = wall_s["fold"] / wall_s["copy"]
-    memory = max(r["peak_rss_mib"] for r in results if r["way"] == "fold")
-    print(f"fold / copy: {ratio:.2f}, asked <= 1.3: {'held' if ratio <= 1.3 else 'NOT held'}")
-    print(f"fold / copy, pages let go: {wall_s['fold'] / wall_s['copy, pages let go']:.2f}")
-    print(f"peak RSS of fold: {memory:.0f} MiB, asked <= 1536: {'held' if memory <= 1536 else 'NOT held'}")
+    for product in [way for way in ways if way.split()[0] in ("fold", "GGUF")]:
+        of = f" of {product}" if options.gguf else ""
+        ratio = wall_s[product] / wall_s[f"copy{of}"]
+        memory = max(r["peak_rss_mib"] for r in results if r["way"] == product)
+        asked = "" if options.gguf else f", asked <= 1.3: {'held' if ratio <= 1.3 else 'NOT held'}"
+        print(f"{product} / copy: {ratio:.2f}{asked}")
+        print(f"{product} / copy, pages let go: {wall_s[product] / wall_s[f'copy{of}, pages let go']:.2f}")
+        print(f"peak RSS of {product}: {memory:.0f} MiB, asked <= 1536: {'held' if memory <= 1536 else 'NOT held'}")
     if "PEFT" in wall_s:
         print(f"PEFT, one task times {N_TASKS} / fold: {N_TASKS * wall_s['PEFT'] / wall_s['fold']:.1f}")
-    print(json.dumps({"benchmark": "merge", **about, "base_gb": base_gb, "results": results}))
+    benchmark = "merge-gguf" if options.gguf else "merge"
+    print(json.dumps({"benchmark": benchmark, **about, "base_gb": base_gb, "results": results}))
 
 
 if __name__ == "__main__":

