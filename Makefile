@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+TWINE_VERSION := 6.2.0
+DIST ?= dist
 # The hardware decides which build of vLLM is installed; KIND=cpu or KIND=gpu decides otherwise.
 KIND ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 INSTALLED := $(VENV)/.installed-$(KIND)
@@ -20,6 +22,12 @@ TCMALLOC := $(VENV)/lib/tcmalloc
 
 # Debian's Prometheus, which the tests let scrape real servers; fetched, not installed.
 PROMETHEUS := .prometheus
+
+# Debian's Chromium, with which the tests use the search page; fetched, not installed.
+CHROMIUM := .chromium
+
+# JavaScript clients, where there is npm.
+NODE_CLIENTS := .node-clients
 
 TASKS := retrieval text-matching code
 # Where the weights come from: a hub id, a folder, or "standin" (random weights that need no hub).
@@ -35,13 +43,11 @@ EXPORTED = $(MERGED)-one-base
 .PHONY: install
 install: $(INSTALLED) ## make .venv: vLLM for this machine, the three projects, the test tools
 
-$(INSTALLED): requirements/$(KIND).txt requirements/fetch-debian merge/pyproject.toml serve/pyproject.toml client/pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: name another, as in make PYTHON=python3.12")'
-	@echo "installing into $(VENV), vLLM for $(KIND): about a minute and 7 GB"
+$(INSTALLED): requirements/$(KIND).txt requirements/install requirements/fetch-debian merge/pyproject.toml serve/pyproject.toml client/pyproject.toml
+	@echo "installing into $(VENV), vLLM for $(KIND): 8 GB, a minute or more"
+	@if [ '$(KIND)' = gpu ]; then PYTHONPATH=serve/src $(PYTHON) -m jina_v4_serve.launch.driver; fi
 	@rm -f $(VENV)/.installed-*
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/$(KIND).txt
+	@requirements/install $(PYTHON) $(VENV) requirements/$(KIND).txt 8 $(UV_VERSION)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e merge -e serve -e client
 	@if [ '$(KIND)' = cpu ]; then requirements/fetch-debian $(TCMALLOC) './usr/lib/*/libtcmalloc_minimal.so.4*' libtcmalloc-minimal4 libtcmalloc-minimal4t64 \
 	  || echo "so vLLM's engine keeps glibc's allocator (docs/operations.md)"; fi
@@ -57,6 +63,16 @@ $(CLIENTS_INSTALLED): requirements/clients.txt | $(INSTALLED)
 $(PROMETHEUS):
 	@echo 'fetching Prometheus into $(PROMETHEUS)'
 	@requirements/fetch-debian $(PROMETHEUS) './usr/bin/*' prometheus || echo 'there is no Prometheus here: the tests with one are skipped'
+
+$(NODE_CLIENTS): requirements/javascript/package.json requirements/javascript/package-lock.json
+	@echo 'installing the JavaScript clients that the tests run into $(NODE_CLIENTS)'
+	@mkdir -p $@ && cp $^ $@ && npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $@ \
+	  || { rm -rf $@/node_modules; echo 'there is no npm here, or no package index: the tests of JavaScript clients are skipped'; }
+	@touch $@
+
+$(CHROMIUM):
+	@echo 'fetching Chromium into $(CHROMIUM)'
+	@requirements/fetch-debian --tree $(CHROMIUM) chromium-headless-shell || echo 'there is no Chromium here: the tests with one are skipped'
 
 .PHONY: demo
 demo: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
@@ -108,10 +124,14 @@ doctor: $(INSTALLED) ## say what is wrong with this machine, checkpoints or sett
 
 .PHONY: search
 search: export QUERY ?= bar chart of the sea level
-search: $(INSTALLED) ## index PDF files and search their pages (PDF=, QUERY=, BASE_URL=)
+search: $(INSTALLED) ## index PDF files and pictures, and search their pages (PDF=, QUERY=, BASE_URL=)
 	@$(if $(PDF),,$(BIN)/python examples/document_search sample)
 	@$(BIN)/python examples/document_search index $(if $(BASE_URL),--base-url $(BASE_URL)) $(or $(PDF),document-search/sample)
 	@$(BIN)/python examples/document_search search $(if $(BASE_URL),--base-url $(BASE_URL)) -- "$$QUERY"
+
+.PHONY: search-page
+search-page: $(INSTALLED) ## serve a page to index and search with in a browser, on port 8010 (PORT=, BASE_URL=)
+	@exec $(BIN)/python examples/document_search page $(if $(BASE_URL),--base-url $(BASE_URL)) $(if $(PORT),--port $(PORT))
 
 .PHONY: eval
 eval: BASE_URL ?= http://127.0.0.1:8000
@@ -150,6 +170,12 @@ bench-goodput: $(INSTALLED) ## find the highest arrival rate at which p99 stays 
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
 	@$(BIN)/python benchmarks/goodput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
 
+.PHONY: bench-live
+bench-live: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-live: $(INSTALLED) ## measure p99 of short queries alone, beside a corpus, and beside one of the last priority
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/live.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --results $(RESULTS) $(ARGS)
+
 .PHONY: bench-vllm
 bench-vllm: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 bench-vllm: $(INSTALLED) ## let vLLM's own load generator measure the server, our client beside it
@@ -176,20 +202,33 @@ bench-gateway: $(INSTALLED) ## measure what the gateway costs: latency and throu
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
 	@$(BIN)/python benchmarks/gateway.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
 
+.PHONY: bench-ceiling
+bench-ceiling: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-ceiling: $(INSTALLED) ## measure the ceiling of everything but the model: CPU time an item of each process
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/ceiling.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --results $(RESULTS) $(ARGS)
+
 .PHONY: bench-client
 bench-client: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
 bench-client: $(INSTALLED) ## measure what the client costs beside the plain openai package
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
 	@$(BIN)/python benchmarks/client.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
 
+.PHONY: bench-ranking
+bench-ranking: BASE := $(if $(filter file,$(origin BASE)),standin,$(BASE))
+bench-ranking: $(INSTALLED) ## measure a ranking of 50 pages beside embedding them and scoring in the client: time, bytes
+	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/python benchmarks/ranking.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval $(ARGS)
+
 .PHONY: bench-merge
 bench-merge: $(INSTALLED) ## measure a full-size merge beside a plain copy and PEFT (45 GB of disk, 11 GB of memory)
 	@$(BIN)/python benchmarks/merge.py --base $(CHECKPOINTS)/standin-full --work $(CHECKPOINTS)/merge-benchmark $(ARGS)
 
 .PHONY: lint
-lint: $(INSTALLED) ## check style and format
+lint: $(INSTALLED) ## check style, format and the length of what the pages say
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/lint.py *.md */README.md docs/*.md
 
 .PHONY: format
 format: $(INSTALLED) ## mend style and format
@@ -200,13 +239,31 @@ format: $(INSTALLED) ## mend style and format
 typecheck: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
+PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
+TESTS_NEED := $(INSTALLED) $(CLIENTS_INSTALLED) $(NODE_CLIENTS)
+
 .PHONY: test
-test: $(INSTALLED) $(CLIENTS_INSTALLED) | $(PROMETHEUS) ## prove every claim, with real vLLM servers on the CPU (TESTS= for some)
-	$(BIN)/pytest $(TESTS)
+test: $(TESTS_NEED) ## prove what the README claims, with real vLLM servers on the CPU (TESTS= for some)
+	$(PYTEST) -m '$(if $(TESTS),not slow,not long and not slow)' $(TESTS)
+
+.PHONY: test-all
+test-all: $(TESTS_NEED) | $(PROMETHEUS) $(CHROMIUM) ## prove the rest: processors, runners, stops, the browser, monitoring, Ray
+	$(PYTEST) -m 'long and not slow'
+
+.PHONY: test-fast
+test-fast: $(TESTS_NEED) ## the quick ones without vLLM, for one's own work
+	$(PYTEST) -m 'not proof and not long and not slow'
 
 .PHONY: test-slow
-test-slow: $(INSTALLED) ## prove what CI has no time for: replicas and workers of Ray that are killed, 8 minutes
+test-slow: $(INSTALLED) ## prove what CI has no time for: replicas of Ray that are killed, a server on two workers, 12 minutes
 	$(BIN)/pytest -m slow $(TESTS)
+
+.PHONY: dist
+dist: $(INSTALLED) ## build and check the three wheels and source archives, ready to upload (DIST=)
+	@rm -rf $(DIST)
+	@for project in client merge serve; do \
+	  $(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(DIST) $$project; done
+	@$(BIN)/uv tool run --quiet --python $(BIN)/python twine@$(TWINE_VERSION) check --strict $(DIST)/*.whl $(DIST)/*.gz
 
 .PHONY: requirements
 requirements: $(INSTALLED) ## pin requirements/*.txt anew from requirements/*.in

@@ -20,15 +20,25 @@ import psutil
 import pytest
 import yaml
 from conftest import Figure, Golden
+from doors import BODIES, JAVA, ORIGIN, PAGES, ROUTES, Case, check, post
 from jina_v4_client import EmbeddingsClient, ServerError, WrongServerError
-from jina_v4_serve.ray.child import command
+from jina_v4_serve.ray.child import arguments
 from jina_v4_serve.ray.settings import RaySettings, ServerSettings
 from servers import free_port
+
+pytestmark = pytest.mark.long
 
 TASK = "retrieval"
 TIMEOUT_S = 240.0
 N_CALLERS, PAUSE_S = 8, 0.25  # a load that leaves the cores free to start a server
 DRIVER = Path(__file__).with_name("ray_driver.py")
+CASES = {
+    **BODIES,
+    **ROUTES,
+    **PAGES,
+    "Java's HttpClient": Case(post(more=JAVA), 400, "BODY_LOST"),
+}
+del CASES["Expect: 100-continue of what is refused"]  # Ray's proxy asks for every body
 
 
 @dataclass
@@ -88,6 +98,7 @@ class Cluster:
 def cluster(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JINA_V4_")}
+    environment |= {"JINA_V4_ALLOWED_ORIGINS": ORIGIN, "JINA_V4_BODY_TIMEOUT_S": "5"}
     with (
         (tmp_path_factory.mktemp("ray") / "log").open("wb") as log,
         subprocess.Popen(
@@ -205,10 +216,29 @@ def test_one_address_answers_as_the_gateway_does(cluster: Cluster, golden: Golde
 
         refused = http.post("/v1/embeddings", json={"input": "x", "task": "code"})
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "task")
-        refused = http.post("/v1/embeddings", json={"input": "x", "task": TASK, "dimensions": 3})
+        refused = http.post("/v1/embeddings", json={"input": "x", "task": TASK, "dimensions": 0})
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "dimensions")
+        body = {"texts": golden.texts[:1], "model": f"jina-embeddings-v4-{TASK}", "input_type": "search_query"}
+        (row,) = http.post("/v2/embed", json=body).json()["embeddings"]["float"]
+        assert np.abs(np.array(row) - golden.rows[f"{TASK}/query/0/dense"]).max() < 1e-5
+        refused = http.post("/v2/embed", json={**body, "model": "embed-v4.0"})
+        assert (refused.status_code, refused.json().keys()) == (404, {"id", "message"})
+        query, document = (golden.rows[f"{TASK}/{name}/multi"] for name in ("query/0", "passage/1"))
+        score = (query @ document.T).max(axis=1).mean()
+        ranking = {"query": golden.texts[0], "documents": golden.texts[1:2], "task": TASK}
+        for path in ("/v1/rerank", "/v2/rerank"):
+            (result,) = http.post(path, json=ranking).json()["results"]
+            assert abs(result["relevance_score"] - score) < 1e-5
+        pair = {"text_1": golden.texts[0], "text_2": golden.texts[1], "task": TASK}
+        assert abs(http.post("/v1/score", json=pair).json()["data"][0]["score"] - score) < 1e-5
         assert http.get("/v1/embeddings").status_code == 405
         assert http.get("/docs").status_code == 404
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_ingress_says_what_the_other_doors_say(case: Case, cluster: Cluster) -> None:
+    check(case, cluster.url)
 
 
 @pytest.mark.slow
@@ -312,9 +342,9 @@ def test_the_config_file_is_what_ray_and_the_application_read(root: Path) -> Non
 
 def test_replicas_share_a_node_by_what_ray_has_counted_out() -> None:
     def options(**shares: float) -> list[str]:
-        return command(ServerSettings(checkpoints=Path("/models"), **shares), TASK, 8001)
+        return arguments(ServerSettings(checkpoints=Path("/models"), **shares), TASK)
 
     assert "--distributed-executor-backend=vllm.v1.executor.uniproc_executor.UniProcExecutor" in options()
     shared = options(num_gpus=0.3, num_cpus=8)
-    assert {"--api-server-count=2", "--gpu-memory-utilization=0.270"} <= set(shared)
+    assert shared[-1] == "--api-server-count=2"
     assert options(num_gpus=1)[-1] == "--api-server-count=1"

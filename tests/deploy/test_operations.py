@@ -1,6 +1,8 @@
 """docs/operations.md: alerts and links lead to its sections, and its sums are those of the model's numbers."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -49,7 +51,7 @@ def test_the_sections_that_the_doctor_names_are_there() -> None:
 
 
 def test_the_bytes_of_the_tables_follow_from_the_model() -> None:
-    text = PAGE.read_text()
+    text = " ".join(PAGE.read_text().split())
     rows, pooled, token_values = 768 + 11, -(-(768 + 11) // 4), 2 * 36 * 2 * 128
     per_page = (2048 * 4, 2048 + 4, 2048 // 8, rows * 512, rows * 256, rows * 132, rows * 16, pooled * 132, pooled * 16)
     for n_bytes in per_page:
@@ -58,3 +60,10 @@ def test_the_bytes_of_the_tables_follow_from_the_model() -> None:
     assert f"{1e9 / 88 / 3600:,.0f} GPU hours" in text
     assert f"{1e9 * 512 / 128_000 / 3600:,.0f} GPU hours" in text
     assert f"{32768 * token_values * 2 / 1e9:.2f} GB" in text
+
+
+def test_the_table_of_the_pipeline_is_what_its_script_prints() -> None:
+    ran = subprocess.run([sys.executable, ROOT / "benchmarks/corpus.py"], capture_output=True, text=True, check=True)
+    table = ran.stdout.partition("\n")[2]
+    assert table.count("\n") == 11
+    assert table in PAGE.read_text()

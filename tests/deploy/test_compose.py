@@ -11,7 +11,7 @@ import pytest
 from compose_spec import PyCompose
 from conftest import TASKS
 from jina_v4_serve.gateway.run import GatewaySettings, parse_servers
-from jina_v4_serve.supervisor import Policy
+from jina_v4_serve.launch.supervisor import Policy
 
 Manifest = dict[str, Any]
 FILES = {
@@ -119,15 +119,11 @@ def test_nothing_runs_as_root_or_writes_outside_its_volumes(project: Manifest) -
 
 def test_three_servers_share_one_gpu(compose: Callable[..., Manifest], read_command) -> None:
     services = compose("compose.yaml")["services"]
-    shares = 0.0
     for task in TASKS:
-        (option,) = read_command(services[task]["command"]).for_vllm
-        name, _, value = option.partition("=")
-        assert name == "--gpu-memory-utilization", "as `all` gives to each"
-        shares += float(value)
+        assert read_command(services[task]["command"]).for_vllm == (), "each takes what it needs, and no more"
+        assert services[task]["environment"]["JINA_V4_SERVERS_ON_MACHINE"] == str(len(TASKS))
         (device,) = services[task]["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
-    assert shares <= 0.9001
 
 
 def test_without_a_gpu_none_is_asked_for(compose: Callable[..., Manifest], read_command) -> None:

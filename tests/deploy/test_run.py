@@ -22,6 +22,8 @@ import pytest
 from conftest import Figure, Golden
 from servers import BIN, Server, free_port
 
+pytestmark = pytest.mark.long
+
 UID = 10001
 PLACE = "/srv"  # holds nothing on a machine like this; in the container's own view the volumes are mounted there
 VOLUMES = ("cache", "tmp")
