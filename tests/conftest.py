@@ -3,14 +3,16 @@
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from servers import BIN
+from xdist.scheduler import LoadScopeScheduling
 
 Figure = Callable[[str], None]
 
@@ -20,6 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 TASKS = ("retrieval", "text-matching", "code")
 GOLDEN = Path(__file__).parent / "golden"
+# Folders whose tests share a server.
+ONE_PROCESS = ("one_server", "fleet")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,14 @@ class Golden:
     texts: list[str]
     images: list[Path]
     rows: dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have servers that are started without a place for their log write none into the home of whoever tests."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +78,30 @@ def figure(request: pytest.FixtureRequest) -> Figure:
     return report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs servers, and run what takes long first: short tests then fill what a process has left."""
+    for item in items:
+        if "end_to_end" in item.path.parts:
+            item.add_marker("proof")
+    items.sort(key=lambda item: (item.get_closest_marker("proof") is None, item.path.parent.name not in ONE_PROCESS))
+
+
+class ByServer(LoadScopeScheduling):
+    """Give a file to one of pytest-xdist's processes; a folder, where its files share what is dear to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name in ONE_PROCESS else file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
+    return ByServer(config, log)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
     lines = [
-        f"{report.nodeid.rpartition('/')[2].replace('test_end_to_end_', '').replace('.py::', ': ')}: {value}"
+        f"{report.nodeid.rpartition('/')[2].removeprefix('test_').replace('.py::', ': ')}: {value}"
         for report in reports
         if report.when == "call"
         for name, value in report.user_properties

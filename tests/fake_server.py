@@ -1,10 +1,12 @@
 """What a supervised server looks like from outside, without a model: `python fake_server.py PORT FOLDER [TRAIT...]`.
 
 It writes its process id and that of a grandchild into FOLDER, a file a start. Traits: `broken` ends with 3 before it
-answers; `broken-later` does so from the second start on; `mortal` ends with 5 half a second after it began to answer;
-`deaf` ignores SIGTERM; `sick` turns /health into 503 after half a second; `slow` starts in 1 s.
+answers; `broken-later` does so from the second start on; `mortal` ends with 5 half a second after its first answer;
+`deaf` ignores SIGTERM; `slow` starts in 1 s. After its first three answers `sick` turns /health into 503, `hung` says
+there that its engine is hung, and `mute` answers no more.
 """
 
+import itertools
 import os
 import signal
 import subprocess
@@ -14,14 +16,21 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jina_v4_serve.worker import end_with_parent
+from jina_v4_serve.vllm_side.worker import end_with_parent
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        sick = "sick" in traits and time.monotonic() - begin > 0.5
-        self.send_response(503 if sick else 200)
+        broken = traits & {"sick", "hung", "mute"} if next(answers) >= 3 else set()
+        if "mortal" in traits and not doomed.is_set():
+            doomed.set()
+            threading.Timer(0.5, os._exit, [5]).start()
+        if "mute" in broken:
+            time.sleep(600)
+        self.send_response(503 if broken else 200)
         self.end_headers()
+        if "hung" in broken:
+            self.wfile.write(b'{"status": "hung", "reason": "no step for 9 s"}')
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
         pass
@@ -47,7 +56,6 @@ def end(number: int, _: object) -> None:
 
 
 signal.signal(signal.SIGTERM, end)
-if "mortal" in traits:
-    threading.Timer(0.5, os._exit, [5]).start()
-begin = time.monotonic()
+doomed = threading.Event()
+answers = itertools.count()
 server.serve_forever()

@@ -16,6 +16,8 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
+# The limit for what a test waits for: it ends by itself, also where the machine is busy with something else.
+PATIENCE_S = 120.0
 
 
 @dataclass
@@ -55,10 +57,24 @@ def group_is_alive(group: int) -> bool:
     return False
 
 
+def engines_of(program: int, checkpoint: str = "") -> list[int]:
+    """The process ids of the engines of `jina-v4-serve`: children of its workers, or of the one of a checkpoint."""
+    commands: dict[int, bytes] = {}
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            commands[int(folder.name)] = (folder / "cmdline").read_bytes()
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+    workers = [pid for pid, parent in parents.items() if parent == program and checkpoint.encode() in commands[pid]]
+    return [pid for pid, parent in parents.items() if parent in workers and b"EngineCore" in commands[pid]]
+
+
 @contextlib.contextmanager
 def started(command: Sequence[str | os.PathLike[str]], port: int, log: Path, **env: str) -> Iterator[Server]:
     """Start a server in a process group of its own; end the whole group afterwards, asked for or not."""
-    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **env}
+    # Tests read vLLM's log with ours; JINA_V4_LOG="plain" has it in a file beside `log`.
+    places = {"JINA_V4_LOG": "verbose", "JINA_V4_LOG_DIR": str(log.parent)}
+    environment = {**places, **os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **env}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -79,12 +95,14 @@ def started(command: Sequence[str | os.PathLike[str]], port: int, log: Path, **e
 
 
 @contextlib.contextmanager
-def engine_server(task: str, checkpoint: Path, log: Path, *options: str, dtype: str = "auto") -> Iterator[Server]:
-    """Run `jina-v4-serve`."""
+def engine_server(
+    task: str, checkpoint: Path, log: Path, *options: str, dtype: str = "auto", own: Sequence[str] = (), **env: str
+) -> Iterator[Server]:
+    """Run `jina-v4-serve`; `own` are further options of ours, `options` are vLLM's."""
     port = free_port()
-    own = ("--checkpoint", checkpoint, "--port", str(port), "--dtype", dtype)
-    command = [BIN / "jina-v4-serve", task, *own, "--", *options]
-    with started(command, port, log) as server:
+    address = ("--checkpoint", checkpoint, "--port", str(port), "--dtype", dtype)
+    command = [BIN / "jina-v4-serve", task, *address, *own, "--", *options]
+    with started(command, port, log, **env) as server:
         yield server
 
 

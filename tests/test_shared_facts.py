@@ -7,15 +7,24 @@ from typing import get_args
 
 import pytest
 from conftest import TASKS
+from jina_v4_client import _images as client_images
 from jina_v4_client import _model as client_facts
+from jina_v4_client.embed import cli as client_embed
+from jina_v4_client.embed import pages as client_pages
 from jina_v4_merge import prompts as merge_facts
 from jina_v4_serve import checkpoint as serve_checkpoint
-from jina_v4_serve import cli, launcher
+from jina_v4_serve import facts as serve_facts
+from jina_v4_serve.api import encoded as serve_encoded
+from jina_v4_serve.api import images as serve_images
+from jina_v4_serve.api import pdf_render as serve_pdf
+from jina_v4_serve.api.forms import parts as serve_parts
+from jina_v4_serve.settings import Settings
+from typer.main import get_command
 
 
 def test_tasks() -> None:
     assert merge_facts.TASKS == client_facts.TASKS == get_args(client_facts.Task) == TASKS
-    assert tuple(task.value for task in cli.Task) == tuple(launcher.PORTS) == TASKS
+    assert serve_facts.TASKS == TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -32,13 +41,60 @@ def test_the_image_prompt(folded: Callable[[str], Path]) -> None:
 
 def test_limits(folded: Callable[[str], Path]) -> None:
     settings = json.loads((folded("float32") / "jina-embeddings-v4-code" / "preprocessor_config.json").read_text())
-    assert client_facts.MIN_PIXELS == launcher.MIN_PIXELS == settings["min_pixels"]
+    assert settings["min_pixels"] == client_facts.MIN_PIXELS
     assert settings["max_pixels"] == client_facts.MAX_PIXELS
-    assert client_facts.MAX_LENGTH == launcher.MAX_MODEL_LEN
-    assert serve_checkpoint.PIXELS_PER_TOKEN == client_facts._PATCH**2
+    assert client_facts.MAX_LENGTH == serve_facts.MAX_MODEL_LEN
+    assert serve_facts.PIXELS_PER_TOKEN == client_facts._PATCH**2
+
+
+def test_how_pdf_pages_are_rendered() -> None:
+    found = (serve_pdf.MAX_PIXELS, serve_pdf.MAX_PNG_BYTES, serve_pdf.SAFE_PIXELS)
+    assert found == (client_pages._SERVER_PIXELS, client_pages._SERVER_BYTES, client_pages._SAFE_PIXELS)
+    assert found[:2] == (Settings().max_image_pixels, Settings().max_image_bytes)
+    ratios = {serve_pdf.MAX_ASPECT_RATIO, serve_images.MAX_ASPECT_RATIO, client_facts.MAX_ASPECT_RATIO}
+    assert len(ratios) == 1
+    (scale,) = [option for option in get_command(client_embed.app).params if "--pdf-scale" in option.opts]
+    assert scale.default == serve_pdf.SCALE
 
 
 def test_the_manifest_is_the_one_that_the_launcher_reads(folded: Callable[[str], Path]) -> None:
     for task in TASKS:
         found = serve_checkpoint.read_checkpoint(folded("bfloat16") / f"jina-embeddings-v4-{task}", task)
         assert (found.task, found.dtype, found.random_weights) == (task, "bfloat16", False)
+
+
+READERS = [client_images.read_base64, serve_encoded.read_base64]
+SPELLINGS = [
+    "+/Aa",
+    "-_Aa",
+    "Zm 9v\n",
+    "Zm9v==",
+    "Zm9vYg",
+    "Zm9vYg%3D%3D",
+    "Zm9%76",
+    "Z",
+    "Zm9v!",
+    "Zm=9v",
+    "",
+    "Zm9\u00e9",
+]
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+def test_base64_is_read_by_one_rule(text: str) -> None:
+    """Server and client each have the reader; what it accepts is tested with the server's."""
+    found = []
+    for read in READERS:
+        try:
+            found.append(read(text))
+        except ValueError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+
+
+TEXTS = ["data:image/png;base64,A", " DATA:;base64,A", "data: image/*;base64,A", "data:x", "Data: 12 March", "a data:x"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_data_uri_is_known_by_one_rule(text: str) -> None:
+    assert client_images.is_data_uri(text) is bool(serve_parts._DATA_URI.match(text))

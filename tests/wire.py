@@ -11,9 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
+import doors
 import httpx2
 import numpy as np
 from conftest import GOLDEN, Golden
+from jina_v4_client import AsyncEmbeddingsClient
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
@@ -31,6 +33,9 @@ MAX_ITEMS = 64
 MAX_LENGTH = 8192  # tokens; the server's own 32,768 take half a minute on a CPU
 BODY_TIMEOUT_S = 2
 FETCH_TIMEOUT_S = 2
+PDF_TIMEOUT_S = 3  # of processor time
+MAX_PDF_PAGES = 40
+PDF_MEMORY_BYTES = 2**30
 ENVIRONMENT = {
     "JINA_V4_IMAGE_HOSTS": "127.0.0.1",
     "JINA_V4_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
@@ -38,6 +43,11 @@ ENVIRONMENT = {
     "JINA_V4_MAX_ITEMS": str(MAX_ITEMS),
     "JINA_V4_BODY_TIMEOUT_S": str(BODY_TIMEOUT_S),
     "JINA_V4_FETCH_TIMEOUT_S": str(FETCH_TIMEOUT_S),
+    "JINA_V4_PDF_TIMEOUT_S": str(PDF_TIMEOUT_S),
+    "JINA_V4_MAX_PDF_PAGES": str(MAX_PDF_PAGES),
+    "JINA_V4_MAX_PDF_BYTES": str(MAX_IMAGE_BYTES),
+    "JINA_V4_PDF_MEMORY_BYTES": str(PDF_MEMORY_BYTES),
+    "JINA_V4_ALLOWED_ORIGINS": doors.ORIGIN,
 }
 
 # What no message may show: where our files lie, what they are called, what we are made of.
@@ -83,6 +93,17 @@ class Wire:
                 assert rows.shape == multi.shape
                 worst = max(worst, np.abs(tensors["dense"][i] - dense).max(), np.abs(rows - multi).max())
         return float(worst)
+
+
+async def golden_difference_of(client: AsyncEmbeddingsClient, golden: Golden, name: str, task: str = TASK) -> float:
+    """Embed the input of a golden row, such as query/0 or image/0; return the largest difference of both outputs."""
+    source, number = name.split("/")
+    prefix = "Passage" if source == "passage" and task != "text-matching" else "Query"  # it knows one prompt
+    item = golden.images[int(number)] if source == "image" else f"{prefix}: {golden.texts[int(number)]}"
+    (found,) = await client.encode_both([item], task=task)
+    dense, multi = (golden.rows[f"{task}/{name}/{output}"] for output in ("dense", "multi"))
+    assert found.multivector.shape == multi.shape
+    return max(float(np.abs(found.dense - dense).max()), float(np.abs(found.multivector - multi).max()))
 
 
 def array(values: object) -> Array:

@@ -13,10 +13,16 @@ from wire import ENVIRONMENT, IMAGES, MAX_LENGTH, TASK, Site, Wire, opened_site
 
 
 @pytest.fixture(scope="session")
-def wire_server(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def wire_checkpoint(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 retrieval checkpoint with its canary."""
     checkpoint = tmp_path_factory.mktemp("with-canary") / TASK
     shutil.copytree(folded("float32") / f"jina-embeddings-v4-{TASK}", checkpoint)
     subprocess.run([BIN / "jina-v4-merge", "verify", checkpoint, "--canary"], check=True, capture_output=True)
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def wire_server(wire_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as environment:
             for name in ("JINA_V4_API_KEY", "JINA_V4_API_KEY_FILE", "JINA_V4_MAX_TOKENS_IN_FLIGHT"):
@@ -24,7 +30,7 @@ def wire_server(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPath
             for name, value in ENVIRONMENT.items():
                 environment.setenv(name, value)
             log = tmp_path_factory.mktemp("wire") / "log"
-            server = stack.enter_context(engine_server(TASK, checkpoint, log, f"--max-model-len={MAX_LENGTH}"))
+            server = stack.enter_context(engine_server(TASK, wire_checkpoint, log, f"--max-model-len={MAX_LENGTH}"))
         server.wait_ready()
         yield server
 

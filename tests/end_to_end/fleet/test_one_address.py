@@ -1,0 +1,164 @@
+"""`jina-v4-serve all` with real vLLM: the published vectors on one address, an engine killed and a stop under load.
+
+The tests run in their order, and the last one stops the fleet.
+"""
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx2
+import mteb
+import mteb_tasks
+import numpy as np
+import pytest
+from conftest import TASKS, Figure, Golden
+from jina_v4_client import EmbeddingsClient
+from jina_v4_client.integrations.mteb import JinaV4Encoder
+from load import Load
+from model_card import (
+    check_sentence_transformers,
+    check_transformers,
+    sentence_transformers_sections,
+    transformers_sections,
+)
+from servers import PATIENCE_S, START_TIMEOUT_S, Server, engines_of
+from wire import opened_site
+
+BOUND = 1e-5
+
+
+def golden_rows_are_right(fleet: Server, golden: Golden, task: str) -> None:
+    with EmbeddingsClient(base_url=fleet.base_url, model=f"jina-embeddings-v4-{task}", task=task) as client:
+        found = client.encode_text(golden.texts, prompt_name="query")
+        found += client.encode_image(golden.images)
+    names = [f"query/{i}" for i in range(len(golden.texts))] + [f"image/{i}" for i in range(len(golden.images))]
+    differences = [
+        float(np.abs(row - golden.rows[f"{task}/{name}/dense"]).max()) for row, name in zip(found, names, strict=True)
+    ]
+    print(f"{task}: largest difference of {len(found)} rows {max(differences):.1e}")
+    assert max(differences) <= BOUND
+
+
+def ready_tasks(fleet: Server) -> dict[str, str]:
+    return httpx2.get(f"{fleet.base_url}/ready", timeout=10).json()["tasks"]
+
+
+def engine_of(fleet: Server, task: str) -> int:
+    """The process id of the engine of a task's server."""
+    (engine,) = engines_of(fleet.process.pid, f"jina-embeddings-v4-{task}")
+    return engine
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_address_gives_the_published_vectors_of_every_task(fleet: Server, golden: Golden, task: str) -> None:
+    golden_rows_are_right(fleet, golden, task)
+
+
+def test_the_model_cards_examples_run(fleet: Server, golden: Golden) -> None:
+    with opened_site({path.name: path.read_bytes() for path in golden.images[:2]}) as site:
+        pictures = [f"{site.url}/{path.name}" for path in golden.images[:2]]
+        with EmbeddingsClient(base_url=fleet.base_url) as model:
+            published = transformers_sections(model, pictures)
+            check_transformers(published, dim=256, n_pictures=2)
+            found = sentence_transformers_sections(model, pictures)
+    check_sentence_transformers(found, published)
+    difference = np.abs(published["image_embeddings"][0] - golden.rows["retrieval/image/0/dense"]).max()
+    assert difference <= BOUND
+
+
+def test_mteb_reaches_the_adapter_of_a_tasks_type(fleet: Server) -> None:
+    pairs = [(f"left {i}", f"right {i}") for i in range(12)]
+    grades = [float(i * 5 % 12) for i in range(12)]
+    with JinaV4Encoder(fleet.base_url) as encoder, EmbeddingsClient(fleet.base_url) as client:
+        result = mteb.evaluate(encoder, mteb_tasks.sts(pairs, grades), cache=None, show_progress_bar=False)
+        left, right = (
+            client.encode_text([pair[side] for pair in pairs], "text-matching", return_numpy=True) for side in (0, 1)
+        )
+    assert result.task_results[0].get_score() == pytest.approx(mteb_tasks.spearman(left, right, grades), abs=1e-5)
+
+
+def test_one_address_tells_of_all_servers(fleet: Server) -> None:
+    with httpx2.Client(base_url=fleet.base_url) as client:
+        names = [card["id"] for card in client.get("/v1/models").json()["data"]]
+        assert {f"jina-embeddings-v4-{task}" for task in TASKS} <= set(names)
+        assert client.get("/ready").json() == {"ready": True, "tasks": dict.fromkeys(TASKS, "ready")}
+        page = client.get("/metrics").text
+        for task in TASKS:
+            assert (
+                f'vllm:num_requests_running{{engine="0",model_name="jina-embeddings-v4-{task}",task="{task}"}}' in page
+            )
+        assert set(client.get("/version").json()["servers"]) == set(TASKS)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_an_engine_that_fails_under_load_comes_back_right(
+    fleet: Server, golden: Golden, sent: signal.Signals, figure: Figure
+) -> None:
+    hit = Load(fleet.base_url, "code", golden.texts)
+    other = Load(fleet.base_url, "retrieval", golden.texts, n_clients=1, pause_s=0.2)
+    with hit, other:
+        time.sleep(3)
+        os.kill(engine_of(fleet, "code"), sent)
+        killed = time.monotonic()
+        while ready_tasks(fleet)["code"] == "ready":
+            assert time.monotonic() - killed < PATIENCE_S, fleet.tail()
+            time.sleep(0.02)
+        not_ready_s = time.monotonic() - killed
+        while ready_tasks(fleet)["code"] != "ready":
+            assert time.monotonic() - killed < START_TIMEOUT_S, fleet.tail()
+            time.sleep(0.5)
+        recovered_s = time.monotonic() - killed
+        time.sleep(2)
+    before = Counter(outcome for begin, end, outcome in hit.answers if end < killed)
+    flying = Counter(outcome for begin, end, outcome in hit.answers if begin < killed <= end)
+    figure(
+        f"{sent.name}: not ready after {not_ready_s:.2f} s, ready again after {recovered_s:.0f} s; code: before"
+        f" {dict(before)}, in flight {dict(flying)}, after {dict(hit.outcomes(after=killed))};"
+        f" retrieval meanwhile {dict(other.outcomes())}"
+    )
+    assert not_ready_s <= 5 or sent == signal.SIGSTOP
+    assert ("the code server is hung, and is killed" in fleet.log.read_text()) == (sent == signal.SIGSTOP)
+    assert set(before) == {"200"}
+    assert set(hit.outcomes()) <= {"200", "503"}
+    assert hit.outcomes(after=killed)["200"] > 0
+    assert set(other.outcomes()) == {"200"}
+    assert (hit.wrong, other.wrong) == (0, 0)
+    for task in ("code", "retrieval"):
+        golden_rows_are_right(fleet, golden, task)
+
+
+def test_a_fleet_told_to_stop_under_load_answers_what_it_accepted(fleet: Server, golden: Golden) -> None:
+    loads = [Load(fleet.base_url, task, golden.texts) for task in TASKS]
+    with loads[0], loads[1], loads[2]:
+        time.sleep(3)
+        fleet.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        code = fleet.process.wait(PATIENCE_S)
+        ended_s = time.monotonic() - told
+    outcomes = sum((load.outcomes() for load in loads), Counter[str]())
+    flying = sum((load.flying(told) for load in loads), Counter[str]())
+    print(f"ended after {ended_s:.1f} s; in flight {dict(flying)}, in all {dict(outcomes)}")
+    assert code == 0
+    assert set(flying) == {"200"}
+    # What came later was answered or never accepted: refused, or reset in the closed socket's queue.
+    assert set(outcomes) <= {"200", "ConnectError", "ReadError"}
+    assert sum(load.wrong for load in loads) == 0
+    assert processes_of(fleet) == []
+
+
+def processes_of(fleet: Server) -> list[str]:
+    """Command lines that hold the address of one of the fleet's servers."""
+    folder = next(line for line in fleet.log.read_text(errors="replace").splitlines() if " from " in line)
+    checkpoints = folder.rpartition(" from ")[2].rpartition("/")[0]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if checkpoints in line:
+            found.append(line)
+    return found

@@ -1,0 +1,208 @@
+"""Servers and the demo as processes: they end when told to, whole, and leave nothing behind."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from conftest import Figure, Golden
+from jina_v4_client import EmbeddingsClient
+from load import Load
+from servers import BIN, PATIENCE_S, engine_server, engines_of, group_is_alive
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return condition()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_server_told_to_stop_leaves_no_process(
+    sent: signal.Signals, golden: Golden, folded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log") as server:
+        server.wait_ready()
+        with EmbeddingsClient(base_url=server.base_url) as client:
+            client.encode_text(golden.texts, task="retrieval")
+        server.process.send_signal(sent)
+        assert server.process.wait(PATIENCE_S) in (0, 130)
+        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+
+
+def test_several_api_processes_told_to_stop_answer_what_they_accepted(
+    golden: Golden, folded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log", "--api-server-count=2", dtype="float32") as server:
+        server.wait_ready()
+        assert wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, 60)
+        with EmbeddingsClient(base_url=server.base_url) as client:
+            found = client.encode_text(golden.texts, task="retrieval", batch_size=1)
+        expected = [golden.rows[f"retrieval/query/{i}/dense"] for i in range(len(golden.texts))]
+        assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1e-5
+        with Load(server.base_url, "retrieval", golden.texts, n_clients=8) as load:
+            time.sleep(3)
+            told = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(PATIENCE_S) == 0
+        print(f"in flight {dict(load.flying(told))}, in all {dict(load.outcomes())}")
+        assert set(load.flying(told)) == {"200"}
+        assert set(load.outcomes()) <= {"200", "ConnectError", "ReadError"}
+        assert load.wrong == 0
+        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+
+
+def test_a_hung_engine_of_several_api_processes_is_started_anew(
+    golden: Golden, folded: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    """One process alone has work; whichever is asked says that the server is hung. The longest prompt is no hang.
+
+    While one works on that, the other one is ready too.
+    """
+    monkeypatch.setenv("JINA_V4_HUNG_AFTER_S", "10")
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log", "--api-server-count=2", dtype="float32") as server:
+        server.wait_ready()
+        assert wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, 60)
+        longest = {"input": "The quick brown fox " * 8000, "truncate": True}
+        begin = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            sent = pool.submit(httpx2.post, f"{server.base_url}/v1/embeddings", json=longest, timeout=400)
+            ready = []
+            while not sent.done():
+                ready.append(httpx2.get(f"{server.base_url}/ready", timeout=30).status_code)
+                time.sleep(0.5)
+        n_tokens = sent.result().json()["usage"]["total_tokens"]
+        figure(
+            f"a first prompt of {n_tokens} tokens took {time.monotonic() - begin:.0f} s;"
+            f" meanwhile /ready was 200 {ready.count(200)} of {len(ready)} times"
+        )
+        assert set(ready) == {200}
+        (engine,) = engines_of(server.process.pid)
+        os.kill(engine, signal.SIGSTOP)
+        with pytest.raises(httpx2.TransportError) as failure:
+            httpx2.post(f"{server.base_url}/v1/embeddings", json={"input": "a text"}, timeout=60)
+        assert not isinstance(failure.value, httpx2.TimeoutException)
+        assert "the retrieval server is hung, and is killed" in server.log.read_text()
+        server.wait_ready()
+        assert engine not in engines_of(server.process.pid)
+        with EmbeddingsClient(base_url=server.base_url) as client:
+            found = client.encode_text(golden.texts, task="retrieval")
+        expected = [golden.rows[f"retrieval/query/{i}/dense"] for i in range(len(golden.texts))]
+        assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1e-5
+
+
+@pytest.mark.parametrize("moment", ["starting vLLM", "EngineCore"])
+def test_a_server_interrupted_while_it_starts_leaves_no_process(
+    moment: str, folded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log") as server:
+        assert wait_until(lambda: moment in server.log.read_text(errors="replace"), 120)
+        time.sleep(1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(PATIENCE_S) != 0
+        print(server.tail())
+        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+
+
+def test_an_unknown_option_of_vllm_is_named(folded: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
+    with engine_server("retrieval", checkpoint, tmp_path / "log", "--no-such-option") as server:
+        assert server.process.wait(120) == 2
+        assert "--no-such-option" in server.tail()
+
+
+@pytest.fixture(scope="module")
+def demo_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+def make_demo(checkpoints: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["make", "--no-print-directory", "demo", f"CHECKPOINTS={checkpoints}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of running processes that hold a text."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line:
+            found.append(line)
+    return found
+
+
+def test_the_demo_shows_what_it_promises(demo_checkpoints: Path) -> None:
+    demo = make_demo(demo_checkpoints)
+    output, _ = demo.communicate(timeout=500)
+    print(output)
+    assert demo.returncode == 0
+    assert re.search(r"one sunset in nine languages +9 x \(2048,\) +float32, norm 1\.000000 to 1\.000000", output)
+    assert re.search(r"two pictures +2 x \(2048,\)", output)
+    assert re.search(r"truncate_dim=128 +1 x \(128,\)", output)
+    assert re.search(r"sunset, Korean +-?\d\.\d{3} +-?\d\.\d{3}", output)
+    assert "RANDOM" in output
+    assert re.search(r"the whole demo took \d+ s", output)
+    assert processes_with(str(demo_checkpoints)) == []
+    again = ["make", "--no-print-directory", "merge", "BASE=standin", f"CHECKPOINTS={demo_checkpoints}"]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{demo_checkpoints}/standin holds the merged checkpoints already\n"
+
+
+@pytest.mark.parametrize("moment", ["while the server starts", "while it folds"])
+def test_an_interrupted_demo_leaves_no_process(demo_checkpoints: Path, tmp_path: Path, moment: str) -> None:
+    checkpoints = tmp_path if moment == "while it folds" else demo_checkpoints
+    program = "jina-v4-merge" if moment == "while it folds" else "jina-v4-serve"
+    demo = make_demo(checkpoints)
+    running = wait_until(lambda: any(program in line for line in processes_with(str(checkpoints))), PATIENCE_S)
+    time.sleep(5 if program == "jina-v4-serve" else 0.5)
+    os.killpg(demo.pid, signal.SIGINT)  # what Ctrl-C does to the foreground
+    output, _ = demo.communicate(timeout=PATIENCE_S)
+    print(output)
+    assert running
+    assert demo.returncode != 0
+    assert "Traceback" not in output
+    assert wait_until(lambda: processes_with(str(checkpoints)) == [], PATIENCE_S)
+
+
+def test_make_without_the_hub_names_the_ways_out(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "--no-print-directory", "serve-code", f"CHECKPOINTS={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")},
+    )
+    print(done.stderr)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "standin" in done.stderr
+    assert list(tmp_path.glob("*/jina-embeddings-v4-*")) == []
+    assert (BIN / "jina-v4-merge").exists()
