@@ -151,11 +151,12 @@ bench: $(INSTALLED) ## measure throughput beside stock vLLM, vLLM in-process, tr
 
 .PHONY: bench-gpu
 bench-gpu: BASE := $(if $(filter file,$(origin BASE)),checkpoints/standin-full,$(BASE))
-bench-gpu: $(INSTALLED) ## the same on a GPU: every size, output and concurrency, 30 minutes; BASE= for real weights
+bench-gpu: $(INSTALLED) ## the same on a GPU, golden rows first: every size, output, concurrency, 30 minutes; BASE= for real weights
 	@test -e '$(BASE)' -o '$(BASE)' != checkpoints/standin-full || $(BIN)/jina-v4-merge standin '$(BASE)' --size full
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
+	@$(BIN)/pytest -q -m 'not slow' tests/end_to_end/fleet/test_golden.py -k 'pooled in the engine'
 	@$(BIN)/python benchmarks/throughput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --full --long --minutes 25 \
-	  --vllm-options=--gpu-memory-utilization=0.22 --results $(RESULTS) $(ARGS)
+	  --results $(RESULTS) $(ARGS)
 	@$(BIN)/python benchmarks/_plots.py $(RESULTS)/throughput.json >&2
 
 .PHONY: bench-gate

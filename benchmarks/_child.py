@@ -43,14 +43,14 @@ def make_embedder(side: str, options: argparse.Namespace) -> Embedder:
     if side == "sentence-transformers":
         from _transformers import SentenceTransformers
 
-        return SentenceTransformers(options.checkpoint)
+        return SentenceTransformers(options.checkpoint, options.dtype)
     if side == "llama.cpp":
         from _llama_cpp import LlamaCpp
 
-        return LlamaCpp(options.checkpoint)
+        return LlamaCpp(options.checkpoint, options.dtype)
     from _transformers import Transformers
 
-    return Transformers(options.checkpoint, batch_size=int(side.rpartition("-")[2]))
+    return Transformers(options.checkpoint, options.dtype, batch_size=int(side.rpartition("-")[2]))
 
 
 def pack(vectors: Vectors) -> bytes:
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("side")
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--dtype", required=True, help="auto: the checkpoint's; in_process has its own in --arguments")
     parser.add_argument("--arguments", default="[]", help="JSON: of vLLM's serve, for in_process")
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "wb")

@@ -31,13 +31,13 @@ DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 class LlamaCpp:
     """The folded checkpoint in llama.cpp; texts only, dense only."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, dtype: str = "auto") -> None:
         """Write the GGUF file and load it, onto the GPU where the bindings were built for one."""
         llama_cpp.llama_backend_init()
         self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         with tempfile.TemporaryDirectory() as folder:  # once loaded it stays mapped
             path = Path(folder) / "model.gguf"
-            dtype = write_gguf(checkpoint, path)
+            dtype = write_gguf(checkpoint, path, dtype)
             self.model = llama_cpp.llama_model_load_from_file(
                 str(path).encode(), llama_cpp.llama_model_default_params()
             )
@@ -103,23 +103,25 @@ class LlamaCpp:
         return vector / np.linalg.norm(vector)  # (hidden,)
 
 
-def write_gguf(checkpoint: Path, path: Path) -> str:
-    """Write a merged checkpoint's language model as a GGUF file, in its own dtype.
+def write_gguf(checkpoint: Path, path: Path, dtype: str = "auto") -> str:
+    """Write a merged checkpoint's language model as a GGUF file.
 
     Args:
         checkpoint: of any task.
         path: of the file, which must not be there.
+        dtype: "auto" is the checkpoint's own.
 
     Returns:
         The dtype.
     """
-    config, dtype = read_json(checkpoint / "config.json"), read_json(checkpoint / "manifest.json")["dtype"]
+    config = read_json(checkpoint / "config.json")
+    dtype = read_json(checkpoint / "manifest.json")["dtype"] if dtype == "auto" else dtype
     tensors = {name: tensor for name, tensor in base_tensors(checkpoint).items() if is_language_model(name)}
     tokenizer = gguf_tokenizer(checkpoint / "tokenizer.json", small_files(checkpoint), config)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     file = GgufFile(config, tokenizer, shapes, DTYPES[dtype], {})
     file.write(path, lambda name, rounded: (block.to(rounded) for _, block in tensors[name].row_blocks()))
-    return str(dtype)
+    return dtype
 
 
 def packed(prompts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

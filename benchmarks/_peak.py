@@ -21,6 +21,11 @@ def measured_peak() -> dict[str, float]:
     return found
 
 
+def faster_dtype(rates: dict[str, float]) -> str:
+    """Return the dtype whose matrix products are faster: float32 where a processor emulates bfloat16."""
+    return max(DTYPES, key=lambda name: rates[f"{name}_tflop_per_s"])
+
+
 def main() -> None:
     """Multiply for a while; print the best rate of each dtype."""
     import torch

@@ -36,8 +36,11 @@ from _servers import (
     until_ready,
 )
 from jina_v4_client import EmbeddingsClient
+from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.launch.checks import prepare
+from jina_v4_serve.launch.gpu import known_gpu
 from jina_v4_serve.launch.server import ServerSettings
+from jina_v4_serve.launch.sizing import needed_bytes, offered_bytes, step_of
 from jina_v4_serve.vllm_side.versions import find_vllm
 from numpy.typing import NDArray
 
@@ -97,13 +100,13 @@ class Meter:
         """Start anew."""
         self.latencies_ms, self.received_bytes, self.n_refused = [], 0, 0
 
-    def on_request(self, request: httpx2.Request) -> None:
+    async def on_request(self, request: httpx2.Request) -> None:
         """Note when a request is sent."""
         request.extensions["sent_s"] = time.perf_counter()
 
-    def on_response(self, response: httpx2.Response) -> None:
+    async def on_response(self, response: httpx2.Response) -> None:
         """Note when the answer is there, and its bytes."""
-        response.read()
+        await response.aread()
         self.latencies_ms.append(1000 * (time.perf_counter() - response.request.extensions["sent_s"]))
         self.received_bytes += response.num_bytes_downloaded
         self.received_bytes += sum(len(name) + len(value) + 4 for name, value in response.headers.raw)
@@ -164,7 +167,7 @@ class Server:
     def _client(self, concurrency: int) -> tuple[EmbeddingsClient, Meter]:
         if concurrency not in self._clients:
             meter = Meter()
-            http_client = httpx2.Client(
+            http_client = httpx2.AsyncClient(
                 event_hooks={"request": [meter.on_request], "response": [meter.on_response]},
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
                 timeout=600,
@@ -231,15 +234,20 @@ Side = Server | Child
 
 
 @contextmanager
-def started(names: Sequence[str], checkpoint: Path, vllm_options: Sequence[str] = ()) -> Iterator[dict[str, Side]]:
+def started(
+    names: Sequence[str], checkpoint: Path, vllm_options: Sequence[str] = (), dtype: str = "auto"
+) -> Iterator[dict[str, Side]]:
     """Start sides one after the other, each alone on the machine; end all at the end of the block.
 
     Args:
         names: of SIDES.
         checkpoint: merged, of the retrieval task.
-        vllm_options: of vLLM's serve, for all three that are vLLM: a share of a GPU's memory, for example.
+        vllm_options: of vLLM's serve, for all three that are vLLM.
+        dtype: of those that our launcher does not choose for; "auto" is the checkpoint's.
     """
     on_cpu = find_vllm()
+    sizes = [] if on_cpu else gpu_sizes(checkpoint, vllm_options)
+    own = [] if dtype == "auto" else [f"--dtype={dtype}"]
     sides: dict[str, Side] = {}
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -248,7 +256,7 @@ def started(names: Sequence[str], checkpoint: Path, vllm_options: Sequence[str] 
             if name in SERVERS:
                 command, environment, path = serve_command(checkpoint, port, vllm_options), {}, "/ready"
                 if name == "stock":
-                    command = stock_command(checkpoint, port, on_cpu, vllm_options)
+                    command = stock_command(checkpoint, port, on_cpu, [*own, *sizes, *vllm_options])
                     environment, path = stock_environment(on_cpu), "/health"
                 process = stack.enter_context(running(command, log, environment))
                 url = f"http://127.0.0.1:{port}"
@@ -258,7 +266,8 @@ def started(names: Sequence[str], checkpoint: Path, vllm_options: Sequence[str] 
                 sides[name].about["dtype"] = _dtype(command, checkpoint)
                 _say(sides[name])
                 continue
-            command = [sys.executable, str(Path(__file__).parent / "_child.py"), name, "--checkpoint", str(checkpoint)]
+            command = [sys.executable, str(Path(__file__).parent / "_child.py"), name]
+            command += ["--checkpoint", str(checkpoint), "--dtype", dtype]
             environment = {}
             if name == "llama.cpp":
                 environment = {"TMPDIR": str(logs)}  # its model goes there, and with it whenever it is ended
@@ -270,6 +279,30 @@ def started(names: Sequence[str], checkpoint: Path, vllm_options: Sequence[str] 
             sides[name] = Child(name, process, log)
             _say(sides[name])
         yield sides
+
+
+def gpu_sizes(checkpoint: Path, vllm_options: Sequence[str]) -> list[str]:
+    """Return the options by which our launcher sizes a server for this GPU; a stock one would take nine tenths."""
+    launch = prepare(ServerSettings(TASK, checkpoint, port=free_port(), vllm_options=tuple(vllm_options)))
+    names = ("--max-num-batched-tokens=", "--kv-cache-memory-bytes=", "--gpu-memory-utilization=")
+    return [argument for argument in launch.arguments if argument.startswith(names)]
+
+
+def gpu_memory(checkpoint: Path, dtype: str) -> tuple[int, int | None]:
+    """Return what a side takes of a GPU's memory, and what the GPU offers, in bytes; None where nothing tells."""
+    gpu = None if find_vllm() else known_gpu()
+    return needed_bytes(read_checkpoint(checkpoint, TASK), (), dtype, step_of(gpu)), offered_bytes(gpu)
+
+
+def fitting(names: Sequence[str], side_bytes: int, free_bytes: int | None) -> list[str]:
+    """Return the first sides that are held by a GPU's memory together; all where nothing tells.
+
+    Args:
+        names: of sides, the most wanted first.
+        side_bytes: what one of them takes.
+        free_bytes: of the GPU.
+    """
+    return list(names if free_bytes is None else names[: max(1, free_bytes // side_bytes)])
 
 
 def _dtype(command: Sequence[str], checkpoint: Path) -> str:

@@ -24,12 +24,12 @@ TEXT_BATCH_SIZE = 8  # the model card's, for sentence-transformers too
 class Transformers:
     """The folded checkpoint in plain transformers."""
 
-    def __init__(self, checkpoint: Path, batch_size: int) -> None:
+    def __init__(self, checkpoint: Path, dtype: str, batch_size: int) -> None:
         """Load it onto the GPU where there is one."""
         logging.disable_progress_bar()
         self.batch_size = batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = Qwen2_5_VLModel.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
+        self.model = Qwen2_5_VLModel.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
         self.model = self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self.tokenizer.padding_side = "right"
@@ -87,14 +87,14 @@ class Transformers:
 class SentenceTransformers:
     """The folded checkpoint in sentence-transformers' own modules; texts only."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, dtype: str) -> None:
         """Load it."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.models import Normalize, Pooling, Transformer
 
         body = Transformer(
             str(checkpoint),
-            model_kwargs={"dtype": "auto", "local_files_only": True},
+            model_kwargs={"dtype": dtype, "local_files_only": True},
             processor_kwargs={"local_files_only": True},
             # Left to itself it would send texts through the chat template, which is for images.
             modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},

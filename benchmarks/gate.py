@@ -141,7 +141,8 @@ def measure(
     rows: list[dict[str, Any]] = []
     for case, each in taking_part.items():
         benchmark = Benchmark(each, options.checkpoint, options.rounds, options.minutes * len(each) / n_turns)
-        results, _ = benchmark.run([case], options.bound)
+        benchmark.check([case], options.bound)
+        results = [row for rows in benchmark.run([case]) for row in rows]
         rates = {row["side"]: row["items_per_s"] for row in results}
         found |= {ratio.name: rates[ratio.side] / rates[ratio.other] for ratio in ratios if ratio.case == case}
         rows += results

@@ -6,6 +6,8 @@ has a warm-up that also finds how many items fill its share of the time, and rou
 order reversed every other round. Shown are medians over the rounds.
 
 - `share`: of the machine's own matrix products, measured before and after, in the dtype computed in (see `_flops.py`).
+  Each side computes in the dtype that is fastest here: ours as the launcher decides, the others in that of the faster
+  matrix products.
 - CPU seconds: of the side's processes, and of the client where there is one; by the kernel's count.
 - bytes a vector: of the answers' bodies and headers.
 - latency: of a request, from sending to its last byte.
@@ -20,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,21 @@ from typing import Any
 from _about import surroundings
 from _data import IMAGES, MIXED, MIXED_BLOCK, TEXT_TOKENS, Inputs, make_inputs
 from _flops import read_config, total_flop
-from _peak import measured_peak
+from _peak import faster_dtype, measured_peak
 from _results import percentile, store
 from _servers import end_on_sigterm
-from _sides import SERVERS, SIDES, TEXT_ONLY, TEXT_ONLY_REASON, Side, largest_difference, missing_sides, started
+from _sides import (
+    SERVERS,
+    SIDES,
+    TEXT_ONLY,
+    TEXT_ONLY_REASON,
+    Side,
+    fitting,
+    gpu_memory,
+    largest_difference,
+    missing_sides,
+    started,
+)
 
 PACKAGES = (
     "vllm",
@@ -118,22 +131,22 @@ class Benchmark:
         self._rates: dict[tuple[str, str, str], float] = {}  # items a second by side, size, output: a first guess
         self._made = 0
 
-    def run(self, cases: Sequence[Case], bound: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Check, then measure all cases; return a row of each case and side, and the differences found.
+    def run(self, cases: Sequence[Case]) -> Iterator[list[dict[str, Any]]]:
+        """Measure case after case; yield a row of each side of it.
 
-        Ctrl-C ends the measuring, not the program: what was measured until then is returned.
+        Ctrl-C ends the measuring, not the program, and so does the end of the time.
         """
-        differences = self.check(cases, bound)
-        results: list[dict[str, Any]] = []
         for number, case in enumerate(cases):
-            seconds = max(self._deadline - time.perf_counter(), 0) / (len(cases) - number)
+            seconds = (self._deadline - time.perf_counter()) / (len(cases) - number)
+            if seconds <= 0:
+                print(f"the time is over: {number} of {len(cases)} cases were measured", file=sys.stderr)
+                return
             print(f"{number + 1} of {len(cases)}: {case}, about {seconds:.0f} s", file=sys.stderr)
             try:
-                results += [{"case": number, **row} for row in self.measure(case, seconds)]
+                yield [{"case": number, **row} for row in self.measure(case, seconds)]
             except KeyboardInterrupt:
                 print(f"interrupted: {number} of {len(cases)} cases were measured", file=sys.stderr)
-                break
-        return results, differences
+                return
 
     def fresh(self, name: str, n_items: int) -> Inputs:
         """Make items; images that no side has seen, texts a limited number that is repeated (no side keeps any)."""
@@ -277,8 +290,13 @@ def show_sides(sides: list[dict[str, Any]]) -> None:
         )
 
 
+def costs_of(sides: Iterable[Side]) -> list[dict[str, Any]]:
+    """Return what each side took to start, and has cost until now."""
+    return [{"side": side.name, "start_s": side.start_s, **vars(side.cost()), **side.about} for side in sides]
+
+
 def main() -> None:
-    """Start, check, measure, print."""
+    """Start, check, measure, print; what is measured is stored case by case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="merged checkpoint of the retrieval task")
     parser.add_argument("--sides", help="which, separated by commas; all that are installed by default")
@@ -303,35 +321,31 @@ def main() -> None:
     names = options.sides.split(",") if options.sides else [name for name in SIDES if name not in missing]
     for name in missing.keys() & names:
         parser.error(f"{name}: {missing[name]}")
-    left_out = missing | {name: reason for name, reason in TEXT_ONLY_REASON.items() if name in names}
+    peak = measured_peak()
+    dtype = faster_dtype(peak)
+    kept = names if options.sides else fitting(names, *gpu_memory(options.checkpoint, dtype))
+    too_much = dict.fromkeys(names[len(kept) :], "everything: the GPU's memory does not hold it beside the others")
+    left_out = missing | {name: reason for name, reason in TEXT_ONLY_REASON.items() if name in kept} | too_much
 
-    peaks = [measured_peak()]
-    with started(names, options.checkpoint, options.vllm_options.split()) as sides:
+    measured: dict[str, Any] = {"benchmark": "throughput", **about, "left_out": left_out, "results": []}
+    with started(kept, options.checkpoint, options.vllm_options.split(), dtype) as sides:
         benchmark = Benchmark(sides, options.checkpoint, options.rounds, options.minutes)
-        results, differences = benchmark.run(cases, options.bound)
-        costs = [
-            {"side": side.name, "start_s": side.start_s, **vars(side.cost()), **side.about} for side in sides.values()
-        ]
-    peaks.append(measured_peak())
-    peak = {key: max(found[key] for found in peaks) for key in peaks[0]}
-    dtypes = {cost["side"]: cost["dtype"] for cost in costs}
-    for row in results:
-        rate = peak.get(f"{dtypes[row['side']]}_tflop_per_s")
+        measured["differences"] = benchmark.check(cases, options.bound)
+        for rows in benchmark.run(cases):
+            measured["results"] += rows
+            measured["sides"] = costs_of(sides.values())
+            store(measured, options.results)
+    after = measured_peak()
+    measured["matrix_products"] = {key: max(rate, after[key]) for key, rate in peak.items()}
+    dtypes = {name: side.about["dtype"] for name, side in sides.items()}
+    for row in measured["results"]:
+        rate = measured["matrix_products"].get(f"{dtypes[row['side']]}_tflop_per_s")
         row["share"] = row["tflop_per_s"] / rate if rate else None
-    show(cases, results)
-    show_sides(costs)
+    measured["load_after"] = os.getloadavg()[0]
+    show(cases, measured["results"])
+    show_sides(measured.get("sides", []))
     for name, reason in left_out.items():
         print(f"left out of {name}: {reason}")
-    measured = {
-        "benchmark": "throughput",
-        **about,
-        "load_after": os.getloadavg()[0],
-        "matrix_products": peak,
-        "differences": differences,
-        "left_out": left_out,
-        "sides": costs,
-        "results": results,
-    }
     store(measured, options.results)
     print(json.dumps(measured))
 

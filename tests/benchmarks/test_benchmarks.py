@@ -100,3 +100,17 @@ def test_the_worst_pair_of_sides_is_found(module: Any) -> None:
     worst, between = module("_sides").largest_difference(found)
     assert worst == pytest.approx(0.4)
     assert between == "a and c, dense"
+
+
+def test_of_the_sides_as_many_are_started_as_a_gpu_holds(module: Any) -> None:
+    fitting, names = module("_sides").fitting, ["served", "stock", "in_process", "transformers-1"]
+    assert fitting(names, 11 * 2**30, 24 * 2**30) == ["served", "stock"]
+    assert fitting(names, 11 * 2**30, 80 * 2**30) == names
+    assert fitting(names, 11 * 2**30, 8 * 2**30) == ["served"]  # and it says itself that it has too little
+    assert fitting(names, 11 * 2**30, None) == names
+
+
+def test_the_faster_dtype_is_that_of_the_faster_products(module: Any) -> None:
+    faster = module("_peak").faster_dtype
+    assert faster({"n_threads": 2, "bfloat16_tflop_per_s": 1.9, "float32_tflop_per_s": 0.3}) == "bfloat16"
+    assert faster({"n_threads": 2, "bfloat16_tflop_per_s": 0.01, "float32_tflop_per_s": 0.2}) == "float32"
