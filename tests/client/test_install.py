@@ -14,7 +14,7 @@ import pytest
 from conftest import Figure
 from servers import BIN
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.long
 
 HEAVY = ("torch", "vllm", "transformers", "tokenizers", "scipy")
 PROJECT = Path(__file__).parents[2] / "client"

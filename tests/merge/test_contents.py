@@ -14,7 +14,7 @@ from jina_v4_merge.fold import fold
 from jina_v4_merge.weights import stored_tensors
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.long
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

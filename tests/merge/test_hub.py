@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.long
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 BASE = GOLDEN / "checkpoint"

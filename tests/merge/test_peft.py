@@ -22,7 +22,7 @@ from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 
 pytestmark = [
-    pytest.mark.proof,
+    pytest.mark.long,
     *[
         pytest.mark.filterwarnings(f"ignore:{message}")
         for message in (

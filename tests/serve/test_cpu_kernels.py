@@ -11,7 +11,7 @@ import pytest
 import torch
 from processors import LIBRARIES, disguise
 
-pytestmark = [pytest.mark.proof, pytest.mark.filterwarnings("ignore")]  # vLLM's imports are not ours to mend
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # vLLM's imports are not ours to mend
 
 HIDDEN, HEAD_SIZE, SECTIONS = 256, 64, [8, 12, 12]
 NAMES = ("RMSNorm", "MRotaryEmbedding", "ApplyRotaryEmb", "MMEncoderAttention")

@@ -17,7 +17,7 @@ from jina_v4_serve.watched_file import WatchedFile
 from servers import BIN, PATIENCE_S, free_port
 from upstreams import Upstream, listening
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.long
 
 URL = "/v1/embeddings"
 JSON = {"Content-Type": "application/json"}

@@ -20,7 +20,7 @@ from jina_v4_serve.launch.revision import precision, revision
 from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes
 from servers import BIN, free_port
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

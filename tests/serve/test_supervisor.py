@@ -17,7 +17,7 @@ import pytest
 from jina_v4_serve.launch.supervisor import Policy, Supervisor, server_url, worker_command
 from servers import PATIENCE_S, free_port
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.long
 
 FAKE = Path(__file__).parents[1] / "fake_server.py"
 QUICK = Policy(max_restarts=2, first_pause_s=0.1, unhealthy_s=1.0, stop_s=2.0)

@@ -28,6 +28,8 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 from wire import IMAGES, TASK, TEXTS, assert_near
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "examples"))
 
