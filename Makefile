@@ -244,7 +244,7 @@ PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
 TESTS_NEED := $(INSTALLED) $(CLIENTS_INSTALLED) $(NODE_CLIENTS)
 
 .PHONY: test
-test: $(TESTS_NEED) ## prove what the README claims, with real vLLM servers on the CPU (TESTS= for some)
+test: $(TESTS_NEED) | $(PROMETHEUS) ## prove what the README claims, with real vLLM servers on the CPU (TESTS= for some)
 	$(PYTEST) -m '$(if $(TESTS),not slow,not long and not slow)' $(TESTS)
 
 .PHONY: test-all

@@ -30,13 +30,13 @@ PROGRAM = """
     from jina_v4_serve.gateway import GatewaySettings
     from jina_v4_serve.launch.supervisor import Policy, Supervisor
 
-    folder, port, tasks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    folder, (port, *ports), tasks = Path(sys.argv[1]), map(int, sys.argv[2].split(",")), sys.argv[3:]
     starting, servers, urls = asyncio.Lock(), {}, {}
-    for number, described in enumerate(tasks):
+    for own, described in zip(ports, tasks, strict=True):
         task, *traits = described.split(":")
         (folder / task).mkdir()
-        urls[task] = f"http://127.0.0.1:{port + 1 + number}"
-        command = [sys.executable, FAKE, str(port + 1 + number), str(folder / task), *traits]
+        urls[task] = f"http://127.0.0.1:{own}"
+        command = [sys.executable, FAKE, str(own), str(folder / task), *traits]
         policy = Policy(max_restarts=1, first_pause_s=0.1)
         servers[task] = Supervisor(task, command, urls[task], policy=policy, starting=starting)
     sys.exit(asyncio.run(Fleet(servers, GatewaySettings(urls, port=port)).run()))
@@ -44,13 +44,13 @@ PROGRAM = """
 
 
 class Running:
-    """The program above as a process; `port` and those after it are its own."""
+    """The program above as a process; `port` is the gateway's."""
 
     def __init__(self, folder: Path, *tasks: str) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port, *ports = (free_port() for _ in range(1 + len(tasks)))
         program = textwrap.dedent(PROGRAM).replace("FAKE", repr(str(FAKE)))
-        command = [sys.executable, "-c", program, str(folder), str(self.port), *tasks]
+        command = [sys.executable, "-c", program, str(folder), ",".join(map(str, [self.port, *ports])), *tasks]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def ready(self) -> dict[str, str]:
@@ -67,6 +67,7 @@ class Running:
     def wait_for(self, wanted: dict[str, str]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while (found := self.ready()) != wanted:
+            assert self.process.poll() is None, self.end()
             assert time.monotonic() < deadline, found
             time.sleep(0.05)
 
