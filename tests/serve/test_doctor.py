@@ -21,10 +21,11 @@ from conftest import TASKS
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.doctor import Finding, as_json, as_text, checkpoints, examine, machine, ports, settings, software
 from jina_v4_serve.doctor.finding import GIB
+from jina_v4_serve.doctor.programs import TYPED
 from jina_v4_serve.launch import cpu, gpu
 from jina_v4_serve.launch.gpu import Gpu
 from jina_v4_serve.settings import read_settings
-from servers import BIN, free_port
+from servers import BIN, PATIENCE_S, free_port
 
 PACKAGE = Path(machine.__file__).parents[1]
 H100 = Gpu("NVIDIA H100 80GB HBM3", "580.1", 80 * GIB, 79 * GIB, 9.0, mig=False)
@@ -642,3 +643,17 @@ def test_the_command_ends_with_1_and_a_line_that_says_what_to_do(tmp_path: Path)
 
 def test_one_kind_of_folder_is_asked_for(tmp_path: Path) -> None:
     assert doctor("--checkpoint", tmp_path, "--checkpoints", tmp_path).returncode == 2
+
+
+def test_what_to_type_into_programs_is_what_their_page_says() -> None:
+    """The bodies that the programs then send are in end_to_end/one_server/test_programs.py."""
+    command = [BIN / "jina-v4-serve", "doctor", "--programs"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
+    page = (Path(__file__).parents[2] / "docs" / "other-clients.md").read_text()
+    sections = dict(section.partition("\n")[::2] for section in page.split("\n### ")[1:])
+    for program, typed in TYPED.items():
+        section = sections[program].partition("\n## ")[0]
+        for field, value in typed.items():
+            assert re.search(rf"^  {re.escape(field)} +{re.escape(value)}$", shown, re.MULTILINE)
+            assert field in section.replace("`", "")
+            assert f"`{value}`" in section or f'"{value}"' in section

@@ -200,10 +200,18 @@ def examine_machine(
     ] = None,
     dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    programs: Annotated[
+        bool, typer.Option("--programs", help="Say what to type into Open WebUI, Dify and others, and end.")
+    ] = False,
 ) -> None:
     """Say what is wrong with this machine, checkpoints or settings; start nothing."""
     from jina_v4_serve import doctor
 
+    if programs:
+        from jina_v4_serve.doctor.programs import what_to_type
+
+        typer.echo(what_to_type())
+        return
     if checkpoints and checkpoint:
         raise typer.BadParameter("give --checkpoints or --checkpoint, not both")
     findings = doctor.examine(checkpoints, checkpoint, host, port, dtype)

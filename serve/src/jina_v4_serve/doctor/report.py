@@ -72,7 +72,7 @@ def as_text(findings: Sequence[Finding], width: int) -> str:
         lines.append(f"{counts['FAIL']} of {len(findings)} checks FAIL, {counts['warn']} warn")
     else:
         lines.append(f"nothing fails; {counts['warn']} of {len(findings)} checks warn")
-        lines.append("what to type into Open WebUI, Dify, RAGFlow and others: docs/other-clients.md, Programs")
+        lines.append("what to type into Open WebUI, Dify, RAGFlow and others: jina-v4-serve doctor --programs")
     return "\n".join(lines)
 
 
