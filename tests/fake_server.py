@@ -3,7 +3,7 @@
 It writes its process id and that of a grandchild into FOLDER, a file a start. Traits: `broken` ends with 3 before it
 answers; `broken-later` does so from the second start on; `mortal` ends with 5 half a second after its first answer;
 `deaf` ignores SIGTERM; `slow` starts in 1 s. After its first three answers `sick` turns /health into 503, `hung` says
-there that its engine is hung, and `mute` answers no more.
+there that its engine is hung, and `mute` answers no more. `another` does not say which start it is of.
 """
 
 import itertools
@@ -16,6 +16,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from jina_v4_serve.phases import STARTED, STARTED_HEADER
 from jina_v4_serve.vllm_side.worker import end_with_parent
 
 
@@ -28,6 +29,8 @@ class Handler(BaseHTTPRequestHandler):
         if "mute" in broken:
             time.sleep(600)
         self.send_response(503 if broken else 200)
+        if "another" not in traits:
+            self.send_header(STARTED_HEADER, os.environ[STARTED])
         self.end_headers()
         if "hung" in broken:
             self.wfile.write(b'{"status": "hung", "reason": "no step for 9 s"}')

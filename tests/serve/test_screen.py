@@ -23,7 +23,7 @@ POLICY = Policy(max_restarts=1, first_pause_s=0.1, unhealthy_s=1.0, stop_s=5.0)
 HEAD = """
     import logging, os, signal, sys, threading, time
     from http.server import BaseHTTPRequestHandler, HTTPServer
-    from jina_v4_serve.phases import reached
+    from jina_v4_serve.phases import STARTED, STARTED_HEADER, reached
 
     def log(level, text):
         for line in text.splitlines():
@@ -32,6 +32,7 @@ HEAD = """
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(READY if self.path == "/ready" else 200)
+            self.send_header(STARTED_HEADER, os.environ[STARTED])
             self.end_headers()
             self.wfile.write(b'{"ready": false, "reason": "the canary is dead"}')
 

@@ -76,6 +76,20 @@ def test_a_server_that_never_was_ready_is_not_started_again(make: Callable[..., 
     assert len(starts(tmp_path)) == 1
 
 
+def test_another_program_on_the_port_is_never_taken_for_the_server(
+    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = make("another")
+    assert run(supervisor.run()) == 137
+    assert not supervisor.ready.is_set()
+    assert capfd.readouterr().err == (
+        f"error: another program answers on {supervisor.url}, so the fake server ends. "
+        "Stop that program, or choose another port with --port\n"
+    )
+    assert len(starts(tmp_path)) == 1
+    assert all_gone(tmp_path)
+
+
 def test_a_command_that_is_killed_while_it_starts_gives_128_and_the_signal() -> None:
     command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     assert run(Supervisor("fake", command, f"http://127.0.0.1:{free_port()}").run()) == 137

@@ -9,12 +9,18 @@ from jina_v4_serve.api.log import LOGGER, log_lines
 from jina_v4_serve.settings import read_settings
 
 STARTED = "JINA_V4_STARTED"  # the launcher sets it for the processes of its server: a monotonic time in seconds
+STARTED_HEADER = "X-Jina-V4-Started"  # of /health: by it the launcher knows its own server from another on the port
 _LINE = re.compile(r"\] (.+): (\d+\.\d) s after the start$")
 
 
 def started() -> dict[str, str]:
     """Return the variable that says to a server's processes that it is started now."""
     return {STARTED: str(time.monotonic())}
+
+
+def started_header() -> dict[str, str]:
+    """Return the header of /health that says which start this process is of; none where no launcher started it."""
+    return {STARTED_HEADER: os.environ[STARTED]} if STARTED in os.environ else {}
 
 
 def reached(phase: str) -> None:

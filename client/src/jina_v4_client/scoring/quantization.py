@@ -188,7 +188,7 @@ def search(
     oversample: int = 4,
     bits_only: bool = False,
 ) -> list[Hit]:
-    """Search quantised documents, and if wanted order the best of them anew by better vectors.
+    """Search quantised documents, and order the best of them anew by better vectors.
 
     Args:
         query: (dim,) for dense documents or (n_tokens, dim) for multi-vectors, of a float dtype.

@@ -24,6 +24,7 @@ from jina_v4_serve.api.service import Service
 from jina_v4_serve.api.vectors import NonFiniteError, Vectors
 from jina_v4_serve.facts import MODEL
 from jina_v4_serve.heartbeat import HUNG
+from jina_v4_serve.phases import started_header
 
 logger = logging.getLogger("jina_v4_serve")
 
@@ -118,7 +119,7 @@ async def health(request: Request) -> Response:
         content = {"status": "dead", "reason": "the engine has stopped"}
     elif service.liveness.failure is not None:
         content = {"status": HUNG, "reason": service.liveness.failure}
-    return Response(json.dumps(content), 503 if "reason" in content else 200, None, "application/json")
+    return Response(json.dumps(content), 503 if "reason" in content else 200, started_header(), "application/json")
 
 
 async def ready(request: Request) -> Response:

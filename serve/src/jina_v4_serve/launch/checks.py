@@ -94,12 +94,12 @@ def check_port(host: str, port: int) -> None:
 
 def environment(tasks: Sequence[str]) -> dict[str, str]:
     """Return the variables that vLLM's processes are to see beside those already set."""
-    wanted = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S)}
+    defaults = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S)}
     if read_settings().log == "json" and not os.environ.get("VLLM_LOGGING_LEVEL"):  # its file would set the level too
-        wanted["VLLM_LOGGING_CONFIG_PATH"] = str(VLLM_LOG)
+        defaults["VLLM_LOGGING_CONFIG_PATH"] = str(VLLM_LOG)
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     return {
-        **{name: os.environ.get(name) or value for name, value in wanted.items()},
+        **{name: os.environ.get(name) or value for name, value in defaults.items()},
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "jina_v4"])),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

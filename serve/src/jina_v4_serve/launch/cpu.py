@@ -58,7 +58,7 @@ def allocator() -> dict[str, str]:
     A tensor of a step is some megabytes. glibc gives such blocks back to the system at once, and the next operation
     waits for new ones to be cleared, page by page. tcmalloc, where it is installed, keeps them in better order.
     """
-    wanted = {
+    defaults = {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(MATRIX_PRODUCTS_KEPT),
@@ -66,7 +66,7 @@ def allocator() -> dict[str, str]:
     preloaded = os.environ.get("LD_PRELOAD", "")
     found = None if "malloc" in preloaded else tcmalloc()
     preload = {"LD_PRELOAD": f"{found}:{preloaded}".rstrip(":")} if found else {}
-    return {**{name: os.environ.get(name, value) for name, value in wanted.items()}, **preload}
+    return {**{name: os.environ.get(name, value) for name, value in defaults.items()}, **preload}
 
 
 def tcmalloc() -> str | None:

@@ -83,15 +83,15 @@ def known_gpu() -> Gpu | None:
         return None
 
 
-def _instance(gpu: Gpu, wanted: str | int) -> Gpu:
+def _instance(gpu: Gpu, name: str | int) -> Gpu:
     """Return a GPU with the memory of one of its instances, which only `nvidia-smi -L` names.
 
     Args:
         gpu: that is split.
-        wanted: the instance's UUID, or 0 for the first, which CUDA takes where none is named.
+        name: the instance's UUID, or 0 for the first, which CUDA takes where none is named.
     """
     found = [match for line in _ask("-L") if (match := _INSTANCE.match(line))]
-    matching = found[:1] if isinstance(wanted, int) else [each for each in found if each["uuid"] == wanted]
+    matching = found[:1] if isinstance(name, int) else [each for each in found if each["uuid"] == name]
     for instance in matching:
         total_bytes = int(instance["gb"]) * 10**9
         return replace(gpu, name=f"{gpu.name} MIG {instance['profile']}", total_bytes=total_bytes, free_bytes=None)

@@ -26,7 +26,7 @@ from jina_v4_serve.heartbeat import HUNG
 from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.screen import Screen, say
 from jina_v4_serve.launch.server import Launch, ServerSettings
-from jina_v4_serve.phases import started
+from jina_v4_serve.phases import STARTED, STARTED_HEADER, started
 
 LOCAL = "127.0.0.1"  # of servers that only this machine may reach
 _POLL_S = 0.5
@@ -154,17 +154,18 @@ class Supervisor:
             if self._stop.is_set():
                 return 0
             output = self._screen.begin() if self._screen else None
+            start = started()
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=self._environment | started(),
+                env=self._environment | start,
                 start_new_session=True,
             )
-            watch = asyncio.create_task(self._watch(session))
+            watch = asyncio.create_task(self._watch(session, start[STARTED]))
             try:
-                await first(process.wait(), self._stop.wait(), self.ready.wait())
+                await first(process.wait(), self._stop.wait(), self.ready.wait(), watch)
             except BaseException:
                 await self._end(process, watch)
                 raise
@@ -185,10 +186,12 @@ class Supervisor:
             self._screen.ended(code)
         return code
 
-    async def _watch(self, session: aiohttp.ClientSession) -> None:
-        """Set `ready` at the first good answer; return when a server that was ready is to be killed.
+    async def _watch(self, session: aiohttp.ClientSession, start: str) -> None:
+        """Set `ready` at the first good answer; return when the server is to be killed.
 
         That is when its engine hangs (`api.liveness` has the rule), when it answers with failures only, or not at all.
+        It is also when another program answers on its port: several API processes listen with SO_REUSEPORT, and two
+        servers that started at the same time would then share the requests between them.
         """
         good_at = time.monotonic()
         silent_s = 0.0  # a sum of waits, not a difference of times: a machine that was suspended waited for nothing
@@ -198,6 +201,12 @@ class Supervisor:
                 self._screen.look()
             try:
                 async with session.get(f"{self.url}/health") as response:
+                    if response.headers.get(STARTED_HEADER) != start:
+                        say(
+                            f"error: another program answers on {self.url}, so the {self.name} server ends. "
+                            "Stop that program, or choose another port with --port"
+                        )
+                        return
                     healthy = response.ok
                     if not healthy and (reason := hung_reason(await response.read())) is not None:
                         say(f"the {self.name} server is hung, and is killed: {reason}")

@@ -46,9 +46,9 @@ class JinaEndpoints:
         """Put our routes in, take away those that this deployment does not use."""
         # At its start vLLM renders a text-only chat. The checkpoint's template refuses it, and vLLM logs a traceback.
         logging.getLogger("vllm.renderers.base").addFilter(lambda entry: "warmup failed" not in entry.getMessage())
-        wanted = (ROUTES.keys() - OURS) | {"/static"}  # a folder; the guard lets two files of it through
+        paths = (ROUTES.keys() - OURS) | {"/static"}  # a folder; the guard lets two files of it through
         kept: list[BaseRoute] = [
-            route for route in app.router.routes if getattr(route, "path", "").rstrip("/") in wanted
+            route for route in app.router.routes if getattr(route, "path", "").rstrip("/") in paths
         ]
         app.router.routes[:] = kept
         attach_routes(app)

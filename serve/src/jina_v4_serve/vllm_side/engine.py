@@ -63,8 +63,8 @@ class VllmEngine:
             prompts: of one request.
             request_id: for vLLM's log.
             task: whose adapter and projector to use.
-            dense: whether dense vectors are wanted.
-            multivector: whether multi-vectors are wanted.
+            dense: whether dense vectors are returned.
+            multivector: whether multi-vectors are returned.
             dimensions: of dense vectors; None for all.
             max_pixels: images are scaled down to so many; None is the checkpoint's own limit.
             priority: what waits is computed in this order.
@@ -76,13 +76,13 @@ class VllmEngine:
         """
         adapter = self.adapters[task] if self.adapters and adapted else None
         # None is the published span, which each prompt's own makes exact.
-        wanted = PoolingRequest(None if dense else (), multivector, dimensions, task if self.adapters else None)
+        pooling = PoolingRequest(None if dense else (), multivector, dimensions, task if self.adapters else None)
         with current().stage("preprocessing"):
             rendered = self._render_texts(prompts)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
-                    self._embed_one(prompt, rendered[i], f"{request_id}-{i}", wanted, max_pixels, adapter, priority)
+                    self._embed_one(prompt, rendered[i], f"{request_id}-{i}", pooling, max_pixels, adapter, priority)
                 )
                 for i, prompt in enumerate(prompts)
             ]
@@ -109,7 +109,7 @@ class VllmEngine:
         prompt: Prompt,
         engine_input: Mapping[str, Any] | None,
         request_id: str,
-        wanted: PoolingRequest,
+        pooling: PoolingRequest,
         max_pixels: int | None,
         adapter: Any,
         priority: int,
@@ -117,8 +117,8 @@ class VllmEngine:
         if engine_input is None:
             engine_input = await self._render_image(prompt, max_pixels)
             self._check_length(len(engine_input["prompt_token_ids"]))
-        if wanted.spans is None:
-            wanted = replace(wanted, spans=_pooled_spans(prompt, engine_input))
+        if pooling.spans is None:
+            pooling = replace(pooling, spans=_pooled_spans(prompt, engine_input))
         n_tokens = len(engine_input["prompt_token_ids"])
         is_long_bulk = priority > FIRST and n_tokens > self.longest_part > 0
         final = None
@@ -127,7 +127,7 @@ class VllmEngine:
             try:
                 async for output in self.client.encode(
                     engine_input,
-                    pooling_params(wanted),
+                    pooling_params(pooling),
                     request_id,
                     lora_request=adapter,
                     trace_headers=current().trace_headers,
@@ -141,9 +141,9 @@ class VllmEngine:
         values: Floats = final.outputs.data.float().numpy()
         if not np.isfinite(values).all():
             raise NonFiniteError(request_id)
-        n_rows = n_tokens * PROJECTOR_DIM if wanted.multivector else 0
-        n_spans = len(wanted.spans or ())
-        width = wanted.dimensions or self.client.model_config.get_hidden_size()
+        n_rows = n_tokens * PROJECTOR_DIM if pooling.multivector else 0
+        n_spans = len(pooling.spans or ())
+        width = pooling.dimensions or self.client.model_config.get_hidden_size()
         if len(values) != n_spans * width + n_rows:
             raise RuntimeError(f"the engine returned {len(values)} numbers, {n_spans * width + n_rows} were to come")
         dense, rows = values[: n_spans * width], values[n_spans * width :]

@@ -117,17 +117,17 @@ def read_contents(rows: pyarrow.Table, filesystems: FileSystems, plan: Plan) -> 
         if name is None:
             found += [row if row["error"] else row | _content(row, pickle.loads(row["read"]), plan) for row in group]  # noqa: S301 - ours
             continue
-        wanted = {row["row"]: row for row in group}
-        first, last = min(wanted) >> 32 << 32, max(wanted)
+        unread = {row["row"]: row for row in group}
+        first, last = min(unread) >> 32 << 32, max(unread)
         with on_this_machine(name, filesystems) as path:
             kind, why = kind_of(path)[0] or "image", "the file has changed, or cannot be read on this node"
             pages = open_file(path, kind, plan.options["pdf-scale"]).rows()
             if kind != "image" and _is_one_image(name):
                 pages, why = iter(()), f"named as an image, but a {kind.upper()} file: rename it"
             for number, page in zip(range(first, last + 1), pages, strict=False):
-                if row := wanted.pop(number, None):
+                if row := unread.pop(number, None):
                     found.append(row | _content(row, page.read, plan))
-        found += [row | _content(row, broken_row(name, why).read, plan) for row in wanted.values()]
+        found += [row | _content(row, broken_row(name, why).read, plan) for row in unread.values()]
     return pyarrow.Table.from_pylist(found, _READ)
 
 
