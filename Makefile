@@ -249,11 +249,11 @@ test: $(TESTS_NEED) | $(PROMETHEUS) ## prove what the README claims, with real v
 
 .PHONY: test-all
 test-all: $(TESTS_NEED) | $(PROMETHEUS) $(CHROMIUM) ## prove the rest: processors, runners, stops, the browser, monitoring, Ray
-	$(PYTEST) -m 'long and not slow'
+	$(PYTEST) -m 'long and not slow' $$(grep -rl --include='test_*.py' mark.long tests)
 
 .PHONY: test-fast
 test-fast: $(TESTS_NEED) ## the quick ones without vLLM, for one's own work
-	$(PYTEST) -m 'not proof and not long and not slow'
+	$(PYTEST) -m 'not proof and not long and not slow' --ignore tests/end_to_end
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## prove what CI has no time for: replicas of Ray that are killed, a server on two workers, 12 minutes

@@ -195,9 +195,10 @@ def spinning(n_steps: int = 100_000) -> bytes:
 
 def crashing() -> bytes:
     """Two kilobytes that become a gigabyte: without so much memory pdfium ends its process."""
-    inner, outer = zlib.compressobj(9), zlib.compressobj(9)
-    content = b"".join(outer.compress(inner.compress(b" " * 2**20)) for _ in range(2**10))
-    content += outer.compress(inner.flush()) + outer.flush()
+    packer, mebibyte = zlib.compressobj(9), b" " * 2**20
+    # After a full flush equal bytes are packed equally, so a second piece stands for all that follow.
+    first, piece = (packer.compress(mebibyte) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    content = zlib.compress(first + piece * (2**10 - 1), 9)
     return drawing(stream(content, b"/Filter[/FlateDecode/FlateDecode]"))
 
 

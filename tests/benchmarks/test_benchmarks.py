@@ -12,7 +12,6 @@ from conftest import GOLDEN
 from PIL import Image
 from tokenizers import Tokenizer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 CHECKPOINT = GOLDEN / "checkpoint"
 
@@ -25,6 +24,8 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def small_model(config: dict[str, Any]) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel  # here, because it takes seconds
+
     # Its own attention in products: torch counts no fused one on a CPU.
     return Qwen2_5_VLModel._from_config(Qwen2_5_VLConfig(**config), attn_implementation="eager").eval()
 

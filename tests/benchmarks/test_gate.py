@@ -120,6 +120,7 @@ def test_a_ratio_that_only_the_baseline_has_is_named_and_does_not_fail(module: A
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "gpu", "kind"),
     [

@@ -75,6 +75,7 @@ def test_refused_items_leave_their_neighbours_alone(
     assert server.paths().count("/v1/models") == 1
 
 
+@pytest.mark.long
 def test_a_thousand_bad_items_of_one_batch_are_left_out_one_by_one(server: Any, make_client: Any) -> None:
     server.play_ours()
     server.routes["/v1/embeddings"] = lambda _: named(server, 422)(0)

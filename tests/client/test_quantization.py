@@ -254,6 +254,7 @@ def recall(found: list[list[int]], exact: list[list[int]]) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, exact, strict=True)]))
 
 
+@pytest.mark.proof
 def test_what_a_search_in_dense_vectors_loses(figure: Figure) -> None:
     documents, queries = topics(5000, 100, 512, 64, seed=4)
     int8, binary = quantize_int8(documents), quantize_binary(documents)

@@ -123,6 +123,7 @@ def passages(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return documents, [to_unit(rows + 1.5 * to_unit(random.standard_normal(rows.shape))) for rows in asked]
 
 
+@pytest.mark.long
 def test_what_a_search_in_multivectors_loses(figure: Figure) -> None:
     documents, queries = passages(seed=8)
 

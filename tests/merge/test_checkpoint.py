@@ -37,6 +37,7 @@ def checkpoint(task: str, folded: Callable[[str], Path]) -> Path:
     return folded("bfloat16") / f"jina-embeddings-v4-{task}"
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_plain_transformers_loads_it_with_every_tensor_in_its_place(dtype: str, folded: Callable[[str], Path]) -> None:
     folder = folded(dtype) / "jina-embeddings-v4-code"

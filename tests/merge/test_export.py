@@ -51,6 +51,7 @@ def adapted(exported: Path) -> PeftModel:
     return model.eval()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("task", TASKS)
 def test_peft_computes_the_published_vectors(
     task: str, adapted: PeftModel, exported: Path, golden: Golden, figure: Figure
@@ -71,6 +72,7 @@ def test_peft_computes_the_published_vectors(
     assert difference <= BOUND
 
 
+@pytest.mark.proof
 def test_peft_merges_it_to_the_folded_weights(exported: Path, folded: Callable[[str], Path], figure: Figure) -> None:
     model = PeftModel.from_pretrained(load_base(exported / "base"), exported / "code").merge_and_unload()
     expected = load_base(folded("float32") / "jina-embeddings-v4-code").state_dict()
@@ -155,6 +157,7 @@ def test_a_mistake_leaves_nothing(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.proof
 def test_the_command_writes_one_folder_a_task(tmp_path: Path, run: Callable[..., Any]) -> None:
     done = run("export-adapters", "--base", BASE, "--out", tmp_path / "out", "--task", "code")
     assert done.returncode == 0, done.stderr

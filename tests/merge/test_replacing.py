@@ -35,6 +35,7 @@ def old(out: Path) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_force_replaces_what_is_there_and_makes_what_is_not(old: Path, run: Run, folded: Callable[[str], Path]) -> None:
     done = run("fold", "--base", BASE, "--out", old, "--force")
     assert (done.returncode, done.stderr) == (0, "")

@@ -57,6 +57,7 @@ def test_it_says_that_its_weights_are_random(tiny: Path, tiny_folded: dict[str, 
         assert "standin" not in json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(tiny: Path, tmp_path: Path) -> None:
     again = "from pathlib import Path; from jina_v4_merge.standin import standin; standin(Path('again'))"
     env = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}

@@ -181,6 +181,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_good_checkpoints_are_found_good_and_equal_to_a_second_folding(
     dtype: str, folded: Callable[[str], Path], figure: Figure
@@ -304,6 +305,7 @@ def test_a_base_of_another_size_is_told_apart(checkpoint: Path, tiny: Path) -> N
     assert "is of another size" in problems_of(checkpoint, tiny)[0]
 
 
+@pytest.mark.proof
 def test_the_command_says_what_it_checked(folded: Callable[[str], Path], run: Callable[..., Any]) -> None:
     done = run("verify", folded("bfloat16"), "--base", BASE)
     assert done.returncode == 0, done.stderr
@@ -315,6 +317,7 @@ def test_the_command_says_what_it_checked(folded: Callable[[str], Path], run: Ca
     assert last.startswith("done in ")
 
 
+@pytest.mark.proof
 def test_the_command_fails_with_a_line_for_each_problem(checkpoint: Path, run: Callable[..., Any]) -> None:
     flip(checkpoint / FIRST_SHARD, -1000)
     (checkpoint / "notes.txt").write_text("")

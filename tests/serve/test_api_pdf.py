@@ -64,6 +64,7 @@ FILES = {
 }
 
 
+@pytest.mark.proof
 def test_the_pixels_are_those_of_the_client() -> None:
     found = pictures(*FILES.values())
     for name, picture in zip(FILES, found, strict=True):
@@ -73,6 +74,7 @@ def test_the_pixels_are_those_of_the_client() -> None:
         assert picture.tobytes() == expected.tobytes(), name
 
 
+@pytest.mark.proof
 def test_a_page_whose_file_would_be_too_large_is_rendered_as_by_the_client() -> None:
     """Noise does not compress: 60 million bytes of it are more than a server takes as a PNG file."""
     noise = np.random.default_rng(1).integers(0, 256, (2000, 3500, 3), dtype=np.uint8).tobytes()
@@ -151,6 +153,7 @@ BAD = {
 }
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_named_and_its_process_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started = started_children(monkeypatch)

@@ -380,6 +380,7 @@ def test_what_a_driver_must_be_follows_torchs_cuda(
         driver.check_driver(known_gpu())
 
 
+@pytest.mark.long
 def test_vllm_takes_all_that_is_passed(small: Path, tmp_path: Path) -> None:
     """The installed vLLM's own parser, in a process of its own: its imports are not ours to mend."""
     variables = MACHINES["H100, 80 GB"].install(tmp_path)
