@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ from jina_v4_client.embed.content import Kind
 from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import Interrupted, StoppedError, UsageError
 from jina_v4_client.embed.inputs import open_inputs
-from jina_v4_client.embed.output import FORMATS, Shape
+from jina_v4_client.embed.output import FORMATS, QUANTIZED, Shape
 from jina_v4_client.embed.run import Outcome, Run
 from jina_v4_client.embed.tables import STDIN, Columns
 from jina_v4_client.embed.work import Settings
@@ -59,6 +60,8 @@ class Dtype(StrEnum):
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+    INT8 = "int8"
+    BINARY = "binary"
 
 
 class InputFormat(StrEnum):
@@ -122,7 +125,12 @@ def embed(
         int | None, typer.Option(help=f"{', '.join(map(str, TRUNCATE_DIMS))}; all that the model has without it.")
     ] = None,
     multivector: Annotated[bool, typer.Option("--multivector", help="A vector a token, of 128 dimensions.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="Of the numbers written.")] = Dtype.FLOAT32,
+    pool_factor: Annotated[
+        int | None, typer.Option(min=2, help="With --multivector: so many rows become one, on average.")
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the numbers written; int8, and binary, a bit a number, in .parquet only.")
+    ] = Dtype.FLOAT32,
     text_column: Annotated[
         str | None, typer.Option(help='Of texts, in tables. "text" where no --image-column is given.')
     ] = None,
@@ -165,11 +173,16 @@ def embed(
             raise UsageError(f"--dimensions {dimensions} is not offered; choose {', '.join(map(str, TRUNCATE_DIMS))}")
         if dimensions is not None and multivector:
             raise UsageError("--dimensions does not go with --multivector: multi-vectors always have 128")
+        if pool_factor is not None:
+            _check_pooling(multivector=multivector)
+        if dtype.value in QUANTIZED and (ray is not None or output == STDIN):
+            raise UsageError(f"--dtype {dtype.value} is for an OUTPUT.parquet without --ray; use float32 or float16")
         options: dict[str, object] = {
             "task": task.value,
             "prompt-name": prompt_name.value,
             "dimensions": dimensions,
             "multivector": multivector,
+            "pool-factor": pool_factor,
             "max-length": max_length,
             "max-pixels": max_pixels,
             "model": model,
@@ -214,9 +227,7 @@ def embed(
             raise UsageError("--checkpoint and --server-args go with --ray; give one, or neither of these")
         run = Run(
             inputs=open_inputs(inputs, table_columns, columns["input-format"], pdf_scale),
-            shape=Shape(
-                dtype.value, multivector, {name: options[name] for name in options if options[name] is not None}
-            ),
+            shape=Shape(dtype.value, multivector, _facts(options, dtype.value)),
             options=job_options,
             settings=Settings(workers or 4, batch_sizes, on_error is OnError.SKIP),
             as_base64=encoding is Encoding.BASE64,
@@ -242,6 +253,19 @@ def _import_ray() -> "tuple[Callable[..., tuple[int, str]], type[Plan]]":
             f"--ray needs {error.name} here; install it with: pip install 'jina-v4-client[embed,ray]'"
         ) from error
     return run, Plan
+
+
+def _facts(options: Mapping[str, object], dtype: str) -> dict[str, object]:
+    """What the output says of its vectors: the options that were given, and how quantized ones are read."""
+    facts = {name: value for name, value in options.items() if value is not None} | {"dtype": dtype}
+    return {**facts, "quantization": QUANTIZED[dtype]} if dtype in QUANTIZED else facts
+
+
+def _check_pooling(*, multivector: bool) -> None:
+    if not multivector:
+        raise UsageError("--pool-factor is for multi-vectors; add --multivector, or leave it out")
+    if find_spec("scipy") is None:
+        raise UsageError("--pool-factor needs scipy here; install it with: pip install 'jina-v4-client[embed,pooling]'")
 
 
 def _split(server_args: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jina_v4_client.embed.content import Kind
 from jina_v4_client.errors import JinaV4Error
 from jina_v4_client.results import Vector
+from jina_v4_client.scoring.token_pooling import pool_tokens
 
 if TYPE_CHECKING:
     from jina_v4_client.client import EmbeddingsClient
@@ -24,6 +25,7 @@ def make_encode(
         options: of the command, by the name of the flag.
         batch_sizes: items a request, by kind; None sends each call as one request.
     """
+    pool_factor: int | None = options.get("pool-factor")
     common = {"return_multivector": options["multivector"], "truncate_dim": options["dimensions"]}
     for_texts = {"max_length": options["max-length"], "prompt_name": options["prompt-name"], **common}
     for_images = {"max_pixels": options["max-pixels"], **common}
@@ -36,6 +38,8 @@ def make_encode(
             found = client.encode_image(values, batch_size=batch_size, on_error="skip", **for_images)
         outcomes: list[Outcome] = []
         for place, vector in enumerate(found.vectors):
+            if vector is not None and pool_factor is not None:
+                vector = pool_tokens(vector, pool_factor)  # (n_pooled, 128)
             outcomes.append(found.errors[place] if vector is None else vector)
         return outcomes
 

@@ -179,6 +179,11 @@ class Journal:
         for number, row_id, start, length, error in self._database.execute(query, (first,)):
             yield Recorded(number, row_id, None if start is None else Span(start, length), error)
 
+    def longer_than(self, n_vectors: int) -> Iterator[str]:
+        """Yield the ids of the rows that have more vectors than so many."""
+        for (row_id,) in self._database.execute("SELECT id FROM rows WHERE length > ? ORDER BY number", (n_vectors,)):
+            yield row_id
+
     def vectors(self, spans: Sequence[Span]) -> NDArray[np.generic]:
         """Read vectors, one behind the other: (n, width)."""
         # Mapped anew each time, so that the pages read do not count as this process's memory for ever.

@@ -19,12 +19,15 @@ from jina_v4_client.embed.errors import UsageError
 from jina_v4_client.embed.folder import LeftOut
 from jina_v4_client.embed.job import sync_folder
 from jina_v4_client.embed.journal import Journal, Recorded, Span
+from jina_v4_client.scoring.quantization import quantize_binary, quantize_int8
 
 FORMATS = (".parquet", ".npy", ".safetensors")
 # So much is in memory at once, and in one group of a parquet file.
 _GROUP_BYTES = 2**24  # of vectors
 _GROUP_ROWS = 2**15  # ids take memory too
 _SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
+# What .parquet alone holds, and how its columns are read.
+QUANTIZED = {"int8": "vector * scale", "binary": "bits of v > 0, most significant first"}
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,18 @@ class Shape:
     """What kind of vectors is written.
 
     Attributes:
-        dtype: "float32" or "float16".
+        dtype: "float32", "float16", or for .parquet "int8" or "binary".
         facts: what a reader may want to know of their making; written where the format has a place for it.
     """
 
     dtype: str
     multivector: bool
     facts: Mapping[str, object]
+
+    @property
+    def kept_as(self) -> str:
+        """The dtype of the vectors in the journal: they are quantized when they are written."""
+        return "float32" if self.dtype in QUANTIZED else self.dtype
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class _Group:
     vectors: NDArray[np.generic]
 
 
-def check_output(path: Path, *, multivector: bool) -> None:
+def check_output(path: Path, shape: Shape) -> None:
     """Refuse an output that cannot be written in the format of its name.
 
     Raises:
@@ -58,7 +66,9 @@ def check_output(path: Path, *, multivector: bool) -> None:
     """
     if path.suffix not in FORMATS:
         raise UsageError(f"OUTPUT {path}: the name must end with {', '.join(FORMATS)}; or give `-` for lines of JSON")
-    if path.suffix == ".npy" and multivector:
+    if path.suffix != ".parquet" and shape.dtype in QUANTIZED:
+        raise UsageError(f"--dtype {shape.dtype} is for .parquet; use float32 or float16 with {path.suffix}")
+    if path.suffix == ".npy" and shape.multivector:
         raise UsageError("multi-vectors differ in length, which .npy cannot hold; use .parquet or .safetensors")
     if path.suffix == ".parquet":
         try:
@@ -149,7 +159,7 @@ class Lines:
 
 def _groups(journal: Journal, shape: Shape) -> Iterator[_Group]:
     """Give the rows that have vectors in order, as many at once as their vectors' bytes allow."""
-    vector_bytes = max(1, journal.width * np.dtype(shape.dtype).itemsize)
+    vector_bytes = max(1, journal.width * np.dtype(shape.kept_as).itemsize)
     ids: list[str] = []
     spans: list[Span] = []
     n_vectors = 0
@@ -189,23 +199,36 @@ def vector_column(vectors: NDArray[np.generic], lengths: Sequence[int] | None) -
     return pyarrow.ListArray.from_arrays(pyarrow.array(np.cumsum([0, *lengths], dtype=np.int32)), column)
 
 
+def _parquet_columns(vectors: NDArray[np.generic], lengths: Sequence[int] | None, dtype: str) -> dict[str, Any]:
+    """Make the columns of vectors (n_vectors, width); int8 has a scale a vector, binary a bit a number."""
+    import pyarrow
+
+    if dtype == "binary":
+        return {"vector": vector_column(quantize_binary(vectors).codes, lengths)}
+    if dtype == "int8":
+        stored = quantize_int8(vectors)
+        scale = pyarrow.array(stored.scales)
+        if lengths is not None:
+            scale = pyarrow.ListArray.from_arrays(pyarrow.array(np.cumsum([0, *lengths], dtype=np.int32)), scale)
+        return {"vector": vector_column(stored.codes, lengths), "scale": scale}
+    return {"vector": vector_column(vectors, lengths)}
+
+
 def _write_parquet(journal: Journal, shape: Shape, file: IO[bytes]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    empty = np.zeros((0, journal.width), shape.dtype)
+    one = np.ones((1, journal.width), shape.kept_as)  # has the types of all
+    columns = {"id": pyarrow.array([""]), **_parquet_columns(one, [1] if shape.multivector else None, shape.dtype)}
     schema = pyarrow.schema(
-        [
-            pyarrow.field("id", pyarrow.string(), nullable=False),
-            pyarrow.field("vector", vector_column(empty, [] if shape.multivector else None).type, nullable=False),
-        ],
+        [pyarrow.field(name, column.type, nullable=False) for name, column in columns.items()],
         metadata={"jina_v4": json.dumps(shape.facts)},
     )
     with parquet.ParquetWriter(file, schema, store_schema=True, **PARQUET_OPTIONS) as writer:
         for group in _groups(journal, shape):
-            column = vector_column(group.vectors, group.lengths if shape.multivector else None)
-            table = pyarrow.Table.from_arrays([pyarrow.array(group.ids, pyarrow.string()), column], schema=schema)
-            writer.write_table(table, row_group_size=len(group.ids))
+            columns = _parquet_columns(group.vectors, group.lengths if shape.multivector else None, shape.dtype)
+            arrays = [pyarrow.array(group.ids, pyarrow.string()), *columns.values()]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), row_group_size=len(group.ids))
 
 
 def _write_npy(journal: Journal, shape: Shape, file: IO[bytes]) -> None:

@@ -19,6 +19,8 @@ from jina_v4_client.errors import JinaV4Error
 
 # Of a work folder, beside the database's; a folder with anything else in it is not removed.
 _OWN_FILES = {"job.json", "job.json.tmp", VECTORS, "ids", "errors", "output"}
+# Of 128 numbers: a Qdrant server takes fewer than 1,048,576 numbers in a multi-vector.
+_QDRANT_ROWS = 8191
 # Asks the server for its revision of the model, and has vectors of any other refused from then on.
 HoldRevision = Callable[[], str | None]
 
@@ -61,7 +63,7 @@ class Run:
             UsageError: the run cannot begin, or the work folder is of another.
             StoppedError: it cannot go on; what is done is kept.
         """
-        check_output(path, multivector=self.shape.multivector)
+        check_output(path, self.shape)
         folder = beside(path, "partial")
         _remove(_old(folder))
         job = Job(self.options, self.inputs.fingerprints())
@@ -70,7 +72,7 @@ class Run:
             _check_free(path, force=force)
             _discard(folder)
         begun = self._begin(folder, job, path, force=force)
-        with Journal(folder, self.shape.dtype) as journal:
+        with Journal(folder, self.shape.kept_as) as journal:
             if not journal.is_finishing:
                 _check_free(path, force=force)
             done = journal.count()
@@ -89,6 +91,8 @@ class Run:
                     )
                     outcome = _checked(work.run(self.inputs.rows()), journal)
                 self._say(progress.summary())
+                if self.shape.multivector:
+                    self._say_too_long(journal)
             except BaseException:
                 nothing_done = journal.count() == 0
                 journal.close()
@@ -117,7 +121,7 @@ class Run:
         # The same work folder, without waiting for the disk: equal content is found however far apart it is.
         with (
             tempfile.TemporaryDirectory(prefix="jina-v4-embed-") as folder,
-            Journal(Path(folder), self.shape.dtype, durable=False) as journal,
+            Journal(Path(folder), self.shape.kept_as, durable=False) as journal,
             Progress(total, 0, quiet=self.quiet) as progress,
         ):
             lines = Lines(journal, sys.stdout, self.shape, as_base64=self.as_base64)
@@ -160,6 +164,16 @@ class Run:
         for entry in self.inputs.left_out():
             left_out.add(entry.path)
         return replace(outcome, left_out=left_out)
+
+    def _say_too_long(self, journal: Journal) -> None:
+        names = Names()
+        for row_id in journal.longer_than(_QDRANT_ROWS):
+            names.add(row_id)
+        if names.count:
+            self._say(
+                f"warning: {names.count:,} {'multi-vector has' if names.count == 1 else 'multi-vectors have'} over"
+                f" {_QDRANT_ROWS:,} rows, which Qdrant refuses; use --pool-factor or --max-length: {names}"
+            )
 
     def _say(self, line: str) -> None:
         if not self.quiet:
