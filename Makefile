@@ -16,6 +16,9 @@ INSTALLED := $(VENV)/.installed-$(KIND)
 # Other people's clients, which the tests run against our servers; their pins and ours do not go together.
 CLIENTS := .venv-clients
 CLIENTS_INSTALLED := $(CLIENTS)/.installed
+# The vector stores of docs/stores.md, whose recipes the tests run.
+STORES := .venv-stores
+STORES_INSTALLED := $(STORES)/.installed
 
 # Debian's tcmalloc, which the launcher preloads into an engine that computes on a CPU; fetched, not installed.
 TCMALLOC := $(VENV)/lib/tcmalloc
@@ -58,6 +61,14 @@ $(CLIENTS_INSTALLED): requirements/clients.txt | $(INSTALLED)
 	@rm -f $@
 	@test -x $(CLIENTS)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(CLIENTS)
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(CLIENTS)/bin/python requirements/clients.txt
+	@touch $@
+
+$(STORES_INSTALLED): requirements/stores.txt client/pyproject.toml | $(INSTALLED)
+	@echo "installing the vector stores that the tests run into $(STORES): 0.7 GB"
+	@rm -f $@
+	@test -x $(STORES)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(STORES)
+	@$(BIN)/uv pip sync --quiet --python $(STORES)/bin/python requirements/stores.txt
+	@$(BIN)/uv pip install --quiet --python $(STORES)/bin/python --no-deps -e client
 	@touch $@
 
 $(PROMETHEUS):
@@ -248,7 +259,7 @@ test: $(TESTS_NEED) | $(PROMETHEUS) ## prove what the README claims, with real v
 	$(PYTEST) -m '$(if $(TESTS),not slow,not long and not slow)' $(TESTS)
 
 .PHONY: test-all
-test-all: $(TESTS_NEED) | $(PROMETHEUS) $(CHROMIUM) ## prove the rest: processors, runners, stops, the browser, monitoring, Ray
+test-all: $(TESTS_NEED) $(STORES_INSTALLED) | $(PROMETHEUS) $(CHROMIUM) ## prove the rest: processors, runners, stops, browser, stores, Ray
 	$(PYTEST) -m 'long and not slow' $$(grep -rl --include='test_*.py' mark.long tests)
 
 .PHONY: test-fast
@@ -256,7 +267,7 @@ test-fast: $(TESTS_NEED) ## the quick ones without vLLM, for one's own work
 	$(PYTEST) -m 'not proof and not long and not slow' --ignore tests/end_to_end
 
 .PHONY: test-slow
-test-slow: $(INSTALLED) ## prove what CI has no time for: replicas of Ray that are killed, a server on two workers, 12 minutes
+test-slow: $(INSTALLED) $(STORES_INSTALLED) ## prove what CI has no time for: killed replicas of Ray, two workers, recall of stores: 14 minutes
 	$(BIN)/pytest -m slow $(TESTS)
 
 .PHONY: dist
@@ -268,7 +279,7 @@ dist: $(INSTALLED) ## build and check the three wheels and source archives, read
 
 .PHONY: requirements
 requirements: $(INSTALLED) ## pin requirements/*.txt anew from requirements/*.in
-	for kind in cpu gpu clients; do \
+	for kind in cpu gpu clients stores; do \
 	  overrides=requirements/$$kind-overrides.txt; \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 	    $$(test ! -f $$overrides || echo --override $$overrides) requirements/$$kind.in -o requirements/$$kind.txt; \

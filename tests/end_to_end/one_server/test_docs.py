@@ -40,6 +40,7 @@ RUN_ELSEWHERE = {
     "README.md",
     "docs/other-clients.md",
     "docs/evaluation.md",  # test_mteb.py makes that call for tasks of its own: the benchmark is on the hub
+    "docs/stores.md",  # tests/stores runs it in the stores
     "docs/merge.md",  # tests/merge/test_export.py does the same with PEFT, and compares the vectors
 }
 
