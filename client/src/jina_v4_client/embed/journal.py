@@ -147,7 +147,9 @@ class Journal:
         for digest, vector in vectors.items():
             block = np.atleast_2d(vector)  # (n, width)
             if self._width not in (0, block.shape[1]):
-                raise StoppedError(f"vectors of {block.shape[1]} dimensions came after such of {self._width}")
+                raise StoppedError(
+                    f"the work so far has {self._width}-d vectors; the server now returns {block.shape[1]}-d ones"
+                )
             self._width = block.shape[1]
             spans.append((digest, end, len(block)))
             end += len(block)
