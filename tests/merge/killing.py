@@ -4,6 +4,7 @@ One process imports torch and forks a child a run: a fold takes less time than t
 it, in a process of its own because it forks.
 
     python killing.py bytes BASE OUT N_KILLS [--force]   at random shares of the bytes that a run writes
+    python killing.py int8 BASE OUT N_KILLS              the same of a fold with quantized matrices
     python killing.py gguf BASE OUT N_KILLS              the same of an export for llama.cpp
     python killing.py steps BASE OUT                     before and after each step of replacing checkpoints
 """
@@ -32,13 +33,15 @@ GGUF = "jina-embeddings-v4-code"
 
 
 def start(base: str, out: Path, dtype: str, force: bool, prepare: Callable[[], None] = lambda: None) -> int:
-    """Start a fold, or an export of q8_0, in a child process; return its process id."""
+    """Start a fold in a dtype or to int8, or an export of q8_0, in a child process; return its process id."""
     if (child := os.fork()) != 0:
         return child
     try:
         prepare()
         if dtype == "q8_0":
             export_gguf(base, out / GGUF, "code", dtype)
+        elif dtype == "int8":
+            fold(base, out, quantized=dtype, force=force)
         else:
             fold(base, out, dtype=dtype, force=force)
     except BaseException as error:
@@ -143,5 +146,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "steps":
         kill_at_steps(sys.argv[2], Path(sys.argv[3]))
     else:
-        kind = "q8_0" if sys.argv[1] == "gguf" else "bfloat16"
+        kind = {"gguf": "q8_0", "int8": "int8"}.get(sys.argv[1], "bfloat16")
         kill_at_bytes(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), kind, "--force" in sys.argv)

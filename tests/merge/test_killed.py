@@ -57,6 +57,19 @@ def test_killed_at_random_moments_nothing_has_a_final_name(
     figure(f"killed {N_KILLS} times, {shares(killed)} of the bytes written: no final name, then all three")
 
 
+def test_killed_at_random_moments_of_a_fold_to_int8_nothing_has_a_final_name(
+    out: Path, tmp_path: Path, figure: Figure
+) -> None:
+    n_kills = 5
+    *killed, last = killed_runs("int8", out, str(n_kills))
+    assert [run["status"] for run in killed] == [signal.SIGKILL] * n_kills
+    assert [run["finals"] for run in killed] == [{}] * n_kills
+    assert (last["status"], last["finals"]) == (0, dict.fromkeys(NAMES, "bfloat16"))
+    fold(BASE, tmp_path / "other", quantized="int8")
+    assert files_of(out) == files_of(tmp_path / "other")
+    figure(f"int8 killed {n_kills} times, {shares(killed)} of the bytes written: no final name, then all three")
+
+
 def test_killed_at_random_moments_of_a_replacement_the_old_ones_stay(out: Path, figure: Figure) -> None:
     fold(BASE, out, dtype="float16")
     *killed, last = killed_runs("bytes", out, str(N_KILLS), "--force")

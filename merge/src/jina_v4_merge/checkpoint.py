@@ -10,6 +10,7 @@ from typing import Any
 
 from jina_v4_merge.errors import ConfigError
 from jina_v4_merge.prompts import CHAT_TEMPLATE, text_prefixes
+from jina_v4_merge.quantize import quantization_config
 from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME
 
 MODEL = "jina-embeddings-v4"
@@ -82,8 +83,14 @@ def gguf_name(task: str, dtype: str) -> str:
     return f"{MODEL}-{task}-{dtype.upper()}.gguf"
 
 
-def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Return a base's config.json as stock code reads it, for weights of the given dtype."""
+def stock_config(config: Mapping[str, Any], dtype: str, quantized: str | None = None) -> dict[str, Any]:
+    """Return a base's config.json as stock code reads it, for weights of the given dtype.
+
+    Args:
+        config: The base's.
+        dtype: Of the weights.
+        quantized: What the language model's matrices are instead: one of `quantize.KINDS`.
+    """
     stock = {key: value for key, value in config.items() if key not in _PUBLISHED_ONLY}
     stock |= {
         "architectures": [ARCHITECTURE],
@@ -91,10 +98,13 @@ def stock_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "matryoshka_dimensions": dimensions(config),
         "torch_dtype": dtype,
     }
-    return _with_dtype(stock, dtype)
+    stock = _with_dtype(stock, dtype)
+    return stock if quantized is None else stock | {"quantization_config": quantization_config(quantized)}
 
 
-def plain_files(base: Mapping[str, bytes], config: Mapping[str, Any], task: str, dtype: str) -> dict[str, bytes]:
+def plain_files(
+    base: Mapping[str, bytes], config: Mapping[str, Any], task: str, dtype: str, quantized: str | None = None
+) -> dict[str, bytes]:
     """Return all files of a task's checkpoint but weights, index and manifest.
 
     Args:
@@ -102,8 +112,9 @@ def plain_files(base: Mapping[str, bytes], config: Mapping[str, Any], task: str,
         config: The base's config.json.
         task: Of the checkpoint.
         dtype: Of the weights.
+        quantized: As of `stock_config`.
     """
-    files = {CONFIG_NAME: json_bytes(stock_config(config, dtype))}
+    files = {CONFIG_NAME: json_bytes(stock_config(config, dtype, quantized))}
     for name, content in base.items():
         if name in (PREPROCESSOR_NAME, "tokenizer_config.json"):
             files[name] = json_bytes(_stock_processor(json.loads(content)))

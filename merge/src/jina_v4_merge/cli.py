@@ -29,6 +29,13 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class Quantized(StrEnum):
+    """What the language model's matrices can be written as instead."""
+
+    INT8 = "int8"
+    FP8 = "fp8"
+
+
 class GgufDtype(StrEnum):
     """What the matrices of a GGUF file can be written as."""
 
@@ -61,6 +68,9 @@ def fold(
         str | None, typer.Option(help="Where the adapters are, if not beside the base: a folder, or a name on the hub.")
     ] = None,
     adapters_revision: Annotated[str | None, typer.Option(help="Of --adapters on the hub.")] = None,
+    quantize: Annotated[
+        Quantized | None, typer.Option(help="Half the weights: the language model's matrices, a scale a row.")
+    ] = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace checkpoints that are there already, each when the new one is whole."),
@@ -80,10 +90,12 @@ def fold(
             revision,
             adapters=adapters,
             adapters_revision=adapters_revision,
+            quantized=quantize and quantize.value,
             force=force,
         )
+        precision = "+".join(part.value for part in (dtype, quantize) if part)
         for checkpoint in made:
-            typer.echo(f"{checkpoint.folder}: {checkpoint.n_bytes / 1e9:.2f} GB, {dtype.value}")
+            typer.echo(f"{checkpoint.folder}: {checkpoint.n_bytes / 1e9:.2f} GB, {precision}")
         typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
 
 
@@ -122,6 +134,11 @@ def verify(
         checkpoints = verify_checkpoints(find_checkpoints(folder), expect_canary=not canary)
         if other is not None and (len(checkpoints) > 1 or checkpoints[0].part is not None):
             raise ConfigError(f"--against compares with one checkpoint of `jina-v4-merge fold`; {folder} is none")
+        if other is not None and checkpoints[0].quantized is not None:
+            raise ConfigError(
+                f"--against compares weights that differ by rounding, and {folder} is {checkpoints[0].quantized}: "
+                "fold the task without --quantize to compare"
+            )
         model = None
         lines = {checkpoint.folder: checkpoint.summary() for checkpoint in checkpoints}
         if base is not None:

@@ -19,14 +19,14 @@ from safetensors.torch import save
 from jina_v4_merge import checkpoint, provenance
 from jina_v4_merge.adapters import CONFIG_NAME, WEIGHTS_NAME
 from jina_v4_merge.digests import FileDigest, hashing, write_file
-from jina_v4_merge.exported import file_name, is_exported
+from jina_v4_merge.exported import file_name
 from jina_v4_merge.finite import damaged, is_finite, out_of_range
-from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, PROJECTOR_WEIGHT, adapter_name, module_name
+from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, PROJECTOR_WEIGHT, adapter_name, is_matrix, module_name
 from jina_v4_merge.lora import fold as fold_rows
 from jina_v4_merge.model import Model, open_model
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import TASKS
-from jina_v4_merge.shards import MAX_SHARD_BYTES, Shard, ShardSeries, plan
+from jina_v4_merge.shards import MAX_SHARD_BYTES, Shard, ShardSeries, plan, planned
 from jina_v4_merge.staging import publish, require_absent, staging
 from jina_v4_merge.threads import one_thread
 from jina_v4_merge.weights import INDEX_NAME
@@ -101,7 +101,7 @@ def peft_config(model: Model, task: str) -> dict[str, Any]:
     config = model.adapters.configs[task]
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for name in filter(is_exported, model.tensors):
+    for name in filter(is_matrix, model.tensors):
         rank = model.adapters.tensors[adapter_name(task, name, "A")].shape[0]
         alpha = model.adapters.scaling(task, name) * (math.sqrt(rank) if config.use_rslora else rank)
         if rank != config.rank:
@@ -143,7 +143,7 @@ def _write_adapter(model: Model, task: str, folder: Path) -> dict[str, FileDiges
     dtype = _adapter_dtype(model, task)
     tensors = {
         file_name(name, side): model.adapters.tensors[adapter_name(task, name, side)].read().to(dtype)
-        for name in filter(is_exported, model.tensors)
+        for name in filter(is_matrix, model.tensors)
         for side in "AB"
     }
     return {
@@ -161,10 +161,10 @@ def _write_base(model: Model, folder: Path) -> dict[str, FileDigest]:
     """
     shapes = {name: tensor.shape for name, tensor in model.tensors.items() if name not in PROJECTOR}
     dtype = _base_dtype(model)
-    parts = plan(shapes, dtype, MAX_SHARD_BYTES)
+    parts = plan(planned(shapes, dtype), MAX_SHARD_BYTES)
     shards: list[Shard] = [(f"model-{i:05}-of-{len(parts):05}.safetensors", part) for i, part in enumerate(parts, 1)]
     n_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-    with closing(ShardSeries(folder, shards, dtype)) as series, progress("base", n_bytes) as written:
+    with closing(ShardSeries(folder, shards)) as series, progress("base", n_bytes) as written:
         for name in shapes:
             for _, block in model.tensors[name].row_blocks():
                 series.append(name, block.to(dtype))
@@ -193,7 +193,7 @@ def _adapter_dtype(model: Model, task: str) -> torch.dtype:
         torch.promote_types,
         (
             model.adapters.tensors[adapter_name(task, name, side)].dtype
-            for name in filter(is_exported, model.tensors)
+            for name in filter(is_matrix, model.tensors)
             for side in "AB"
         ),
     )

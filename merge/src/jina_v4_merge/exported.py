@@ -22,7 +22,7 @@ from jina_v4_merge.layout import (
     Shape,
     base_shapes,
     check,
-    is_adapted,
+    is_matrix,
     module_name,
 )
 from jina_v4_merge.shards import DTYPES
@@ -56,11 +56,6 @@ class ExportedAdapter:
 def file_name(base_name: str, side: str) -> str:
     """Return what an ordinary PEFT adapter calls a tensor: for which base tensor and which side, "A" or "B"."""
     return f"base_model.model.{module_name(base_name)}.lora_{side}.weight"
-
-
-def is_exported(base_name: str) -> bool:
-    """Say whether an exported adapter has a pair for the base tensor of this published name."""
-    return is_adapted(base_name) and base_name != PROJECTOR_WEIGHT
 
 
 def read_adapter(folder: Path) -> ExportedAdapter:
@@ -98,7 +93,7 @@ def check_adapter(folder: Path, manifest: Mapping[str, Any], adapter: ExportedAd
     problems = []
     expected: dict[str, Shape] = {}
     hidden = 0
-    for name, (n_out, n_in) in ((name, shape) for name, shape in base_beside(folder).items() if is_exported(name)):
+    for name, (n_out, n_in) in ((name, shape) for name, shape in base_beside(folder).items() if is_matrix(name)):
         rank = adapter.config.rank_of(module_name(name))
         expected |= {file_name(name, "A"): (rank, n_in), file_name(name, "B"): (n_out, rank)}
         hidden = n_in if name.endswith(".q_proj.weight") else hidden

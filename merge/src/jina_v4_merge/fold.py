@@ -5,8 +5,9 @@ What no adapter touches is written once and hard-linked into the other checkpoin
 rows of base tensors, their folded forms, and the A and B that belong to them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jina_v4_merge import checkpoint, provenance
@@ -42,6 +43,7 @@ def fold(
     *,
     adapters: str | None = None,
     adapters_revision: str | None = None,
+    quantized: str | None = None,
     force: bool = False,
 ) -> list[Checkpoint]:
     """Fold the adapters of some tasks into a base, and write a checkpoint for each.
@@ -55,6 +57,7 @@ def fold(
         max_shard_bytes: Weights go on in another file above this.
         adapters: A folder, or the name of a model on the hub, of adapters that do not lie beside the base.
         adapters_revision: Of adapters on the hub.
+        quantized: What the language model's matrices are written as instead of `dtype`: int8 or fp8.
         force: Replace checkpoints that are there already, each when its successor is whole.
 
     Returns:
@@ -72,11 +75,14 @@ def fold(
         require_absent(targets, ", replace it with --force")
     model = open_model(base, revision, adapters, adapters_revision)
     model.require_tasks(folders)
-    plain_files = {task: checkpoint.plain_files(model.small_files, model.config, task, dtype) for task in folders}
-    weights = FoldedWeights(model, DTYPES[dtype], max_shard_bytes)
+    plain_files = {
+        task: checkpoint.plain_files(model.small_files, model.config, task, dtype, quantized) for task in folders
+    }
+    weights = FoldedWeights(model, DTYPES[dtype], max_shard_bytes, quantized)
     with staging(out) as stage:
         links = can_link(stage)
-        require_space(out, _sizes(model, weights, plain_files, dtype, links))
+        make_manifest = partial(provenance.manifest, model, dtype=dtype, quantized=quantized)
+        require_space(out, _sizes(model, weights, plain_files, make_manifest, links))
         if force and any(map(Path.exists, targets)) and not can_exchange(stage):
             raise OutputError(
                 f"{out}: folders cannot be replaced in one step on this file system; "
@@ -90,7 +96,7 @@ def fold(
             digests = source_digests()
         for task, folder in staged.items():
             files[task] |= {name: write_file(folder / name, content) for name, content in plain_files[task].items()}
-            write_file(folder / MANIFEST_NAME, provenance.manifest(model, task, dtype, files[task], digests))
+            write_file(folder / MANIFEST_NAME, make_manifest(task, files=files[task], source_digests=digests))
         publish(list(staged.values()), out, require_replaceable if force else None)
     return [
         Checkpoint(task, out / name, sum(file.stat().st_size for file in (out / name).iterdir()))
@@ -99,7 +105,11 @@ def fold(
 
 
 def _sizes(
-    model: Model, weights: FoldedWeights, plain_files: Mapping[str, Mapping[str, bytes]], dtype: str, links: bool
+    model: Model,
+    weights: FoldedWeights,
+    plain_files: Mapping[str, Mapping[str, bytes]],
+    make_manifest: Callable[..., bytes],
+    links: bool,
 ) -> list[int]:
     """Return the size of each file and folder that is going to be written, one that is hard-linked only once."""
     read = {path: FileDigest("0" * 64, path.stat().st_size) for path in model.files}
@@ -107,7 +117,7 @@ def _sizes(
     for task, plain in plain_files.items():
         own = weights.sizes() | {name: len(content) for name, content in plain.items()}
         digests = {name: FileDigest("0" * 64, size) for name, size in own.items()}
-        manifest = provenance.manifest(model, task, dtype, digests, read)  # as long as the true one
+        manifest = make_manifest(task, files=digests, source_digests=read)  # as long as the true one
         if links and sizes:
             for name, _ in weights.common:
                 del own[name]

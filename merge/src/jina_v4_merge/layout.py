@@ -40,7 +40,12 @@ def published_name(name: str) -> str:
 
 def is_adapted(name: str) -> bool:
     """Say whether each task has an adapter for the base tensor of this published name."""
-    return name == PROJECTOR_WEIGHT or _ADAPTED.fullmatch(name) is not None
+    return name == PROJECTOR_WEIGHT or is_matrix(name)
+
+
+def is_matrix(name: str) -> bool:
+    """Say whether the base tensor of this published name is a matrix of the language model's layers."""
+    return _ADAPTED.fullmatch(name) is not None
 
 
 def is_language_model(name: str) -> bool:

@@ -17,7 +17,12 @@ _TOOL = "jina-v4-merge"
 
 
 def manifest(
-    model: Model, task: str, dtype: str, files: Mapping[str, FileDigest], source_digests: Mapping[Path, FileDigest]
+    model: Model,
+    task: str,
+    dtype: str,
+    files: Mapping[str, FileDigest],
+    source_digests: Mapping[Path, FileDigest],
+    quantized: str | None = None,
 ) -> bytes:
     """Return the manifest of a task's checkpoint.
 
@@ -27,8 +32,10 @@ def manifest(
         dtype: Of its weights.
         files: Every other file in it, by name.
         source_digests: Every file that was read, by path.
+        quantized: What the language model's matrices are instead of `dtype`: one of `quantize.KINDS`.
     """
-    return checkpoint.json_bytes(_head(task, dtype) | facts(model, task) | _tail(model, task, files, source_digests))
+    head = _head(task, dtype) | ({} if quantized is None else {"quantized": quantized})
+    return checkpoint.json_bytes(head | facts(model, task) | _tail(model, task, files, source_digests))
 
 
 def export_manifest(

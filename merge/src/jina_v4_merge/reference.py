@@ -4,6 +4,7 @@ Source of the pooling: the published model's `get_single_vector_embeddings`, as 
 of the prefixed text, unit length; every token's row through the projector, unit rows.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,9 +19,10 @@ from tokenizers import Tokenizer
 from jina_v4_merge.canary import Entry, largest_distance, texts, write_canary
 from jina_v4_merge.checkpoint import ADAPTER, BASE, MANIFEST_NAME, PROJECTOR_NAME
 from jina_v4_merge.errors import ConfigError, WeightError
-from jina_v4_merge.exported import base_beside, is_exported, read_adapter
-from jina_v4_merge.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, is_adapted, module_name
+from jina_v4_merge.exported import base_beside, read_adapter
+from jina_v4_merge.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, is_adapted, is_matrix, module_name
 from jina_v4_merge.model import Model
+from jina_v4_merge.quantize import dequantize, scale_name, weight_name
 from jina_v4_merge.shards import DTYPES
 from jina_v4_merge.sources import read_json
 from jina_v4_merge.verify import Verified
@@ -28,13 +30,14 @@ from jina_v4_merge.weights import StoredTensor, base_tensors, stored_tensors
 
 _ROOM_BYTES = 1 << 30  # beside the weights: torch itself, activations
 _MEMORY = Path("/proc/meminfo")
-# 1 - cosine that rounding alone may make between folded and unfolded, by dtype of weights or of computing.
-_BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+# 1 - cosine that rounding alone may make between folded and unfolded, by dtype of weights or of computing. Quantized
+# weights made 4.0e-4 (int8) and 5.4e-3 (fp8) on 3 layers, 2.3e-4 and 5.2e-3 on 36; another task's adapter makes 0.5.
+_BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 3e-2, "fp8": 1e-1}
 
 
 def affordable_dtype(tensors: Mapping[str, StoredTensor], dtype: str) -> str:
     """Return the dtype to compute in: float32 where the weights fit the free memory so, else that of the checkpoint."""
-    n_bytes = sum(tensor.n_bytes for tensor in tensors.values()) // DTYPES[dtype].itemsize * torch.float32.itemsize
+    n_bytes = sum(math.prod(tensor.shape) for tensor in tensors.values()) * torch.float32.itemsize
     for line in _MEMORY.read_text().splitlines() if _MEMORY.exists() else []:
         name, _, value = line.partition(":")
         if name == "MemAvailable" and int(value.split()[0]) * 1024 < n_bytes + _ROOM_BYTES:
@@ -64,7 +67,7 @@ def make_canary(checkpoint: Verified, model: Model | None = None) -> str:
         reference, dtype = _adapted(checkpoint.folder)
     else:
         dtype = affordable_dtype(checkpoint.tensors, manifest["dtype"])
-        reference = ReferenceModel(checkpoint.folder, dtype)
+        reference = ReferenceModel(checkpoint.folder, dtype, quantized=checkpoint.quantized is not None)
     wanted = texts(manifest["prompts"])
     entries = reference.embed(wanted, manifest["prompts"])
     done = f"canary of {len(entries)} texts, computed in {dtype}"
@@ -72,7 +75,7 @@ def make_canary(checkpoint: Verified, model: Model | None = None) -> str:
         for name in filter(is_adapted, model.tensors):
             reference.unfold(name, model.tensors[name].read(), *model.lora(manifest["task"], name))
         distance = largest_distance(entries, reference.embed(wanted, manifest["prompts"]))
-        bound = max(_BOUNDS[dtype], _BOUNDS[manifest["dtype"]])
+        bound = max(_BOUNDS[part] for part in (dtype, manifest["dtype"], checkpoint.quantized) if part)
         if not distance <= bound:
             raise WeightError(
                 f"{checkpoint.folder}: with the adapters of {model.adapter_source.name} unfolded the same texts embed "
@@ -90,7 +93,7 @@ def _adapted(folder: Path) -> tuple["ReferenceModel", str]:
     dtype = affordable_dtype(base_tensors(base), manifest["dtype"])
     reference = ReferenceModel(base, dtype, folder / PROJECTOR_NAME)
     adapter = read_adapter(folder)
-    for name in filter(is_exported, base_beside(folder)):
+    for name in filter(is_matrix, base_beside(folder)):
         reference.adapt(name, *adapter.pair(name))
     return reference, dtype
 
@@ -98,19 +101,23 @@ def _adapted(folder: Path) -> tuple["ReferenceModel", str]:
 class ReferenceModel:
     """A folded checkpoint, or a base, in plain transformers."""
 
-    def __init__(self, folder: Path, dtype: str, projector_file: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, dtype: str, projector_file: Path | None = None, *, quantized: bool = False
+    ) -> None:
         """Load it.
 
         Args:
             folder: Of the checkpoint.
             dtype: To compute in.
             projector_file: Of the projector, where it is not the checkpoint's own.
+            quantized: Whether matrices are quantized. They are computed with as what they stand for; what goes into
+                them is not rounded, as it is in a server.
 
         Raises:
             ConfigError: transformers is not installed.
         """
         try:
-            from transformers import Qwen2_5_VLForConditionalGeneration
+            from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
             from transformers.utils import logging
         except ImportError as error:
             raise ConfigError(
@@ -120,8 +127,14 @@ class ReferenceModel:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call] # transformers'
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if quantized:
+                config = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
+                del config.quantization_config
+                source: Any = {"config": config, "state_dict": _dequantized(folder, DTYPES[dtype])}
+            else:
+                source = {"local_files_only": True}
             model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                folder, dtype=DTYPES[dtype], local_files_only=True
+                None if quantized else folder, dtype=DTYPES[dtype], **source
             )
         self._model = model.eval()
         self._modules = dict(self._model.named_modules())
@@ -171,6 +184,18 @@ class ReferenceModel:
             multivector = F.normalize(self._projector(rows), dim=-1)  # (n_tokens, projector dim)
             entries.append(Entry(prompt_name, text, dense.numpy(), multivector.numpy()))
         return entries
+
+
+def _dequantized(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Read the weights of a quantized checkpoint, its matrices as what values and scales stand for."""
+    stored = base_tensors(folder, quantized=True)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        if scales := stored.get(scale_name(name)):
+            tensors[name] = dequantize(tensor.read(), scales.read()).to(dtype)
+        elif name == weight_name(name):
+            tensors[name] = tensor.read().to(dtype)
+    return tensors
 
 
 def _add(

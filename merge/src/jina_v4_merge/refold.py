@@ -11,10 +11,11 @@ import torch
 
 from jina_v4_merge import provenance
 from jina_v4_merge.checkpoint import MANIFEST_NAME, dimensions, plain_files
-from jina_v4_merge.layout import is_adapted
+from jina_v4_merge.layout import is_adapted, is_matrix
 from jina_v4_merge.lora import fold as fold_rows
 from jina_v4_merge.model import Model
 from jina_v4_merge.progress import progress
+from jina_v4_merge.quantize import quantize, scale_name, weight_name
 from jina_v4_merge.shards import DTYPES
 from jina_v4_merge.threads import one_thread, workers
 from jina_v4_merge.verify import Verified
@@ -76,7 +77,7 @@ def _is_comparable(model: Model, checkpoint: Verified) -> bool:
     task = checkpoint.manifest["task"]
     if task not in model.adapters.tasks:
         problem = f"{model.adapter_source.name} has no adapter of {task} to compare with"
-    elif {name: tensor.shape for name, tensor in checkpoint.tensors.items()} != {
+    elif {name: tensor.shape for name, tensor in checkpoint.tensors.items() if name == weight_name(name)} != {
         name: tensor.shape for name, tensor in model.tensors.items()
     }:
         problem = f"{model.base.name} is of another size: its tensors have other names or shapes"
@@ -93,12 +94,18 @@ def _equal(model: Model, name: str, compared: Sequence[Compared]) -> list[bool]:
     for rows, block in model.tensors[name].row_blocks():
         for i, (each, pair) in enumerate(zip(compared, pairs, strict=True)):
             if equal[i]:
-                dtype = DTYPES[each.checkpoint.manifest["dtype"]]
-                expected = block.to(dtype)
+                dtype, quantized = DTYPES[each.checkpoint.manifest["dtype"]], each.checkpoint.quantized
+                expected = {name: block.to(dtype)}
                 if pair is not None:
                     a, b, scaling = pair
-                    expected = fold_rows(block.double(), a, b[rows], scaling, dtype)
-                equal[i] = _same_bits(expected, each.checkpoint.tensors[name].read(rows))
+                    if quantized is None or not is_matrix(name):
+                        expected = {name: fold_rows(block.double(), a, b[rows], scaling, dtype)}
+                    else:
+                        folded = fold_rows(block.double(), a, b[rows], scaling, torch.float64)
+                        expected = dict(zip((name, scale_name(name)), quantize(folded, quantized), strict=True))
+                equal[i] = all(
+                    _same_bits(values, each.checkpoint.tensors[held].read(rows)) for held, values in expected.items()
+                )
     return equal
 
 
@@ -110,7 +117,8 @@ def _same_bits(expected: torch.Tensor, found: torch.Tensor) -> bool:
 
 def _compare_files(model: Model, checkpoint: Verified) -> None:
     manifest = checkpoint.manifest
-    for name, content in plain_files(model.small_files, model.config, manifest["task"], manifest["dtype"]).items():
+    files = plain_files(model.small_files, model.config, manifest["task"], manifest["dtype"], checkpoint.quantized)
+    for name, content in files.items():
         path = checkpoint.folder / name
         if path.is_file() and path.read_bytes() != content:  # that one is missing is known
             checkpoint.problems.append(f"{path}: is not what folding {model.base.name} gives")

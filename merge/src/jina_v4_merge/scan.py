@@ -34,9 +34,10 @@ def scan(path: Path) -> Scan:
 
     Raises:
         SourceError: it cannot be read, or it is named .safetensors and is broken.
-        LayoutError: a tensor is not of a plain float dtype.
+        LayoutError: a tensor is of another dtype than a checkpoint may hold.
     """
-    tensors = stored_tensors(path) if path.suffix == ".safetensors" else {}  # and whether its header is sound
+    # This looks whether the header is sound as well.
+    tensors = stored_tensors(path, quantized=True) if path.suffix == ".safetensors" else {}
     reader = _Reader()
     not_finite = []
     try:
@@ -70,8 +71,11 @@ class _Reader:
             n_bytes -= n_read
             if dtype is not None and n_read >= dtype.itemsize:
                 values = torch.frombuffer(self._chunk, dtype=dtype, count=n_read // dtype.itemsize)  # (n,)
-                # The extremes are NaN where any value is.
-                finite &= all(math.isfinite(extreme.item()) for extreme in torch.aminmax(values))
+                if dtype == torch.float8_e4m3fn:  # without infinities, and not known to aminmax
+                    finite &= not bool(values.isnan().any())
+                else:
+                    # The extremes are NaN where any value is.
+                    finite &= all(math.isfinite(extreme.item()) for extreme in torch.aminmax(values))
         return finite
 
 

@@ -18,7 +18,7 @@ from jina_v4_merge.digests import write_file
 from jina_v4_merge.layout import Shape, adapter_shapes, base_shapes
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import TASKS
-from jina_v4_merge.shards import ShardSeries, file_size
+from jina_v4_merge.shards import ShardSeries, file_size, planned
 from jina_v4_merge.space import require_space
 from jina_v4_merge.staging import publish, require_absent, staging
 from jina_v4_merge.standin_tokenizer import tokenizer_files
@@ -74,7 +74,9 @@ def standin(folder: Path, size: str = "tiny", seed: int = 0) -> int:
     files[INDEX_NAME] = index({name: file for file, shapes in shards.items() for name in shapes}, _n_bytes(base))
     weights = {**shards, f"{sources.ADAPTERS_FOLDER}/{adapters.WEIGHTS_NAME}": lora}
     with staging(folder.parent) as stage:
-        sizes = [file_size(shapes, _DTYPE) for shapes in weights.values()] + [len(held) for held in files.values()]
+        sizes = [file_size(planned(shapes, _DTYPE)) for shapes in weights.values()] + [
+            len(held) for held in files.values()
+        ]
         require_space(folder.parent, [1, 1, *sizes])  # two folders
         target = stage / folder.name
         (target / sources.ADAPTERS_FOLDER).mkdir(parents=True)
@@ -101,7 +103,8 @@ def _two_shards(shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
 
 
 def _write(folder: Path, files: Mapping[str, Mapping[str, Shape]], seed: int, written: Callable[[int], object]) -> None:
-    with closing(ShardSeries(folder, list(files.items()), _DTYPE)) as series:
+    shards = [(name, planned(shapes, _DTYPE)) for name, shapes in files.items()]
+    with closing(ShardSeries(folder, shards)) as series:
         for shapes in files.values():
             for name, shape in shapes.items():
                 for rows in _random_blocks(name, shape, seed):

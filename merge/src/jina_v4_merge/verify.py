@@ -31,8 +31,9 @@ from jina_v4_merge.gguf_check import check_gguf
 from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, base_shapes, check
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import IMAGE_PROMPT, TASKS, text_prefixes
+from jina_v4_merge.quantize import KINDS, quantization_config
 from jina_v4_merge.scan import Scan, scan
-from jina_v4_merge.shards import DTYPES
+from jina_v4_merge.shards import DTYPES, checkpoint_tensors
 from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME, read_json
 from jina_v4_merge.threads import one_thread, workers
 from jina_v4_merge.weights import INDEX_NAME, StoredTensor, base_tensors, stored_tensors
@@ -79,6 +80,11 @@ class Verified:
         return self.manifest.get("part")
 
     @property
+    def quantized(self) -> str | None:
+        """What a checkpoint's matrices are, `int8` or `fp8`; None where they have the dtype of the rest."""
+        return self.manifest.get("quantized")
+
+    @property
     def n_bytes(self) -> int:
         """What the manifest's files should have together."""
         return sum(digest.size for digest in self.files.values())
@@ -87,7 +93,7 @@ class Verified:
         """Return in one line what was looked at."""
         n_tensors = f", {len(self.tensors)} tensors" if self.tensors else ""
         sizes = f"{len(self.files)} files, {self.n_bytes / 1e9:.2f} GB{n_tensors}"
-        return f"{self.folder}: {sizes}, {self.manifest.get('dtype')}"
+        return f"{self.folder}: {sizes}, {'+'.join(filter(None, (self.manifest.get('dtype'), self.quantized)))}"
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -145,6 +151,8 @@ def _open(folder: Path) -> Verified:
             raise ValueError(f"part {part}, task {task}")
         if manifest["dtype"] not in (GGUF_DTYPES if part == GGUF else DTYPES):
             raise ValueError(f"dtype {manifest['dtype']}")
+        if (quantized := manifest.get("quantized")) not in (None, *(KINDS if part is None else ())):
+            raise ValueError(f"quantized {quantized}")
         files = {
             name: FileDigest(str(entry["sha256"]), int(entry["size"])) for name, entry in manifest["files"].items()
         }
@@ -160,9 +168,9 @@ def _open(folder: Path) -> Verified:
 def _check_list(checkpoint: Verified) -> None:
     """Check that just the manifest's files are there. Hidden ones, which nobody loads, may be."""
     folder, files = checkpoint.folder, checkpoint.files
-    lying = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     checkpoint.problems += [
-        f"{folder / name}: {'is no file, or a link that leads nowhere' if name in lying else 'is missing'}"
+        f"{folder / name}: {'is no file, or a link that leads nowhere' if name in present else 'is missing'}"
         for name in files
         if not (folder / name).is_file()
     ]
@@ -173,7 +181,7 @@ def _check_list(checkpoint: Verified) -> None:
     ]
     checkpoint.problems += [
         f"{folder / name}: does not belong to the checkpoint: the manifest does not list it"
-        for name in sorted(lying - files.keys() - {MANIFEST_NAME, CANARY_NAME})
+        for name in sorted(present - files.keys() - {MANIFEST_NAME, CANARY_NAME})
     ]
 
 
@@ -203,12 +211,13 @@ def _check_config(checkpoint: Verified) -> None:
     except MergeError as error:
         checkpoint.problems.append(str(error))
         return
-    for key, value, expected in (
-        ("architectures", config.get("architectures"), [ARCHITECTURE]),
-        ("torch_dtype", config.get("torch_dtype"), manifest["dtype"]),
-        ("matryoshka_dimensions", config.get("matryoshka_dimensions"), manifest.get("dimensions")),
+    for key, expected in (
+        ("architectures", [ARCHITECTURE]),
+        ("torch_dtype", manifest["dtype"]),
+        ("matryoshka_dimensions", manifest.get("dimensions")),
+        ("quantization_config", checkpoint.quantized and quantization_config(checkpoint.quantized)),
     ):
-        if value != expected:
+        if (value := config.get(key)) != expected:
             checkpoint.problems.append(f"{folder / CONFIG_NAME}: {key} is {value!r} and must be {expected!r}")
 
 
@@ -216,31 +225,41 @@ def _check_tensors(checkpoint: Verified) -> None:
     """Check names, shapes and dtypes of all tensors: the index against the shards, both against the config."""
     folder = checkpoint.folder
     try:
-        tensors = base_tensors(folder)
+        tensors = base_tensors(folder, quantized=checkpoint.quantized is not None)
         projector = {} if checkpoint.part == BASE else stored_tensors(folder / PROJECTOR_NAME)
         if twice := sorted(tensors.keys() & projector.keys()):
             raise LayoutError(f"{folder}: {twice[0]} is in {tensors[twice[0]].path.name} and in {PROJECTOR_NAME}")
         if renamed := [name for name, tensor in tensors.items() if tensor.name != name]:
             raise LayoutError(f"{tensors[renamed[0]].path}: {tensors[renamed[0]].name} must be called {renamed[0]}")
         tensors |= projector
-        lying = {name: tensor.shape for name, tensor in tensors.items()}
+        present = {name: tensor.shape for name, tensor in tensors.items()}
+        config = read_json(folder / CONFIG_NAME)
+        if checkpoint.quantized is not None:
+            config.pop("quantization_config", None)  # compared before
         if checkpoint.part == BASE:
-            expected = base_shapes(read_json(folder / CONFIG_NAME) | {"multi_vector_projector_dim": 1})
-            expected = {name: shape for name, shape in expected.items() if name not in PROJECTOR}
+            shapes = base_shapes(config | {"multi_vector_projector_dim": 1})
+            shapes = {name: shape for name, shape in shapes.items() if name not in PROJECTOR}
         elif PROJECTOR_BIAS in projector:
             # The stock config has no place for the projector's size; its own bias tells it.
-            size = projector[PROJECTOR_BIAS].shape[0]
-            expected = base_shapes(read_json(folder / CONFIG_NAME) | {"multi_vector_projector_dim": size})
+            shapes = base_shapes(config | {"multi_vector_projector_dim": projector[PROJECTOR_BIAS].shape[0]})
         else:
             raise LayoutError(f"{folder / PROJECTOR_NAME}: {PROJECTOR_BIAS} is missing")
-        check(str(folder), lying, expected, {name: tensor.path.name for name, tensor in tensors.items()})
+        expected = checkpoint_tensors(shapes, DTYPES[checkpoint.manifest["dtype"]], checkpoint.quantized)
+        expected_shapes = {name: tensor.shape for name, tensor in expected.items()}
+        check(str(folder), present, expected_shapes, {name: tensor.path.name for name, tensor in tensors.items()})
     except MergeError as error:
         checkpoint.problems.append(str(error))
         return
     checkpoint.tensors = tensors
-    dtype = DTYPES[checkpoint.manifest["dtype"]]
-    if other := [f"{name} ({tensor.path.name})" for name, tensor in tensors.items() if tensor.dtype != dtype]:
-        checkpoint.problems.append(f"{folder}: the manifest says {dtype}, which these tensors are not: {named(other)}")
+    for dtype in dict.fromkeys(tensor.dtype for tensor in expected.values()):
+        if other := [
+            f"{name} ({tensor.path.name})"
+            for name, tensor in tensors.items()
+            if tensor.dtype != expected[name].dtype == dtype
+        ]:
+            checkpoint.problems.append(
+                f"{folder}: the manifest says {dtype}, which these tensors are not: {named(other)}"
+            )
     metadata = {"total_size": sum(tensor.n_bytes for name, tensor in tensors.items() if name not in projector)}
     if (found := read_json(folder / INDEX_NAME).get("metadata")) != metadata:
         checkpoint.problems.append(f"{folder / INDEX_NAME}: metadata is {found!r} and must be {metadata!r}")
@@ -266,7 +285,7 @@ def _check_canary(checkpoint: Verified) -> None:
 def _check_contents(checkpoints: Sequence[Verified]) -> None:
     """Hash every file, and look at every value; what is hard-linked is read once."""
     scans: dict[tuple[int, int], Future[Scan]] = {}
-    wanted: list[tuple[Verified, str, Future[Scan]]] = []
+    pending: list[tuple[Verified, str, Future[Scan]]] = []
     with one_thread(), workers() as pool:
         for checkpoint in checkpoints:
             for name in checkpoint.files:
@@ -276,9 +295,9 @@ def _check_contents(checkpoints: Sequence[Verified]) -> None:
                     key = (status.st_dev, status.st_ino)
                     if key not in scans:
                         scans[key] = pool.submit(scan, path)
-                    wanted.append((checkpoint, name, scans[key]))
+                    pending.append((checkpoint, name, scans[key]))
         with progress("verify", sum(checkpoint.n_bytes for checkpoint in checkpoints)) as seen:
-            for checkpoint, name, future in wanted:
+            for checkpoint, name, future in pending:
                 _check_content(checkpoint, name, future)
                 seen(checkpoint.files[name].size)
 

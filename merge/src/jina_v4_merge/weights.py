@@ -2,7 +2,7 @@
 
 Only headers are read until rows are asked for, by the library, which refuses broken ones. Rows are read here: the
 library maps files, and every page of a mapping that was ever touched counts as resident, 7.5 GB for the real base.
-Files with anything but plain float tensors (quantised ones, say) are refused.
+Files with anything but plain float tensors are refused, but for our own quantized checkpoints.
 """
 
 import json
@@ -26,6 +26,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _FLOAT_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_DTYPES = _FLOAT_DTYPES | {"I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}
 # Small enough that a block, its float32 form and its folded forms stay in a core's cache.
 _BLOCK_BYTES = 1 << 20
 _AHEAD_BYTES = 4 << 20
@@ -104,24 +105,29 @@ class StoredTensor:
         return self.dtype.itemsize * torch.Size(self.shape[1:]).numel()
 
 
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+def stored_tensors(path: Path, quantized: bool = False) -> dict[str, StoredTensor]:
     """Read the header of a safetensors file.
+
+    Args:
+        path: Of the file.
+        quantized: Whether tensors may be int8 or fp8.
 
     Raises:
         SourceError: there is no such file, or it is cut short or otherwise broken.
-        LayoutError: a tensor is not of a plain float dtype.
+        LayoutError: a tensor is of another dtype.
     """
+    dtypes = _DTYPES if quantized else _FLOAT_DTYPES
     tensors: dict[str, StoredTensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
             offsets = _offsets(path)
             for name in file.keys():  # noqa: SIM118 - a safe_open is no dict and cannot be iterated over
                 header = file.get_slice(name)
-                if header.get_dtype() not in _FLOAT_DTYPES:
+                if header.get_dtype() not in dtypes:
                     raise LayoutError(
-                        f"{path}: {name} has dtype {header.get_dtype()}; only {', '.join(_FLOAT_DTYPES)} are read"
+                        f"{path}: {name} has dtype {header.get_dtype()}; only {', '.join(dtypes)} are read"
                     )
-                shape, dtype = tuple(header.get_shape()), _FLOAT_DTYPES[header.get_dtype()]
+                shape, dtype = tuple(header.get_shape()), dtypes[header.get_dtype()]
                 tensors[name] = StoredTensor(path, name, shape, dtype, offsets[name])
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file.{pickles(path.parent)}") from error
@@ -167,8 +173,12 @@ def base_files(folder: Path) -> list[str]:
     return [INDEX_NAME, *sorted(set(weight_map.values()))]
 
 
-def base_tensors(folder: Path) -> dict[str, StoredTensor]:
+def base_tensors(folder: Path, quantized: bool = False) -> dict[str, StoredTensor]:
     """Read the headers of all weight files of a base.
+
+    Args:
+        folder: Of the base.
+        quantized: Whether tensors may be int8 or fp8, as in a checkpoint of ours.
 
     Returns:
         Published name to tensor.
@@ -181,7 +191,7 @@ def base_tensors(folder: Path) -> dict[str, StoredTensor]:
     for file_name in base_files(folder):
         if file_name == INDEX_NAME:
             continue
-        for name, tensor in stored_tensors(folder / file_name).items():
+        for name, tensor in stored_tensors(folder / file_name, quantized).items():
             if (other := tensors.setdefault(published_name(name), tensor)) is not tensor:
                 raise LayoutError(f"{folder}: {other.name} ({other.path.name}) and {name} ({file_name}) are one tensor")
     if (folder / INDEX_NAME).exists():
@@ -199,7 +209,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     listed = set(_weight_map(folder).items())
-    lying = {(tensor.name, tensor.path.name) for tensor in tensors.values()}
-    wrong = sorted(f"{name} ({file})" for name, file in listed ^ lying)
+    present = {(tensor.name, tensor.path.name) for tensor in tensors.values()}
+    wrong = sorted(f"{name} ({file})" for name, file in listed ^ present)
     if wrong:
         raise LayoutError(f"{folder / INDEX_NAME}: index and shards disagree about {named(wrong)}")
