@@ -12,8 +12,11 @@ from jina_v4_client import _model as client_facts
 from jina_v4_client.embed import cli as client_embed
 from jina_v4_client.embed import pages as client_pages
 from jina_v4_merge import prompts as merge_facts
+from jina_v4_merge import quantize as merge_quantize
+from jina_v4_merge import reference as merge_reference
 from jina_v4_serve import checkpoint as serve_checkpoint
 from jina_v4_serve import facts as serve_facts
+from jina_v4_serve.api import canary as serve_canary
 from jina_v4_serve.api import encoded as serve_encoded
 from jina_v4_serve.api import images as serve_images
 from jina_v4_serve.api import pdf_render as serve_pdf
@@ -61,6 +64,16 @@ def test_the_manifest_is_the_one_that_the_launcher_reads(folded: Callable[[str],
     for task in TASKS:
         found = serve_checkpoint.read_checkpoint(folded("bfloat16") / f"jina-embeddings-v4-{task}", task)
         assert (found.task, found.dtype, found.random_weights) == (task, "bfloat16", False)
+
+
+def test_quantized_matrices() -> None:
+    assert (
+        tuple(merge_quantize.KINDS) == tuple(serve_checkpoint.QUANTIZED_DTYPES) == tuple(serve_canary.QUANTIZED_BOUNDS)
+    )
+    said = {kind: merge_quantize.quantization_config(kind)["format"] for kind in merge_quantize.KINDS}
+    assert said == serve_checkpoint.FORMATS
+    assert merge_quantize.scale_name("weight") == f"weight{serve_checkpoint.SCALE}"
+    assert merge_reference._BOUNDS == serve_canary.BOUNDS | serve_canary.QUANTIZED_BOUNDS
 
 
 READERS = [client_images.read_base64, serve_encoded.read_base64]

@@ -105,7 +105,12 @@ def test_quantized_weights_may_be_farther_off_and_are_named_when_they_are_too_fa
         return lambda dense, multivector: (turned(dense, distance), multivector)
 
     assert failure(checkpoint, "bfloat16", turn(0.012)) is not None
+    assert failure(checkpoint, "bfloat16", turn(0.02), quantized=("int8",)) is None
+    assert "at most 3e-02 is allowed in float32+int8" in (
+        failure(checkpoint, "float32", turn(0.04), quantized=("int8",)) or ""
+    )
     assert failure(checkpoint, "bfloat16", turn(0.08), quantized=("fp8",)) is None
+    assert failure(checkpoint, "bfloat16", turn(0.08), quantized=("int8", "kv_fp8")) is None
     found = failure(checkpoint, "bfloat16", turn(0.33), quantized=("fp8", "kv_fp8")) or ""
     assert "at most 1e-01 is allowed in bfloat16+fp8+kv_fp8)" in found
     assert found.endswith("Or fp8, kv_fp8 is too coarse for this model: serve it without")

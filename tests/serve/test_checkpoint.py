@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TASKS
+from conftest import GOLDEN, TASKS
+from jina_v4_merge.fold import fold
 from jina_v4_serve.checkpoint import read_checkpoint
+from jina_v4_serve.doctor.checkpoints import check_alike, check_checkpoints
 from jina_v4_serve.errors import CheckpointError
+from jina_v4_serve.launch.revision import precision, revision
 from safetensors.torch import load_file, save_file
 
 TASK = "retrieval"
@@ -18,6 +21,7 @@ SHARD = "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 PROJECTOR = "multi_vector_projector.safetensors"
 LAYER = "model.layers.1.mlp.up_proj.weight"
+SCALE = f"{LAYER}_scale"
 
 
 @pytest.fixture
@@ -128,3 +132,80 @@ def test_no_value_of_a_weight_is_read(checkpoint: Path) -> None:
         file.truncate(8 + header)
         file.truncate(size)
     assert read_checkpoint(checkpoint, TASK).task == TASK
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Path:
+    """A checkpoint with int8 matrices, to be damaged."""
+    (made,) = fold(str(GOLDEN / "checkpoint"), tmp_path / "folded", [TASK], quantized="int8")
+    return made.folder
+
+
+def forget(path: Path, key: str) -> None:
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+
+
+SPOILT_INT8: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a manifest that does not say so": (
+        lambda c: forget(c / "manifest.json", "quantized"),
+        "_proj.weight is I8, the manifest says bfloat16",
+    ),
+    "a manifest of another kind": (
+        lambda c: replace(c / "manifest.json", '"quantized": "int8"', '"quantized": "fp8"'),
+        "_proj.weight is I8, the manifest says fp8",
+    ),
+    "a kind that is none": (
+        lambda c: replace(c / "manifest.json", '"quantized": "int8"', '"quantized": "int4"'),
+        "says quantized int4; it must be one of int8, fp8",
+    ),
+    "a config that does not say so": (
+        lambda c: forget(c / "config.json", "quantization_config"),
+        "has weights of format None, the manifest says int8",
+    ),
+    "a config of another kind": (
+        lambda c: replace(c / "config.json", "int-quantized", "float-quantized"),
+        "has weights of format float-quantized, the manifest says int8",
+    ),
+    "scales in half": (
+        lambda c: edit(c / SHARD, lambda tensors: tensors.update({SCALE: tensors[SCALE].half()})),
+        f"{SHARD}: {SCALE} is F16, the manifest says float32",
+    ),
+    "a matrix without its scales": (
+        lambda c: edit(c / SHARD, lambda tensors: tensors.pop(SCALE)),
+        f"{SHARD}: {LAYER} is I8, the manifest says bfloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT_INT8.values(), ids=SPOILT_INT8)
+def test_what_is_wrong_with_quantized_weights_is_named(
+    spoil: Callable[[Path], object], said: str, quantized: Path
+) -> None:
+    spoil(quantized)
+    resize(quantized)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        read_checkpoint(quantized, TASK)
+
+
+def test_a_plain_checkpoint_that_says_it_is_quantized_is_refused(checkpoint: Path) -> None:
+    edit_manifest = json.loads((checkpoint / "manifest.json").read_text()) | {"quantized": "int8"}
+    (checkpoint / "manifest.json").write_text(json.dumps(edit_manifest))
+    with pytest.raises(CheckpointError, match="the manifest says quantized int8, the weights do not"):
+        read_checkpoint(checkpoint, TASK)
+
+
+def test_the_doctor_and_the_vectors_tell_it_from_a_plain_one(quantized: Path, folded: Callable[[str], Path]) -> None:
+    found = [each.found for each in check_checkpoints([quantized], "auto", ())]
+    assert found[0].startswith(f"{TASK}: whole, bfloat16+int8, ")
+    plain = read_checkpoint(folded("bfloat16") / f"jina-embeddings-v4-{TASK}", TASK)
+    revisions = {
+        revision(each, precision({"dtype": "bfloat16"}, each.quantized), None)
+        for each in (plain, read_checkpoint(quantized, TASK))
+    }
+    assert len(revisions) == 2
+    assert [each.split("-")[1] for each in sorted(revisions, key=len)] == ["bfloat16", "bfloat16+int8"]
+    code = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
+    differing = check_alike([code, read_checkpoint(quantized, TASK)])
+    assert differing.found == f"precision differs: code bfloat16, {TASK} bfloat16+int8"

@@ -22,7 +22,7 @@ from jina_v4_serve.launch.checks import prepare
 from jina_v4_serve.launch.gpu import known_gpu, served_gpu
 from jina_v4_serve.launch.options import count_of, says_data_parallel, value_of
 from jina_v4_serve.launch.server import ServerSettings
-from jina_v4_serve.launch.sizing import Step, fit, kv_cache_bytes, needed_bytes, offered_bytes, step_of
+from jina_v4_serve.launch.sizing import Step, fit, held_bytes, kv_cache_bytes, needed_bytes, offered_bytes, step_of
 from servers import BIN, free_port
 from vllm.utils.argparse_utils import human_readable_int
 
@@ -41,6 +41,16 @@ def published(small: Path) -> Checkpoint:
     """A small checkpoint with the published model's numbers: 3.755 billion parameters, 36 layers of 2 heads of 128."""
     found = read_checkpoint(small, "retrieval")
     return replace(found, weight_bytes=2 * 3_754_885_248, kv_values=2 * 36 * 2 * 128)
+
+
+@pytest.fixture
+def published_int8(published: Checkpoint) -> Checkpoint:
+    """The same with its layers' matrices in int8: 36 x 77,070,336 values, and 36 x 28,672 scales of 4 bytes."""
+    quantized_bytes = 36 * (77_070_336 + 4 * 28_672)
+    plain_bytes = 2 * (3_754_885_248 - 36 * 77_070_336)
+    return replace(
+        published, quantized="int8", weight_bytes=plain_bytes + quantized_bytes, quantized_bytes=quantized_bytes
+    )
 
 
 def arguments_of(published: Checkpoint, *options: str, n_servers: int = 1) -> dict[str, str]:
@@ -80,6 +90,33 @@ def test_the_docs_have_what_the_launcher_does(
 ) -> None:
     found = row(name, published, tmp_path, monkeypatch)
     assert found in (ROOT / "docs/operations.md").read_text().splitlines(), found
+
+
+@pytest.mark.parametrize("name", ["L4, 24 GB", "A100, 40 GB", "A100, 80 GB", "H100, MIG 2g.20gb"])
+def test_the_docs_have_what_fits_quantized(
+    name: str, published_int8: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MACHINES[name].use(tmp_path, monkeypatch)
+    monkeypatch.setattr(sizing, "read_checkpoint", lambda *_: published_int8)
+    step, offered = step_of(known_gpu()), offered_bytes(known_gpu()) or 0
+    one = needed_bytes(published_int8, (), "bfloat16", step)
+    n_servers = min(3, offered // one)
+    found = f"| {name} | {one / 1e9:.1f} GB | {3 * one / 1e9:.1f} GB | {offered / 1e9:.1f} GB | {n_servers} |"
+    assert found in (ROOT / "docs/operations.md").read_text().splitlines(), found
+    assert fit(Path()).fits == (n_servers == 3)
+
+
+def test_the_docs_have_the_weights_and_the_memory_of_int8(published_int8: Checkpoint) -> None:
+    weights = {dtype: held_bytes(published_int8, (), dtype) for dtype in ("bfloat16", "float32")}
+    on_cpu = {dtype: needed_bytes(published_int8, (), dtype) for dtype in weights}
+    text = " ".join((ROOT / "docs/operations.md").read_text().split())
+    assert f"weights of {published_int8.weight_bytes / 1e9:.1f} GB" in text
+    kv = {dtype: kv_cache_bytes(published_int8, dtype) for dtype in weights}
+    assert weights["float32"] - kv["float32"] == 2 * (3_754_885_248 * 2 - 2 * 36 * 77_070_336) + (
+        published_int8.quantized_bytes
+    )
+    assert f"{on_cpu['bfloat16'] / 1e9:.1f} GB of a CPU's memory" in text
+    assert f"{on_cpu['float32'] / 1e9:.1f} GB where it computes in float32" in text
 
 
 def test_the_docs_have_no_other_machine() -> None:

@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.facts import PORTS
 from jina_v4_serve.launch.arguments import FIXED, api_processes, check_options
-from jina_v4_serve.launch.checks import environment
+from jina_v4_serve.launch.checks import banner, environment
 from jina_v4_serve.launch.revision import precision, revision
+from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes
 from servers import BIN, free_port
 
@@ -220,6 +221,25 @@ def test_a_revision_tells_what_is_quantized(
 ) -> None:
     merged = {"dtype": "bfloat16", "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
     assert precision({**merged, "mm_encoder_attn_dtype": vision}) == expected
+
+
+@pytest.mark.parametrize("quantization", [None, "compressed-tensors"], ids=["by the checkpoint", "by the option too"])
+def test_a_revision_tells_what_a_checkpoint_s_matrices_are(quantization: str | None) -> None:
+    merged = {"dtype": "float32", "quantization": quantization, "kv_cache_dtype": "fp8"}
+    assert precision(merged, "int8") == "float32+int8+kv_fp8"
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_cpu", "warned"), [("fp8", True, True), ("int8", True, False), ("fp8", False, False)]
+)
+def test_a_start_says_what_is_quantized_and_that_fp8_is_slow_on_a_cpu(
+    kind: str, on_cpu: bool, warned: bool, folded: Callable[[str], Path]
+) -> None:
+    plain = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
+    settings = ServerSettings("code", plain.folder, dtype="float16")
+    said = banner(settings, replace(plain, quantized=kind), on_cpu, None)
+    assert f"task code, float16+{kind}, from " in said
+    assert ("fold with --quantize int8" in said) == warned
 
 
 def test_a_server_takes_its_weights_and_its_keys_and_values(folded: Callable[[str], Path]) -> None:

@@ -7,7 +7,7 @@ hashed (7.5 GB would take longer than the start): that is what `jina-v4-merge ve
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ PROJECTOR = "multi_vector_projector.safetensors"
 BASE = "base"
 # As safetensors files call a dtype, and its bytes a value.
 STORED_DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
+# What the language model's matrices may be instead, and what config.json then calls their format.
+QUANTIZED_DTYPES = {"int8": ("I8", 1), "fp8": ("F8_E4M3", 1)}
+FORMATS = {"int8": "int-quantized", "fp8": "float-quantized"}
+SCALE = "_scale"  # at the end of the name of a matrix's scales, which are float32
+_ITEM_BYTES = dict([*STORED_DTYPES.values(), *QUANTIZED_DTYPES.values()])
 # Some loader would read a file with such a name as weights.
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 
@@ -33,7 +38,9 @@ class Checkpoint:
 
     Attributes:
         digest: of the files that the manifest lists: the same for equal files, whoever folded them and when.
-        weight_bytes: of all shards, in the dtype that is stored.
+        quantized: what the language model's matrices are, `int8` or `fp8`; None where they have the dtype of the rest.
+        weight_bytes: of all shards, as they are stored.
+        quantized_bytes: of these, what no other dtype changes: quantized matrices and their scales.
         n_layers: of the language model.
         kv_values: keys and values that attention keeps of one token, in all layers.
     """
@@ -49,6 +56,13 @@ class Checkpoint:
     n_layers: int
     kv_values: int
     random_weights: bool
+    quantized: str | None = None
+    quantized_bytes: int = 0
+
+    @property
+    def precision(self) -> str:
+        """What the weights are: their dtype, and what the matrices are instead, as in bfloat16+int8."""
+        return self.dtype if self.quantized is None else f"{self.dtype}+{self.quantized}"
 
     @property
     def max_model_len(self) -> int:
@@ -76,10 +90,11 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
         CheckpointError: it is missing, incomplete, of another task, or not a merged checkpoint at all.
     """
     manifest = read_manifest(folder, task)
-    dtype, files = manifest["dtype"], manifest["files"]
-    weight_bytes = _check_weights(folder, dtype, files)
+    dtype, quantized, files = manifest["dtype"], manifest.get("quantized"), manifest["files"]
+    weight_bytes, quantized_bytes = _check_weights(folder, dtype, quantized, files)
     check_canary(folder)
     config = read_json(folder / "config.json")
+    _check_format(folder, quantized, config.get("quantization_config"))
     text_config = config.get("text_config", config)
     min_pixels, max_pixels = read_pixels(folder)
     return Checkpoint(
@@ -94,6 +109,8 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
         n_layers=int(text_config["num_hidden_layers"]),
         kv_values=_kv_values(text_config),
         random_weights="standin" in manifest.get("sources", {}).get("base", {}),
+        quantized=quantized,
+        quantized_bytes=quantized_bytes,
     )
 
 
@@ -127,17 +144,20 @@ def read_manifest(folder: Path, task: str) -> dict[str, Any]:
     return manifest
 
 
-def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
+def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Collection[str]) -> tuple[int, int]:
     """Compare the headers of the weight files with the index, and refuse weight files that the manifest does not list.
 
     Returns:
-        The bytes of all shards.
+        The bytes of all shards, and of the quantized matrices and their scales.
 
     Raises:
         CheckpointError: naming the file and the tensor.
     """
     if dtype not in STORED_DTYPES:
         raise CheckpointError(f"{folder / MANIFEST} says dtype {dtype}; it must be one of {', '.join(STORED_DTYPES)}")
+    if quantized not in (None, *QUANTIZED_DTYPES):
+        one_of = ", ".join(QUANTIZED_DTYPES)
+        raise CheckpointError(f"{folder / MANIFEST} says quantized {quantized}; it must be one of {one_of}")
     for path in sorted(folder.iterdir()):
         if path.name.endswith(WEIGHTS) and path.name not in files and not path.name.startswith("."):
             raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: remove it")
@@ -149,23 +169,58 @@ def _check_weights(folder: Path, dtype: str, files: Collection[str]) -> int:
         raise CheckpointError(f"{folder / INDEX} is no index of weights: {error!r}. Fold it again") from error
     shards = {file for _, file in indexed}
     stored: set[tuple[str, str]] = set()
-    n_bytes = 0
+    n_bytes = quantized_bytes = 0
     for file in sorted(name for name in files if name.endswith(".safetensors")):
-        shapes = read_shapes(folder / file, dtype)
+        tensors = _read_tensors(folder / file)
+        of_matrices = {name for scale in tensors if scale.endswith(SCALE) for name in (scale, scale[: -len(SCALE)])}
+        for name, tensor in tensors.items():
+            expected = dtype
+            if quantized is not None and name in of_matrices:
+                expected = "float32" if name.endswith(SCALE) else quantized
+                quantized_bytes += tensor.n_bytes
+            tensor.check(folder / file, name, expected)
         if file in shards:
-            stored |= {(name, file) for name in shapes}
-            n_bytes += tensor_bytes(shapes, dtype)
+            stored |= {(name, file) for name in tensors}
+            n_bytes += sum(tensor.n_bytes for tensor in tensors.values())
     if odd := sorted(indexed ^ stored):
         name, file = odd[0]
         raise CheckpointError(f"{folder / INDEX} and {file} disagree about {name}. Fold it again")
     if n_bytes != total_size:
         raise CheckpointError(f"{folder / INDEX} says {total_size} bytes, the shards hold {n_bytes}. Fold it again")
-    return total_size
+    if (quantized is None) != (quantized_bytes == 0):
+        raise CheckpointError(f"{folder}: the manifest says quantized {quantized}, the weights do not. Fold it again")
+    return total_size, quantized_bytes
 
 
-def tensor_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
-    """Return the bytes of tensors of one dtype, by their shapes."""
-    return sum(map(math.prod, shapes.values())) * STORED_DTYPES[dtype][1]
+def _check_format(folder: Path, quantized: str | None, config: Any) -> None:
+    """Compare what the manifest and config.json say of quantized matrices: vLLM reads the latter.
+
+    Raises:
+        CheckpointError: they disagree.
+    """
+    found = config.get("format") if isinstance(config, Mapping) else config
+    if found != (FORMATS[quantized] if quantized else None):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has weights of format {found}, the manifest says {quantized or 'not quantized'}."
+            " Fold it again"
+        )
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor in a header: its dtype as the file calls it, and its shape."""
+
+    code: str
+    shape: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * _ITEM_BYTES[self.code]
+
+    def check(self, path: Path, name: str, dtype: str) -> None:
+        code, _ = (STORED_DTYPES | QUANTIZED_DTYPES)[dtype]
+        if self.code != code:
+            raise CheckpointError(f"{path}: {name} is {self.code}, the manifest says {dtype}. Fold it again")
 
 
 def read_shapes(path: Path, dtype: str) -> dict[str, tuple[int, ...]]:
@@ -174,8 +229,19 @@ def read_shapes(path: Path, dtype: str) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: it is broken, or a tensor is not of the dtype.
     """
-    code, item_bytes = STORED_DTYPES[dtype]
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors = _read_tensors(path)
+    for name, tensor in tensors.items():
+        tensor.check(path, name, dtype)
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, _Tensor]:
+    """Read the header of a safetensors file.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    tensors: dict[str, _Tensor] = {}
     try:
         with path.open("rb") as file:
             n_header = int.from_bytes(file.read(8), "little")
@@ -184,16 +250,15 @@ def read_shapes(path: Path, dtype: str) -> dict[str, tuple[int, ...]]:
         header.pop("__metadata__", None)
         for name, entry in header.items():
             start, stop = entry["data_offsets"]
-            if entry["dtype"] != code:
-                raise CheckpointError(f"{path}: {name} is {entry['dtype']}, the manifest says {dtype}. Fold it again")
-            if stop - start != math.prod(entry["shape"]) * item_bytes:
+            tensor = _Tensor(entry["dtype"], tuple(entry["shape"]))
+            if stop - start != tensor.n_bytes:
                 raise ValueError(f"{name} has {stop - start} bytes")
-            shapes[name] = tuple(entry["shape"])
-        if tensor_bytes(shapes, dtype) != size:
-            raise ValueError(f"{tensor_bytes(shapes, dtype)} bytes of tensors")
+            tensors[name] = tensor
+        if (n_bytes := sum(tensor.n_bytes for tensor in tensors.values())) != size:
+            raise ValueError(f"{n_bytes} bytes of tensors")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is broken: {error!r}. Fold it again") from error
-    return shapes
+    return tensors
 
 
 def check_canary(folder: Path) -> None:
@@ -251,6 +316,12 @@ def read_prompts(folder: Path) -> Prompts:
     except (KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} has no prompts ({error!r}). Fold it again") from error
     return Prompts(prefixes, image)
+
+
+def read_quantized(folder: Path) -> str | None:
+    """Read from the manifest what the language model's matrices are; None where they have the dtype of the rest."""
+    quantized: str | None = read_json(folder / MANIFEST).get("quantized")
+    return quantized
 
 
 def _kv_values(config: dict[str, Any]) -> int:

@@ -28,7 +28,7 @@ def check_checkpoints(folders: Sequence[Path], dtype: str, gpus: Sequence[Gpu]) 
             continue
         found.append(checkpoint)
         size = gib(checkpoint.weight_bytes)
-        yield Finding("ok", "checkpoint", f"{checkpoint.task}: whole, {checkpoint.dtype}, {size}, {folder}")
+        yield Finding("ok", "checkpoint", f"{checkpoint.task}: whole, {checkpoint.precision}, {size}, {folder}")
         if not adapters:
             yield check_canary(checkpoint.task, folder)
         for task, adapter in adapters.items():
@@ -91,7 +91,7 @@ def check_weights(checkpoints: Sequence[Checkpoint]) -> Finding:
 
 def check_alike(checkpoints: Sequence[Checkpoint]) -> Finding:
     """See whether the tasks' checkpoints were folded in one way."""
-    for name in ("dtype", "max_pixels", "random_weights"):
+    for name in ("precision", "max_pixels", "random_weights"):
         values = {checkpoint.task: getattr(checkpoint, name) for checkpoint in checkpoints}
         if len(set(values.values())) > 1:
             differ = ", ".join(f"{task} {value}" for task, value in values.items())
@@ -146,7 +146,7 @@ def check_gpu_memory(checkpoints: Sequence[Checkpoint], dtype: str, gpus: Sequen
     held, needed = sum(sums[: len(checkpoints)]), sum(sums[len(checkpoints) :])
     servers = "one server" if len(checkpoints) == 1 else f"{len(checkpoints)} servers"
     found = f"{gib(needed)} for {servers} in {chosen}, {gib(needed - held)} of it to work"
-    advice = "fewer tasks a GPU, or --one-base, or a larger one: docs/operations.md#sizing"
+    advice = "fewer tasks a GPU, or --one-base, or fold --quantize, or a larger one: docs/operations.md#sizing"
     if offered is None:
         return Finding("warn", "need", f"{found}; nothing tells how much memory the GPU has", "see that it has so much")
     found = f"{found}; usable: {gib(offered)}"

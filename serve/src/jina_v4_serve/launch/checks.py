@@ -111,8 +111,9 @@ def environment(tasks: Sequence[str]) -> dict[str, str]:
 def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: Gpu | None) -> str:
     """Return the lines that say what is about to be served, and where."""
     dtype = served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu)
+    computed_in = replace(checkpoint, dtype=dtype).precision
     lines = [
-        f"{MODEL}, task {settings.task}, {dtype}, from {checkpoint.folder}"
+        f"{MODEL}, task {settings.task}, {computed_in}, from {checkpoint.folder}"
         if settings.task != BASE
         else f"{MODEL}, one base for {', '.join(settings.tasks)}, {dtype}, from {checkpoint.folder.parent}",
         f"starting vLLM; it will answer on http://{settings.host}:{settings.port}/v1 within a minute or two",
@@ -123,6 +124,8 @@ def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: 
         lines.insert(1, f"{found}: {tokens:,} tokens are computed a step (docs/operations.md)")
     if settings.dtype == "auto" and dtype != checkpoint.dtype:
         lines.insert(1, f"this processor is faster in {dtype} than in the checkpoint's {checkpoint.dtype} (--dtype)")
+    if on_cpu and checkpoint.quantized == "fp8":
+        lines.insert(1, "a CPU computes fp8 more slowly than int8 and float32: fold with --quantize int8 for it")
     if checkpoint.random_weights:
         lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")
     return "\n".join(lines)

@@ -23,19 +23,26 @@ def revision(checkpoint: Checkpoint, precision: str, max_pixels: int | None, ada
     return f"{digest[:16]}-{precision}-{max_pixels or checkpoint.max_pixels}"
 
 
-def precision(merged: Mapping[str, Any]) -> str:
-    """Return what vLLM computes in: the dtype, and what is quantized, as in bfloat16+fp8+kv_fp8.
+def precision(merged: Mapping[str, Any], quantized: str | None = None) -> str:
+    """Return what vLLM computes in: the dtype, and what is quantized, as in bfloat16+int8+kv_fp8.
 
     Args:
         merged: vLLM's settings from our arguments and the user's options.
+        quantized: what the checkpoint's matrices are.
     """
-    return "+".join([merged["dtype"], *quantized_parts(merged)])
+    return "+".join([merged["dtype"], *quantized_parts(merged, quantized)])
 
 
-def quantized_parts(merged: Mapping[str, Any]) -> list[str]:
-    """Return what has another type than the rest, each in its own words: weights, keys and values, the vision tower."""
+def quantized_parts(merged: Mapping[str, Any], quantized: str | None = None) -> list[str]:
+    """Return what has another type than the rest, each in its own words: weights, keys and values, the vision tower.
+
+    Args:
+        merged: as of `precision`.
+        quantized: what the checkpoint's matrices are. vLLM has one word for all that is read from a checkpoint.
+    """
+    values = {**merged, "quantization": quantized or merged.get("quantization")}
     return [
         f"{part}{value}"
         for part, name in QUANTIZED.items()
-        if (value := merged.get(name)) not in (None, "auto", merged["dtype"])
+        if (value := values.get(name)) not in (None, "auto", merged["dtype"])
     ]

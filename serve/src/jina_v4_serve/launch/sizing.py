@@ -102,7 +102,8 @@ def held_bytes(checkpoint: Checkpoint, adapters: Iterable[Adapter], dtype: str, 
     """
     _, stored_bytes = STORED_DTYPES[checkpoint.dtype]
     _, value_bytes = STORED_DTYPES[dtype]
-    weight_bytes = checkpoint.weight_bytes * value_bytes // stored_bytes
+    plain_bytes = (checkpoint.weight_bytes - checkpoint.quantized_bytes) * value_bytes // stored_bytes
+    weight_bytes = plain_bytes + checkpoint.quantized_bytes
     return weight_bytes + sum(each.weight_bytes for each in adapters) + kv_cache_bytes(checkpoint, dtype, step)
 
 
@@ -141,7 +142,7 @@ def memory_share(gpu: Gpu | None, held: int, options: Sequence[str] = ()) -> flo
     if held > gpu.total_bytes:
         raise OptionError(
             f"weights, keys and values take {held / GIB:.1f} GiB, {gpu.name} has {gpu.total_bytes / GIB:.1f} GiB:"
-            " take a larger one, or -- --quantization fp8, or -- --tensor-parallel-size over several"
+            " take a larger one, or fold with --quantize int8, or -- --tensor-parallel-size over several"
         )
     return math.ceil(1000 * held / gpu.total_bytes) / 1000
 

@@ -24,7 +24,7 @@ from jina_v4_serve.api.prompts import Prompt, PromptMaker
 from jina_v4_serve.api.request import Limits
 from jina_v4_serve.api.routes import attach_routes
 from jina_v4_serve.api.service import Service
-from jina_v4_serve.checkpoint import read_pixels, read_prompts
+from jina_v4_serve.checkpoint import read_pixels, read_prompts, read_quantized
 from jina_v4_serve.facts import model_name
 from jina_v4_serve.launch.revision import quantized_parts
 from jina_v4_serve.phases import reached
@@ -90,7 +90,8 @@ class JinaEndpoints:
         )
         dtype = str(model.dtype).removeprefix("torch.")
         coarse = {"dtype": dtype, "quantization": model.quantization, "kv_cache_dtype": cache.cache_dtype}
-        await self._check_vectors(service, folders, dtype, quantized_parts(coarse))
+        parts = quantized_parts(coarse, read_quantized(Path(model.model)))
+        await self._check_vectors(service, folders, dtype, parts)
         metrics.prepare(served.tasks, served.revisions)
         metric_files.reserve()
         await service.liveness.start(service.embed_probe, capacity.step_tokens, settings.hung_after_s)

@@ -76,7 +76,8 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     checkpoint = read_checkpoint(Path(merged.model_tag), BASE if len(tasks) > 1 else tasks[0])
     adapters = read_adapters(checkpoint)
     max_pixels = (merged.mm_processor_kwargs or {}).get("max_pixels")
-    revisions = [revision(checkpoint, precision(vars(merged)), max_pixels, adapters.get(task)) for task in tasks]
+    computed_in = precision(vars(merged), checkpoint.quantized)
+    revisions = [revision(checkpoint, computed_in, max_pixels, adapters.get(task)) for task in tasks]
     os.environ |= served_environment(tasks, revisions)
     if find_vllm():
         os.environ |= cpu.allocator()
