@@ -37,11 +37,12 @@ TASKS := retrieval text-matching code
 BASE ?= jinaai/jina-embeddings-v4
 # Merged checkpoints lie in a folder named after their base, so that one base's are never taken for another's.
 CHECKPOINTS ?= checkpoints
-MERGED = $(CHECKPOINTS)/$(subst /,--,$(BASE))
+# Quantized ones (QUANTIZE=int8 or fp8) lie in a folder of their own kind; a base's name has no slash here.
+MERGED = $(CHECKPOINTS)/$(addsuffix /,$(QUANTIZE))$(subst /,--,$(BASE))
 MISSING = $(strip $(foreach task,$(or $(TASK),$(TASKS)),$(if $(wildcard $(MERGED)/jina-embeddings-v4-$(task)),,--task $(task))))
 STANDIN = $(CHECKPOINTS)/standin-base
 # The base once, and an adapter a task: what `serve` takes where three merged checkpoints do not fit the memory.
-EXPORTED = $(MERGED)-one-base
+EXPORTED = $(CHECKPOINTS)/$(subst /,--,$(BASE))-one-base
 
 .PHONY: install
 install: $(INSTALLED) ## make .venv: vLLM for this machine, the three projects, the test tools
@@ -92,10 +93,10 @@ demo: $(INSTALLED) ## fold, serve and embed once, on random weights (BASE= for r
 	@$(BIN)/python examples/demo.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --started $(STARTED)
 
 .PHONY: merge
-merge: $(INSTALLED) ## fold BASE into checkpoints/ (TASK= for one task, all three otherwise)
+merge: $(INSTALLED) ## fold BASE into checkpoints/ (TASK= for one task, QUANTIZE=int8 or fp8 for half the weights)
 	@if [ '$(BASE)' = standin ] && [ ! -e $(STANDIN) ]; then $(BIN)/jina-v4-merge standin $(STANDIN); fi
 	@if [ -n '$(MISSING)' ]; then \
-	  $(BIN)/jina-v4-merge fold --base $(if $(filter standin,$(BASE)),$(STANDIN),$(BASE)) --out $(MERGED) $(MISSING); \
+	  $(BIN)/jina-v4-merge fold --base $(if $(filter standin,$(BASE)),$(STANDIN),$(BASE)) --out $(MERGED) $(MISSING) $(addprefix --quantize ,$(QUANTIZE)); \
 	else echo '$(MERGED) holds the merged checkpoints already'; fi
 
 .PHONY: verify

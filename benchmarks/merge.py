@@ -1,6 +1,7 @@
 """What folding all three tasks costs at full size, beside a plain copy of the same bytes and beside PEFT.
 
-- `fold` is `jina-v4-merge fold` for three tasks; with `--gguf` it is `export-gguf` of one task, in two dtypes.
+- `fold` is `jina-v4-merge fold` for three tasks. With `--gguf` it is `export-gguf` of one task, in two dtypes, and with
+  `--quantize` `fold` of one task: as it is, to int8 and to fp8.
 - `copy` reads what was written and writes it once more, each file through to the disk, hard links once: what the bytes
   cost. `copy, pages let go` does so as `fold` writes, keeping the files out of the page cache: what they can cost.
 - `PEFT` is its usual way for one task, times three: load the base in bfloat16 with transformers, put the adapter on it,
@@ -35,6 +36,7 @@ BIN = Path(sys.executable).parent
 TASK = "retrieval"
 N_TASKS = 3
 GGUF_DTYPES = ("f16", "q8_0")
+QUANTIZED = ("int8", "fp8")
 WINDOW_BYTES = 64 << 20
 PACKAGES = ("torch", "safetensors", "transformers", "peft", "jina-v4-merge")
 
@@ -128,16 +130,20 @@ def available_gb() -> float:
     return int(found[1]) * 1024 / 1e9 if found else 0.0
 
 
-def products(base: Path, out: Path, gguf: bool) -> dict[str, tuple[int, list[str]]]:
+def products(base: Path, out: Path, kind: str) -> dict[str, tuple[int, list[str]]]:
     """Return the ways to be measured: for how many tasks each is, and its command."""
     program = str(BIN / "jina-v4-merge")
-    if not gguf:
-        return {"fold": (N_TASKS, [program, "fold", "--base", str(base), "--out", str(out)])}
+    fold = [program, "fold", "--base", str(base), "--out", str(out)]
+    if kind == "fold":
+        return {"fold": (N_TASKS, fold)}
+    if kind == "quantize":
+        one = [*fold, "--task", TASK]
+        return {"fold": (1, one)} | {f"fold to {to}": (1, [*one, "--quantize", to]) for to in QUANTIZED}
     export = [program, "export-gguf", "--base", str(base), "--task", TASK]
     return {f"GGUF {dtype}": (1, [*export, "--dtype", dtype, str(out)]) for dtype in GGUF_DTYPES}
 
 
-def compare(base: Path, work: Path, rounds: int, with_peft: bool, gguf: bool) -> list[dict[str, Any]]:
+def compare(base: Path, work: Path, rounds: int, with_peft: bool, kind: str) -> list[dict[str, Any]]:
     """Measure all ways; in each round a product and its copies follow one another."""
     itself = [sys.executable, str(Path(__file__)), "--base", str(base), "--work", str(work), "--part"]
     out, copied, merged = work / "folded", work / "copied", work / "peft"
@@ -148,9 +154,9 @@ def compare(base: Path, work: Path, rounds: int, with_peft: bool, gguf: bool) ->
         print(f"{way:>30}: {cost['wall_s']:.1f} s", file=sys.stderr)
 
     for _ in range(rounds):
-        for product, (n_tasks, command) in products(base, out, gguf).items():
+        for product, (n_tasks, command) in products(base, out, kind).items():
             note(product, n_tasks, measure(command, files_in(base)))
-            of = f" of {product}" if gguf else ""
+            of = "" if kind == "fold" else f" of {product}"
             for way, part in ((f"copy{of}", "copy"), (f"copy{of}, pages let go", "copy-let-go")):
                 note(way, n_tasks, measure([*itself, part], files_in(out)))
                 shutil.rmtree(copied)
@@ -181,10 +187,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="measurements of fold and copies")
     parser.add_argument("--without-peft", action="store_true", help="needs little memory then")
     parser.add_argument("--gguf", action="store_true", help="exports for llama.cpp in place of folds; without PEFT")
+    parser.add_argument("--quantize", action="store_true", help="one task as it is, to int8 and to fp8; without PEFT")
     parser.add_argument("--part", choices=("copy", "copy-let-go", "peft"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     base, work = options.base, options.work
-    with_peft = not (options.without_peft or options.gguf)
+    kind = "gguf" if options.gguf else "quantize" if options.quantize else "fold"
+    with_peft = kind == "fold" and not options.without_peft
     if options.part == "peft":
         merge_with_peft(base, work / "adapter", work / "peft")
     elif options.part:
@@ -201,23 +209,23 @@ def main() -> None:
         )
     work.mkdir(parents=True)
     try:
-        results = compare(base, work, options.rounds, with_peft, options.gguf)
+        results = compare(base, work, options.rounds, with_peft, kind)
     finally:
         shutil.rmtree(work)
     show(results)
     ways = dict.fromkeys(result["way"] for result in results)
     wall_s = {way: statistics.median(r["wall_s"] for r in results if r["way"] == way) for way in ways}
     for product in [way for way in ways if way.split()[0] in ("fold", "GGUF")]:
-        of = f" of {product}" if options.gguf else ""
+        of = "" if kind == "fold" else f" of {product}"
         ratio = wall_s[product] / wall_s[f"copy{of}"]
         memory = max(r["peak_rss_mib"] for r in results if r["way"] == product)
-        asked = "" if options.gguf else f", asked <= 1.3: {'held' if ratio <= 1.3 else 'NOT held'}"
+        asked = "" if kind != "fold" else f", asked <= 1.3: {'held' if ratio <= 1.3 else 'NOT held'}"
         print(f"{product} / copy: {ratio:.2f}{asked}")
         print(f"{product} / copy, pages let go: {wall_s[product] / wall_s[f'copy{of}, pages let go']:.2f}")
         print(f"peak RSS of {product}: {memory:.0f} MiB, asked <= 1536: {'held' if memory <= 1536 else 'NOT held'}")
     if "PEFT" in wall_s:
         print(f"PEFT, one task times {N_TASKS} / fold: {N_TASKS * wall_s['PEFT'] / wall_s['fold']:.1f}")
-    benchmark = "merge-gguf" if options.gguf else "merge"
+    benchmark = "merge" if kind == "fold" else f"merge-{kind}"
     print(json.dumps({"benchmark": benchmark, **about, "base_gb": base_gb, "results": results}))
 
 
