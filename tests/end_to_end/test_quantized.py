@@ -24,7 +24,8 @@ def test_int8_is_near_the_published_vectors(golden: Golden, tmp_path: Path, figu
     (checkpoint,) = verify([made.folder])
     make_canary(checkpoint)
     log = tmp_path / "log"
-    with engine_server(TASK, made.folder, log, dtype="float32") as server:
+    # --verbose has vLLM's log on the screen, which is read below.
+    with engine_server(TASK, made.folder, log, dtype="float32", own=["--verbose"], JINA_V4_LOG="plain") as server:
         server.wait_ready()
         with EmbeddingsClient(base_url=server.base_url) as client:
             found: dict[str, np.ndarray] = {}
