@@ -265,7 +265,8 @@ test-all: $(TESTS_NEED) $(STORES_INSTALLED) | $(PROMETHEUS) $(CHROMIUM) ## prove
 
 .PHONY: test-fast
 test-fast: $(TESTS_NEED) ## the quick ones without vLLM, for one's own work
-	$(PYTEST) -m 'not proof and not long and not slow' --ignore tests/end_to_end
+	$(PYTEST) -m 'not proof and not long and not slow' --ignore tests/end_to_end \
+	  $$(grep -rlE --include='test_*.py' '^pytestmark = .*mark.(proof|long|slow)' tests | sed 's/^/--ignore=/')
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) $(STORES_INSTALLED) ## prove what CI has no time for: killed replicas of Ray, two workers, recall of stores: 14 minutes

@@ -20,6 +20,8 @@ from jina_v4_client import (
     WrongServerError,
 )
 
+pytestmark = pytest.mark.proof
+
 TEXTS = [f"text number {n}" for n in range(30)]
 Fault = Callable[[Any, Any], Any]  # gets the server and the right answer
 

@@ -15,7 +15,6 @@ from jina_v4_client import ArgumentError, scoring
 from jina_v4_client._model import MAX_PIXELS, count_image_tokens
 from jina_v4_client.scoring import Hit, cosine, image_grid, maxsim, rank, similarity, similarity_map
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 RANDOM = np.random.default_rng(11)
 IN_ANY_ORDER = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -208,6 +207,8 @@ def test_a_bad_row_is_named_in_blocks_of_any_size(small_blocks: Callable[[int, i
 
 @pytest.mark.parametrize("max_pixels", [MAX_PIXELS, 50176, 12_845_056])
 def test_the_grid_is_that_of_the_image_processor(max_pixels: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize  # here: it takes seconds
+
     sides = [1, 13, 14, 28, 42, 70, 71, 99, 500, 777, 1000, 1654, 2339, 4000]
     for width, height in itertools.product(sides, sides):
         if max(width, height) > 200 * min(width, height):

@@ -287,6 +287,7 @@ def test_the_stored_weights_are_near_the_published_vectors_and_far_from_another_
     assert to_another > 3 * QUANTIZED_BOUNDS[kind]
 
 
+@pytest.mark.proof
 def test_the_command_folds_and_verifies_it(out: Path, run: Callable[..., Any]) -> None:
     done = run("fold", "--base", BASE, "--out", out, "--task", TASK, "--quantize", "int8", "--dtype", "float16")
     assert (done.returncode, done.stderr) == (0, "")

@@ -23,6 +23,8 @@ from jina_v4_serve.gateway.run import running
 from servers import BIN, PATIENCE_S, free_port
 from upstreams import Upstream, listening
 
+pytestmark = pytest.mark.proof
+
 URL = "/v1/embeddings"
 JSON = {"Content-Type": "application/json"}
 MODEL = "jina-embeddings-v4"

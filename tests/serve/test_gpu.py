@@ -24,7 +24,6 @@ from jina_v4_serve.launch.options import count_of, says_data_parallel, value_of
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import Step, fit, held_bytes, kv_cache_bytes, needed_bytes, offered_bytes, step_of
 from servers import BIN, free_port
-from vllm.utils.argparse_utils import human_readable_int
 
 ROOT = Path(__file__).parents[2]
 UNIFIED_BYTES = 119 * 2**30
@@ -258,6 +257,8 @@ def test_an_option_is_read_however_it_is_written() -> None:
 
 @pytest.mark.parametrize("value", ["8192", "16k", "16K", "1.5k", "25.6k", "2M", " 4k ", "1g"])
 def test_a_count_is_read_as_vllm_reads_it(value: str) -> None:
+    from vllm.utils.argparse_utils import human_readable_int  # here: it takes seconds
+
     assert count_of((f"--a-b={value}",), "--a-b") == human_readable_int(value)
 
 
