@@ -32,9 +32,10 @@ PROGRAM = """
 
     folder, (port, *ports), tasks = Path(sys.argv[1]), map(int, sys.argv[2].split(",")), sys.argv[3:]
     starting, servers, urls = asyncio.Lock(), {}, {}
+    for described in tasks:
+        (folder / described.split(":")[0]).mkdir()
     for own, described in zip(ports, tasks, strict=True):
         task, *traits = described.split(":")
-        (folder / task).mkdir()
         urls[task] = f"http://127.0.0.1:{own}"
         command = [sys.executable, FAKE, str(own), str(folder / task), *traits]
         policy = Policy(max_restarts=1, first_pause_s=0.1)
@@ -46,10 +47,11 @@ PROGRAM = """
 class Running:
     """The program above as a process; `port` is the gateway's."""
 
-    def __init__(self, folder: Path, *tasks: str) -> None:
+    def __init__(self, folder: Path, *tasks: str, together: bool = False) -> None:
         self.folder = folder
         self.port, *ports = (free_port() for _ in range(1 + len(tasks)))
         program = textwrap.dedent(PROGRAM).replace("FAKE", repr(str(FAKE)))
+        program = program.replace("asyncio.Lock()", "None") if together else program
         command = [sys.executable, "-c", program, str(folder), ",".join(map(str, [self.port, *ports])), *tasks]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
@@ -85,8 +87,8 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start the program with servers for these tasks; the test's end is its end too, also where the test fails."""
     programs: list[Running] = []
 
-    def start(*tasks: str) -> Running:
-        programs.append(Running(tmp_path, *tasks))
+    def start(*tasks: str, together: bool = False) -> Running:
+        programs.append(Running(tmp_path, *tasks, together=together))
         return programs[-1]
 
     yield start
@@ -121,6 +123,20 @@ def test_servers_start_one_after_the_other_then_the_gateway_and_all_end_together
     assert example.startswith(f"try: curl http://127.0.0.1:{running.port}/v1/embeddings ")
     assert not any(lives(pid) for _, pid in starts)
     assert all((tmp_path / task / f"signal-{int(signal.SIGTERM)}").exists() for task in TASKS)
+
+
+def test_without_a_lock_all_servers_start_together(run: Callable[..., Running]) -> None:
+    running = run("retrieval:waits", "text-matching:waits", "code:waits", together=True)
+    running.wait_for(dict.fromkeys(TASKS, "ready"))
+    running.process.send_signal(signal.SIGTERM)
+    running.end()
+    assert running.process.returncode == 0
+
+
+def test_one_that_fails_ends_those_that_start_with_it(run: Callable[..., Running]) -> None:
+    running = run("retrieval:slow", "code:broken", together=True)
+    assert "error: the code server did not start; the others are ended" in running.end()
+    assert running.process.returncode == 3
 
 
 def test_ctrl_c_is_130(run: Callable[..., Running]) -> None:

@@ -84,9 +84,14 @@ def test_all_of_the_log_is_json_on_the_screen_where_asked(
     wire_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
-    with engine_server(TASK, wire_checkpoint, tmp_path / "screen", JINA_V4_LOG="json") as server:
+    cache = tmp_path / "cache"
+    with engine_server(
+        TASK, wire_checkpoint, tmp_path / "screen", JINA_V4_LOG="json", VLLM_CACHE_ROOT=str(cache)
+    ) as server:
         server.wait_ready()
         lines = screen_once_it_says(server, "try: ")
+        # What vLLM keeps where it started itself once more to look at the model class: 8 s of a start.
+        assert list(cache.glob("modelinfos/*")) == []
         assert any("Application startup complete" in line for line in lines)
         assert any("weights loaded" in line for line in lines)
         assert any(line.startswith(f"ready on {server.base_url}/v1 after ") for line in lines)
