@@ -1,6 +1,8 @@
 """The three programs never import one another; the facts that more than one of them needs are held equal here."""
 
 import json
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -14,6 +16,7 @@ from jina_v4_client.embed import pages as client_pages
 from jina_v4_merge import prompts as merge_facts
 from jina_v4_merge import quantize as merge_quantize
 from jina_v4_merge import reference as merge_reference
+from jina_v4_serve import __version__ as serve_version
 from jina_v4_serve import checkpoint as serve_checkpoint
 from jina_v4_serve import facts as serve_facts
 from jina_v4_serve.api import canary as serve_canary
@@ -23,6 +26,15 @@ from jina_v4_serve.api import pdf_render as serve_pdf
 from jina_v4_serve.api.forms import parts as serve_parts
 from jina_v4_serve.settings import Settings
 from typer.main import get_command
+
+PROJECTS = ("client", "merge", "serve")
+
+
+def test_the_version() -> None:
+    root = Path(__file__).parents[1]
+    projects = {tomllib.loads((root / name / "pyproject.toml").read_text())["project"]["version"] for name in PROJECTS}
+    (newest, *_) = re.findall(r"^## (\S+)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert projects == {newest, serve_version}
 
 
 def test_tasks() -> None:

@@ -55,5 +55,5 @@ def __getattr__(name: str) -> type:
     if name not in _OLD_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     new = _OLD_NAMES[name].__name__
-    warnings.warn(f"{name} is now called {new}; the old name ends with version 0.2", DeprecationWarning, stacklevel=2)
+    warnings.warn(f"{name} is now called {new}; version 0.3 removes the old name", DeprecationWarning, stacklevel=2)
     return _OLD_NAMES[name]

@@ -3,4 +3,4 @@
 Nothing heavy is imported here: vLLM loads this package in every one of its processes to find the plugin.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
