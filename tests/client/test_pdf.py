@@ -1,13 +1,21 @@
 """encode_pdf against a played server: which requests it sends, and which replies it refuses."""
 
 import base64
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from jina_v4_client import ArgumentError, BadReplyError, EmbeddingsClient, ServerRefusedError
+from jina_v4_client import (
+    ArgumentError,
+    BadReplyError,
+    EmbeddingsClient,
+    ServerRefusedError,
+    ServerTimeoutError,
+    WrongServerError,
+)
 
 FILES = {b"%PDF three": 3, b"%PDF one": 1, b"%PDF twenty": 20}
 Tensors = dict[str, np.ndarray]
@@ -32,7 +40,7 @@ def play(server: Any, change: Callable[[Tensors], object] = lambda _: None) -> N
             "n_pages": np.full(len(numbers), n_pages),
         }
         change(tensors)
-        return server.tensors_answer(tensors)
+        return server.with_revisions(server.tensors_answer(tensors), ["retrieval"])
 
     server.routes["/v1/embeddings"] = embed
 
@@ -103,6 +111,29 @@ def test_nothing_is_sent_of_what_cannot_be_read(server: Any, client: EmbeddingsC
         with pytest.raises(ArgumentError, match=message):
             client.encode_pdf(files, **options)  # type: ignore[arg-type]
     assert server.seen == []
+
+
+def test_all_pages_of_a_call_are_of_one_revision(server: Any, client: EmbeddingsClient) -> None:
+    old, new = ({"retrieval": f"{digit * 16}-float32-602112"} for digit in "12")
+    play(server)
+    embed, server.revisions = server.routes["/v1/embeddings"], old
+
+    def embed_and_replace(seen: Any) -> Any:
+        answer = embed(seen)
+        if server.revisions is old:  # the rest is sent once the first page has said how many there are
+            server.revisions = new
+            client.revision()  # another thread of the program, so the client knows of the new server
+        return answer
+
+    server.routes["/v1/embeddings"] = embed_and_replace
+    with pytest.raises(WrongServerError, match="its model was replaced"):
+        client.encode_pdf(b"%PDF three")
+
+
+def test_the_time_limit_of_a_call_is_that_of_all_its_pages(server: Any, make_client: Callable[..., Any]) -> None:
+    play(server, lambda _: time.sleep(0.7))
+    with pytest.raises(ServerTimeoutError, match="the call did not end within total_timeout_s=1"):
+        make_client(server.url, total_timeout_s=1).encode_pdf(b"%PDF three")
 
 
 def test_a_stock_server_renders_nothing(server: Any, client: EmbeddingsClient) -> None:

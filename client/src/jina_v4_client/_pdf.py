@@ -46,13 +46,14 @@ class PdfPage:
 
 async def embed_files(core: "Core", call: dict[str, Any], files: Any, pages: Sequence[int] | None, post: Post) -> Pages:
     """Embed pages of files; how many pages a file has is known once its first one is embedded."""
+    requests = core.requests()
     requested, _ = as_list("pages", [1] if pages is None else pages, (int,))
     numbers = sorted({check_count("pages", page, at_least=1) for page in requested})
     sources, _ = as_list("files", files, (str, os.PathLike, bytes))
     read = await asyncio.to_thread(lambda: [*map(_read, sources)])
     left = [PdfPage(file, number) for file in read for number in numbers]
     while left:
-        vectors, _ = await core.embed(Call(items=[*left], **call), post)
+        vectors, _ = await core.embed(Call(items=[*left], **call), post, requests)
         for place, page in enumerate(left):
             page.file.vectors[page.number] = cast(Vector, vectors[place])
         rest = [(file, range(len(file.vectors) + 1, file.n_pages + 1)) for file in read if pages is None]

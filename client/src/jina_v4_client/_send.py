@@ -62,10 +62,18 @@ class Core:
     wire_dtype: WireDtype
     priority: int  # of all requests to a server of ours
 
-    async def embed(self, call: Call, post: Post) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
-        """Embed the items of a call; return vectors and errors, each by place in the call."""
+    async def embed(
+        self, call: Call, post: Post, requests: "Requests | None" = None
+    ) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
+        """Embed the items of a call, or of a part of one; return vectors and errors, each by place.
+
+        Args:
+            call: whose arguments are checked.
+            post: runs a function where the caller waits.
+            requests: of the whole call, where this is a part of it: one server and one time limit hold for all parts.
+        """
         check_model(self.known.model, call.task)
-        requests = Requests(self.transport, self.limits)
+        requests = requests or self.requests()
         meter = Meter(call.progress, len(call.items), post)
         try:
             return await _Embedding(self, call, requests, meter).run()
@@ -78,7 +86,7 @@ class Core:
     async def revision(self, task: Task) -> str | None:
         """Ask anew which revision serves a task, and go on with that one only."""
         check_model(self.known.model, task)
-        requests = Requests(self.transport, self.limits)
+        requests = self.requests()
         try:
             async with requests.time_limit():
                 server = await self.known.find(task, requests.send, anew=True)
@@ -89,15 +97,20 @@ class Core:
             self.known.revisions[task] = server.revision
         return server.revision
 
+    def requests(self) -> "Requests":
+        """Begin a call."""
+        return Requests(self.transport, self.limits)
+
 
 class Requests:
-    """The requests of one call: how long each may take, how often it is repeated, and with what pauses."""
+    """The requests of one call: to which server, how long each may take, how often it is repeated, with what pauses."""
 
     def __init__(self, transport: Transport, limits: Limits) -> None:
         if transport.closed:
             raise ArgumentError("this client is closed; make a new one")
         self.deadline = math.inf if limits.total_timeout_s is None else _now() + limits.total_timeout_s
         self.limits = limits
+        self.server: Server | None = None  # once it is known
         self._transport = transport
         self._quiet_until = 0.0
 
@@ -190,7 +203,8 @@ class _Embedding:
     async def _learn_server(self, wholes: Sequence[Batch]) -> Server:
         """Find the server of the task, and what must be known of it before it is asked for vectors."""
         known, send = self._core.known, self._requests.send
-        server = await known.find(self._call.task, send)
+        server = self._requests.server or await known.find(self._call.task, send)
+        self._requests.server = server
         if server.pools:
             return server
         if self._call.name == "pages":
