@@ -54,6 +54,12 @@ def test_the_image_prompt(folded: Callable[[str], Path]) -> None:
     assert manifest["image_prompt"] == merge_facts.IMAGE_PROMPT
 
 
+def test_the_special_tokens(folded: Callable[[str], Path]) -> None:
+    tokenizer = json.loads((folded("float32") / "jina-embeddings-v4-code" / "tokenizer.json").read_text())
+    special = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
+    assert set(client_facts.SPECIAL_TOKENS) == special
+
+
 def test_limits(folded: Callable[[str], Path]) -> None:
     settings = json.loads((folded("float32") / "jina-embeddings-v4-code" / "preprocessor_config.json").read_text())
     assert settings["min_pixels"] == client_facts.MIN_PIXELS

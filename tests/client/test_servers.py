@@ -1,6 +1,8 @@
 """Which server it is, what it is asked for, and that its task is the right one."""
 
 import base64
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,19 +113,12 @@ def test_truncation_is_asked_for_up_to_the_servers_limit(
     assert body.get("truncation_side") == ("right" if sent else None)
 
 
-STRUCTURE = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
+TOKENIZER = Path(__file__).parents[1] / "golden" / "checkpoint" / "tokenizer.json"
+SPECIAL = [token["content"] for token in json.loads(TOKENIZER.read_text())["added_tokens"] if token["special"]]
 
 
-@pytest.mark.parametrize("token", STRUCTURE)
-def test_a_text_that_would_change_a_stock_servers_prompt_is_refused_before_anything_is_embedded(
+@pytest.mark.parametrize("token", SPECIAL)
+def test_a_text_with_a_special_token_of_a_stock_server_is_refused_before_anything_is_embedded(
     server: Any, client: EmbeddingsClient, token: str
 ) -> None:
     server.play_stock()
@@ -133,10 +128,10 @@ def test_a_text_that_would_change_a_stock_servers_prompt_is_refused_before_anyth
     assert server.paths() == ["/v1/models"]
 
 
-def test_ours_reads_the_tokens_of_its_prompt_in_a_text_as_text(server: Any, client: EmbeddingsClient) -> None:
+def test_ours_reads_special_tokens_in_a_text_as_text(server: Any, client: EmbeddingsClient) -> None:
     server.play_ours()
-    client.encode_text(STRUCTURE)
-    assert server.bodies("/v1/embeddings")[0]["input"] == [{"text": token} for token in STRUCTURE]
+    client.encode_text(SPECIAL, batch_size=len(SPECIAL))
+    assert server.bodies("/v1/embeddings")[0]["input"] == [{"text": token} for token in SPECIAL]
 
 
 @pytest.mark.parametrize(("wire_dtype", "exact"), [("float32", True), ("float16", False)])

@@ -20,10 +20,17 @@ MAX_LENGTH: Final = 32768  # tokens, prefix included
 IMAGE_HEAD: Final = "<|im_start|>user\n<|vision_start|>"
 IMAGE_TAIL: Final = "<|vision_end|>Describe the image.<|im_end|>\n"
 
-# Any of these inside a text is parsed as a special token by a stock vLLM and changes what is embedded.
-STRUCTURE_TOKENS: Final = (
+# The special tokens: any of them inside a text is parsed as one by a stock vLLM and changes what is embedded.
+SPECIAL_TOKENS: Final = (
+    "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
     "<|vision_start|>",
     "<|vision_end|>",
     "<|vision_pad|>",

@@ -23,7 +23,7 @@ from jina_v4_client._model import (
     MIN_PIXELS,
     MODEL,
     MULTIVECTOR_DIM,
-    STRUCTURE_TOKENS,
+    SPECIAL_TOKENS,
     TASKS,
     Task,
     count_image_tokens,
@@ -37,7 +37,7 @@ from jina_v4_client.results import Vector
 # A reply of /pooling describes its items in one header, some 130 bytes each; HTTP libraries refuse one over 100 KB.
 MAX_TEXTS = 256
 MAX_TOKENS = 4096  # whose hidden states are 32 MB
-_STRUCTURE_TOKEN = re.compile("|".join(map(re.escape, STRUCTURE_TOKENS)))
+_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 PROJECTOR_FILE = "multi_vector_projector.safetensors"
 _WEIGHT, _BIAS = "multi_vector_projector.weight", "multi_vector_projector.bias"
 _MAX_BYTES = 64 * 2**20  # the real one has 1 MB: anything near this is another file
@@ -63,16 +63,16 @@ class Projector:
 
 
 def check_items(batches: Sequence[Batch]) -> dict[int, ArgumentError]:
-    """Find texts that a stock vLLM would read as part of the prompt; return errors by place in the call."""
+    """Find texts with a special token, which a stock vLLM does not read as text; return errors by place in the call."""
     return {
         place: ArgumentError(
-            f"texts[{place}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as part of "
-            "the prompt and not as text; take it out, break it up, or ask a server of ours"
+            f"texts[{place}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as a "
+            "special token and not as text; take it out, break it up, or ask a server of ours"
         )
         for batch in batches
         if batch.is_text
         for place, text in zip(batch.places, batch.items, strict=True)
-        if (token := _STRUCTURE_TOKEN.search(text))
+        if (token := _SPECIAL_TOKEN.search(text))
     }
 
 
