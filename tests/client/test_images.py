@@ -234,6 +234,8 @@ def bomb() -> bytes:
         pytest.param(" data: the new oil", "a data URI must be base64", id="text that begins like a data URI"),
         pytest.param("data:image/png;base64,QUJDR", "its end is missing", id="data URI cut off"),
         pytest.param(b"<?xml version='1.0'?>\n<svg/>", "SVG, a drawing without pixels", id="SVG"),
+        pytest.param(b"<!-- so -->\n" * 50 + b"<svg/>", "SVG, a drawing without pixels", id="comments and SVG"),
+        pytest.param(b"<!-- so -->\n" * 50 + b"<html>", "not an image", id="comments of another file"),
         pytest.param(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + b"\0" * 99, "not an image|broken", id="broken HEIC"),
         pytest.param("nul\0.png", "cannot be read|no such file", id="NUL in a path"),
         pytest.param("ftp://host/a.png", "no such file", id="unknown scheme"),

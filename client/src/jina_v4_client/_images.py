@@ -43,7 +43,10 @@ BLANKS = " \t\r\n\f\v\ufeff"  # around a string that says where an image is
 _DATA_URI = re.compile(r"[\s\ufeff]*data:(?:\S|[^,]{0,200}(?:image/|base64))", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]")
-_SVG = re.compile(rb"\xef?\xbb?\xbf?(\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg.*?>)*<svg\b", re.DOTALL | re.IGNORECASE)
+# *+ never goes back into what it has matched: with * alone, fifty comments before another word would take for ever.
+_SVG = re.compile(
+    rb"\xef?\xbb?\xbf?(?:\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg.*?>)*+<svg\b", re.DOTALL | re.IGNORECASE
+)
 NOT_READ = "not an image, or in a format that is not read here"
 _NO_FILE = "no such file, and neither an http(s) URL, a data URI nor the base64 of an image file"
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
