@@ -16,13 +16,15 @@ class Upstream:
     task: str
     answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
     ready: int = 200
+    names_task: bool = True  # in its answers to probes
     pages: dict[str, str] = field(default_factory=dict)
     seen: list[tuple[str, Any, bytes]] = field(default_factory=list)
     url: str = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path in ("/ready", "/health"):
-            return web.Response(status=self.ready if request.path == "/ready" else 200)
+            status = self.ready if request.path == "/ready" else 200
+            return web.Response(status=status, headers={"x-jina-v4-task": self.task} if self.names_task else {})
         self.seen.append((request.path, request.headers.copy(), await request.read()))
         if request.path in self.pages:
             told = {"x-jina-v4-task": self.task, "x-jina-v4-pooling": "engine", "x-jina-v4-revision": f"of-{self.task}"}

@@ -20,6 +20,7 @@ from jina_v4_serve.gateway import GatewaySettings, parse_servers
 from jina_v4_serve.gateway.metrics import GatewayMetrics, merge
 from jina_v4_serve.gateway.routing import find_task
 from jina_v4_serve.gateway.run import running
+from jina_v4_serve.gateway.servers import is_of
 from servers import BIN, PATIENCE_S, free_port
 from upstreams import Upstream, listening
 
@@ -558,6 +559,24 @@ def test_a_server_that_is_not_ready_gets_no_requests_and_an_old_one_is_asked_for
             starting.ready = 200
             async with client.get("/ready") as answer:
                 assert answer.status == 200
+
+    run(program())
+
+
+@pytest.mark.parametrize("names_task", [True, False], ids=["its probe says so", "its reply says so"])
+def test_a_server_of_another_task_is_not_used(names_task: bool) -> None:
+    async def program() -> None:
+        code = Upstream("code", names_task=names_task)
+        async with listening(code):
+            wrong = Upstream("retrieval", url=code.url)
+            async with gateway(wrong, default_task="retrieval") as client:
+                async with client.post(URL, json={"input": ["a text"]}) as answer:
+                    assert answer.status == 503
+                    assert (await answer.json())["error"]["code"] == "SERVER_NOT_READY"
+                async with client.get("/ready") as answer:
+                    assert answer.status == (503 if names_task else 200)
+                assert bool(code.seen) is not names_task
+            assert is_of("code", {"x-jina-v4-task": "retrieval,code"})
 
     run(program())
 

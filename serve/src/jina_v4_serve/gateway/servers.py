@@ -5,6 +5,7 @@ attempt keeps a caller waiting.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import aiohttp
 from aiohttp import ClientResponse
 from yarl import URL
 
+logger = logging.getLogger(__name__)
+
 State = Literal["ready", "not ready", "down"]
 _POLL_S = 1.0
 _POLL_TIMEOUT_S = 6.0  # a server's own probe takes 4 s until it gives up
@@ -22,6 +25,7 @@ CONNECT_TIMEOUT_S = 2.0
 # Shorter than the time after which any server closes an idle connection (a vLLM by itself after 5 s): a request must
 # not meet that moment.
 _KEEP_ALIVE_S = 3.0
+_TASK_HEADER = "x-jina-v4-task"
 
 
 @dataclass(frozen=True)
@@ -77,31 +81,35 @@ class Servers:
         """
         new = {task: URL(url) for task, url in urls.items()}
         changed = [task for task, url in new.items() if url != self.urls.get(task)]
-        found = await asyncio.gather(*(self._state(new[task]) for task in changed))
+        found = await asyncio.gather(*(self._state(task, new[task]) for task in changed))
         states = {**self.states, **dict(zip(changed, found, strict=True))}
         self.urls, self.states = new, {task: states[task] for task in new}
 
     async def _check(self, task: str) -> None:
         url = self.urls[task]
-        self.note(task, url, await self._state(url))
+        self.note(task, url, await self._state(task, url))
 
     def note(self, task: str, url: URL, state: State) -> None:
         """Record the state of a server, unless it was replaced meanwhile."""
         if self.urls.get(task) == url:
             self.states[task] = state
 
-    async def _state(self, url: URL) -> State:
+    async def _state(self, task: str, url: URL) -> State:
         try:
-            status = await self._status(url.with_path("/ready"))
-            if status == HTTPStatus.NOT_FOUND:  # a server without readiness
-                status = await self._status(url.with_path("/health"))
+            page = await self._page(url.with_path("/ready"))
+            if page.status == HTTPStatus.NOT_FOUND:  # a server without readiness
+                page = await self._page(url.with_path("/health"))
         except (aiohttp.ClientError, TimeoutError):
             return "down"
-        return "ready" if status == HTTPStatus.OK else "not ready"
+        if not is_of(task, page.headers):
+            if self.states.get(task) != "not ready":
+                logger.error("%s is a server for %s, not for %s: not used", url, page.headers[_TASK_HEADER], task)
+            return "not ready"
+        return "ready" if page.status == HTTPStatus.OK else "not ready"
 
-    async def _status(self, url: URL) -> int:
-        async with self._get(url) as response:
-            return response.status
+    async def _page(self, url: URL, headers: Mapping[str, str] | None = None) -> Page:
+        async with self._get(url, headers) as response:
+            return Page(response.status, response.headers, await response.read())
 
     def _get(self, url: URL, headers: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[ClientResponse]:
         timeout = aiohttp.ClientTimeout(total=_POLL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
@@ -121,13 +129,9 @@ class Servers:
         Returns:
             Pages by task; none of a server that does not answer.
         """
-
-        async def get(server: URL) -> Page:
-            async with self._get(server.with_path(path), headers) as response:
-                return Page(response.status, response.headers, await response.read())
-
         groups = self.by_address([task for task, state in self.states.items() if state == "ready"])
-        answers = await asyncio.gather(*(get(self.urls[group[0]]) for group in groups), return_exceptions=True)
+        pages = (self._page(self.urls[group[0]].with_path(path), headers) for group in groups)
+        answers = await asyncio.gather(*pages, return_exceptions=True)
         found: dict[str, Page] = {}
         for group, answer in zip(groups, answers, strict=True):
             if isinstance(answer, Page):
@@ -135,3 +139,9 @@ class Servers:
             elif not isinstance(answer, aiohttp.ClientError | TimeoutError):
                 raise answer
         return found
+
+
+def is_of(task: str, headers: Mapping[str, str]) -> bool:
+    """Tell whether an answer is of a server of a task; a server that names none in its headers is taken for it."""
+    tasks = headers.get(_TASK_HEADER)
+    return tasks is None or task in [name.strip() for name in tasks.split(",")]
