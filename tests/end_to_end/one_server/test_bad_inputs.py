@@ -603,6 +603,13 @@ CONFLICTS = {
         "embedding_type",
         {"accept": "application/x-safetensors"},
     ),
+    "a dtype of tensors that is not offered": Bad(
+        406,
+        "dtype=bfloat16 is not offered; choose float32 or float16",
+        {"input": "x"},
+        None,
+        {"accept": "application/x-safetensors; dtype=bfloat16"},
+    ),
     "outputs and return_multivector": Bad(
         422,
         "return_multivector contradicts outputs",

@@ -548,7 +548,9 @@ def test_safetensors_of_a_cut_and_of_late_chunks(wire: Wire, golden: Golden) -> 
     assert tensors_of(answer.content)[0]["dense"].shape == (3, 256)
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html", "application/json, */*;q=0.1"])
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/json", "text/html", "application/json, */*;q=0.1", f"{SAFETENSORS};q=0.0, */*"]
+)
 def test_anything_else_that_is_accepted_gets_json(accept: str, wire: Wire) -> None:
     assert wire.ask({"input": "x"}, accept=accept)["object"] == "list"
 

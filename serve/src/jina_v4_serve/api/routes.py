@@ -48,6 +48,7 @@ class Form:
         examples: of bodies, by name.
         read: from a body to the inner request.
         write: from the request, its vectors, what Accept names and the request id to a body and its media type.
+        check: refuses a request whose answer cannot be written as Accept has it, before anything is embedded.
     """
 
     answer: str
@@ -55,12 +56,13 @@ class Form:
     examples: Mapping[str, Mapping[str, Any]]
     read: Callable[[bytes, Limits], EmbedRequest | RankRequest]
     write: Callable[[Any, Sequence[Vectors], str, str], tuple[bytes, str]]
+    check: Callable[[Any, str], None] = lambda _request, _accept: None
 
 
 _VECTORS = "Vectors, as JSON; or as `application/x-safetensors` where Accept names it."
 _RANKED = "The documents in the order of their scores, best first."
 FORMS = {
-    EMBEDDINGS: Form(_VECTORS, EmbeddingsBody, examples.EMBEDDINGS, embeddings.read, reply.write),
+    EMBEDDINGS: Form(_VECTORS, EmbeddingsBody, examples.EMBEDDINGS, embeddings.read, reply.write, reply.check),
     COHERE: Form("Vectors.", cohere.CohereBody, examples.COHERE, cohere.read, cohere.write),
     RERANK: Form(_RANKED, rerank.RerankBody, examples.RERANK, rerank.read, rerank.write),
     COHERE_RERANK: Form(_RANKED, rerank.RerankBody, examples.COHERE_RERANK, rerank.read, rerank.write_as_cohere),
@@ -150,7 +152,8 @@ async def _answer(service: Service, request: Request, body: bytes, request_id: s
     kinds: list[Kind] = ["image" if item.text is None else "text" for part in inner.parts for item in part.items]
     record.task = inner.task
     record.n_items = {kind: kinds.count(kind) for kind in KINDS}
-    accept = request.headers.get("accept", "")
+    accept = ", ".join(request.headers.getlist("accept"))
+    form.check(inner, accept)
     vectors = await service.embed(inner, request_id)
     metrics.PREFIXED.labels(inner.task).inc(sum(len(part.prefixed) for part in inner.parts))
     headers = reply.headers(record.clipped, *inner.parts)

@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from jina_v4_serve.api.errors import invalid
+from jina_v4_serve.api.errors import ApiError, invalid, shorten
 from jina_v4_serve.api.request import EmbedRequest, Encoding
 from jina_v4_serve.api.vectors import Floats, Origin, Vectors
 
@@ -25,14 +25,41 @@ PROMPT = "x-jina-v4-prompt"
 WARNING = "x-jina-v4-warning"
 _INT8_MAX = 127  # symmetric: -128 is not used
 _MOST_NAMED = 20  # proxies take headers of a few thousand bytes
+_DTYPES = ("float32", "float16")
+_REFUSED = re.compile(r"q=0(\.0*)?")  # of a media range: not this one
 _PLAIN_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
+
+
+def check(request: EmbedRequest, accept: str) -> None:
+    """Refuse an answer that cannot be written, before anything is embedded.
+
+    Raises:
+        ApiError: 406 for a dtype in Accept that is not offered, 422 for several encodings in a safetensors body.
+    """
+    if _safetensors_dtype(accept) is not None and len(request.encodings) > 1:
+        raise invalid("embedding_type", "a safetensors body has one embedding_type; send one, or accept JSON")
 
 
 def write(request: EmbedRequest, items: Sequence[Vectors], accept: str, _: str) -> tuple[bytes, str]:
     """Write an answer in the way that the Accept header names; returns the body and its media type."""
-    if SAFETENSORS in accept:
-        return as_safetensors(request, items, "float16" if "float16" in accept else "float32"), SAFETENSORS
-    return as_json(request, items), "application/json"
+    dtype = _safetensors_dtype(accept)
+    if dtype is None:
+        return as_json(request, items), "application/json"
+    return as_safetensors(request, items, dtype), SAFETENSORS
+
+
+def _safetensors_dtype(accept: str) -> str | None:
+    """Return the dtype of the safetensors body that an Accept header asks for; None where it asks for JSON."""
+    for media_range in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in media_range.split(";"))
+        if kind == SAFETENSORS and not any(_REFUSED.fullmatch(parameter) for parameter in parameters):
+            named = [parameter.removeprefix("dtype=") for parameter in parameters if parameter.startswith("dtype=")]
+            dtype = named[0] if named else "float32"
+            if dtype not in _DTYPES:
+                message = f"Accept: dtype={shorten(dtype)} is not offered; choose {' or '.join(_DTYPES)}"
+                raise ApiError(406, message, code="NOT_ACCEPTABLE")
+            return dtype
+    return None
 
 
 def as_json(request: EmbedRequest, items: Sequence[Vectors]) -> bytes:
@@ -81,12 +108,7 @@ def as_safetensors(request: EmbedRequest, items: Sequence[Vectors], dtype: str) 
         the request holds PDF files, each of their pages is an item of these, and `items`, `pages` and `n_pages`
         (n_items,) int64 say where it comes from: its place in the request, its page from 1, and how many pages its file
         has; the last two are 0 for texts and images. The header's metadata hold model, prompt_tokens and total_tokens.
-
-    Raises:
-        ApiError: 422 for several encodings.
     """
-    if len(request.encodings) > 1:
-        raise invalid("embedding_type", "a safetensors body has one embedding_type; send one, or accept JSON")
     tensors: dict[str, NDArray[Any]] = {}
     if "dense" in request.outputs:
         dense = np.concatenate([vectors.dense for vectors in items])  # (n_items, dimensions)
