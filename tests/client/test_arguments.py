@@ -29,6 +29,8 @@ def shown(value: object) -> str:
     ("arguments", "message"),
     [
         ({"prompt_name": "document"}, "Invalid prompt_name: document. Must be one of ['query', 'passage']."),
+        ({"prompt_name": ""}, "Invalid prompt_name: . Must be one of ['query', 'passage']."),
+        ({"task": np.array(["code", "x"])}, "Invalid task: ['code' 'x']. Must be one of"),
         ({"truncate_dim": 300}, "Invalid truncate_dim: 300. Must be one of [128, 256, 512, 1024, 2048]."),
         ({"truncate_dim": True}, "Invalid truncate_dim: True. Must be one of [128, 256, 512, 1024, 2048]."),
         ({"truncate_dim": 128.0}, "Invalid truncate_dim: 128.0. Must be one of [128, 256, 512, 1024, 2048]."),
@@ -53,6 +55,7 @@ def test_errors_of_the_published_model_come_in_its_words_and_order(
         ([], {}, "texts is empty; give at least one item"),
         ((), {}, "texts is empty; give at least one item"),
         (7, {}, "texts must be one item or a list of items, not int"),
+        (np.array("a"), {}, "texts must be one item or a list of items, not ndarray"),
         (None, {}, "texts must be one item or a list of items, not NoneType"),
         (b"bytes", {}, "texts must be one item or a list of items, not bytes"),
         ({"a"}, {}, "texts must be one item or a list of items, not set"),

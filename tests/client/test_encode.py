@@ -85,6 +85,10 @@ def test_a_prompt_may_be_given_by_its_text(server: Any, make_client: Any) -> Non
     np.testing.assert_array_equal(client.encode(["a"], prompt="Passage: "), [server.vector("Passage: a")])
     with pytest.raises(ArgumentError, match="prompt='Find: ' is not offered: give prompt_name="):
         client.encode(["a"], prompt="Find: ")
+    with pytest.raises(ArgumentError, match=r"prompt=\['Query: '\] is not offered"):
+        client.encode(["a"], prompt=["Query: "])
+    with pytest.raises(ArgumentError, match="Invalid prompt_name: "):  # None and prompt="" have no prefix
+        client.encode(["a"], prompt_name="")
 
 
 def test_a_file_that_is_no_image_is_a_text_and_a_broken_image_is_an_error(

@@ -94,11 +94,15 @@ def test_blocks_of_any_size_store_the_same(quantize: Callable[[Any], Any], monke
 
 def test_vectors_are_saved_and_opened_as_plain_arrays(tmp_path: Path) -> None:
     stored = quantize_int8(ragged([3, 4], 16))
-    np.savez(tmp_path / "corpus.npz", **vars(stored))
+    np.savez(tmp_path / "corpus.npz", codes=stored.codes, scales=stored.scales, offsets=stored.offsets)
     with np.load(tmp_path / "corpus.npz") as opened:
         again = Int8Vectors(**opened)
     query = unit(2, 16, seed=1)
     np.testing.assert_array_equal(maxsim(query, again), maxsim(query, stored))
+    dense = quantize_int8(unit(5, 16))
+    np.savez(tmp_path / "dense.npz", codes=dense.codes, scales=dense.scales)
+    with np.load(tmp_path / "dense.npz") as opened:
+        np.testing.assert_array_equal(cosine(query, Int8Vectors(**opened)), cosine(query, dense))
 
 
 # --- scores ---

@@ -81,11 +81,11 @@ class Call:
             self.prompt_name = check_prompt_name(self.prompt_name)
         if self.prompt is not None:
             prompts = {text_prefix("retrieval", name): name for name in (*PROMPT_NAMES, None)}
-            if self.prompt_name is not None or self.prompt not in prompts:
+            if self.prompt_name is not None or not isinstance(self.prompt, str) or self.prompt not in prompts:
                 raise ArgumentError(
                     f"prompt={self.prompt!r} is not offered: give prompt_name='query' or 'passage' instead"
                 )
-            self.prompt_name = prompts[str(self.prompt)]
+            self.prompt_name = prompts[self.prompt]
         self.truncate_dim = check_truncate_dim(self.truncate_dim)
         self.task = choose_task(self.task)
         self.max_length = check_count("max_length", self.max_length, at_least=1, at_most=MAX_LENGTH)
@@ -101,7 +101,7 @@ def check_choice(
 ) -> T:
     """Refuse what is not one of the allowed values."""
     for known in allowed:
-        if value == known:
+        if isinstance(value, str) and value == known:
             return known
     choices = (", " if len(allowed) > 2 else " or ").join(map(str, allowed))
     raise ArgumentError(refusal.format(name=name, value=value, allowed=list(allowed), choices=choices))
@@ -109,7 +109,7 @@ def check_choice(
 
 def check_prompt_name(prompt_name: object) -> PromptName:
     """Refuse a prompt name other than "query", for which None stands too, and "passage"."""
-    return check_choice("prompt_name", prompt_name or "query", PROMPT_NAMES, _PUBLISHED)
+    return check_choice("prompt_name", "query" if prompt_name is None else prompt_name, PROMPT_NAMES, _PUBLISHED)
 
 
 def check_truncate_dim(truncate_dim: object) -> int | None:
@@ -172,7 +172,8 @@ def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[ob
     """Return the items as a list, and whether one item was given instead of a sequence of them."""
     if isinstance(items, single):
         return [items], True
-    if not isinstance(items, Sequence | np.ndarray) or isinstance(items, str | bytes | bytearray):
+    is_no_list = isinstance(items, str | bytes | bytearray) or getattr(items, "ndim", 1) == 0  # an array of one text
+    if is_no_list or not isinstance(items, Sequence | np.ndarray):
         raise ArgumentError(f"{name} must be one item or a list of items, not {type(items).__name__}")
     if len(items) == 0:
         raise ArgumentError(f"{name} is empty; give at least one item")
