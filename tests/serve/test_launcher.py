@@ -4,6 +4,8 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields, replace
 from importlib.metadata import entry_points
@@ -15,11 +17,11 @@ from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.facts import PORTS
 from jina_v4_serve.launch.arguments import FIXED, api_processes, check_options
-from jina_v4_serve.launch.checks import banner, environment
+from jina_v4_serve.launch.checks import banner, environment, prepare
 from jina_v4_serve.launch.revision import precision, revision
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes
-from servers import BIN, free_port
+from servers import BIN, PATIENCE_S, free_port
 
 pytestmark = pytest.mark.long
 
@@ -116,24 +118,46 @@ def test_an_unknown_task_is_refused(checkpoint: Path) -> None:
     assert "'clustering' is not one of" in message
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(["--enable-prefix-caching"], id="prefix caching"),
-        pytest.param(["--hf_overrides", "{}"], id="underscores"),
-        pytest.param(["--runner=generate"], id="runner"),
-        pytest.param(["--dtype=float16"], id="dtype"),
-        pytest.param(["--trust-remote-code"], id="remote code"),
-        pytest.param(["--middleware=some.other.One"], id="middleware"),
-        pytest.param(['--kv-transfer-config={"kv_connector":"ExampleConnector","kv_role":"kv_both"}'], id="connector"),
-        pytest.param(["--kv-offloading-size=1"], id="offloading"),
-    ],
-)
-def test_an_option_of_vllm_that_would_change_the_vectors_is_refused(checkpoint: Path, options: list[str]) -> None:
+CHANGING_VECTORS = [
+    ["--enable-prefix-caching"],
+    ["--hf_overrides", "{}"],
+    ["--runner=generate"],
+    ["--dtype=float16"],
+    ["--trust-remote-code"],
+    ["--middleware=some.other.One"],
+    ['--kv-transfer-config={"kv_connector":"ExampleConnector","kv_role":"kv_both"}'],
+    ["--kv-offloading-size=1"],
+]
+# In one process, because vLLM is imported for 8 s.
+READ_ALL = """
+    import json, sys
+    from jina_v4_serve.errors import OptionError
+    from jina_v4_serve.vllm_side.worker import read_options
+
+    arguments, *cases = json.loads(sys.argv[1])
+    for options in cases:
+        try:
+            print(json.dumps(vars(read_options(arguments, options))["max_num_seqs"]))
+        except OptionError as error:
+            print(json.dumps(str(error)))
+"""
+
+
+def test_options_of_vllm_that_would_change_the_vectors_are_refused(checkpoint: Path) -> None:
+    launch = prepare(ServerSettings("retrieval", checkpoint, port=free_port()))
+    cases = json.dumps([launch.arguments, *CHANGING_VECTORS, ["--max-num-seqs=7"]])
+    command = [sys.executable, "-c", textwrap.dedent(READ_ALL), cases]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    *refusals, allowed = map(json.loads, done.stdout.splitlines()[-len(CHANGING_VECTORS) - 1 :])
+    assert all("cannot be changed: " in refusal for refusal in refusals), refusals
+    assert allowed == 7
+
+
+def test_the_command_refuses_an_option_of_vllm_that_would_change_the_vectors(checkpoint: Path) -> None:
     port = str(free_port())
-    code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", port, "--", *options)
+    code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", port, "--", "--enable-prefix-caching")
     assert code == 1
-    assert "cannot be changed: " in message.splitlines()[-1]
+    assert "error: --enable-prefix-caching cannot be changed: " in message.splitlines()[-1]
 
 
 def test_random_weights_are_not_served_in_the_place_of_a_checkpoint() -> None:

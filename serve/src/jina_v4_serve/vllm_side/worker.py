@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,9 +51,6 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     # Ctrl-C in the middle of these imports would come out as an error of whichever module it hits.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    make_arg_parser = moved("make_arg_parser")
 
     # vLLM would go on without a plugin that it cannot load: here that ends the start.
     import jina_v4_serve.vllm_side.endpoints
@@ -61,12 +59,7 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, handler)
     moved("cli_env_setup")()
     reached("vLLM imported")
-    parser = make_arg_parser(FlexibleArgumentParser(prog="jina-v4-serve ... --", usage="any option of `vllm serve`"))
-    ours = parser.parse_args(list(arguments))
-    replaced = {option.split("=")[0].replace("_", "-") for option in options}
-    kept = [argument for argument in arguments if argument.split("=")[0] not in replaced]
-    merged = parser.parse_args([*kept, *options])
-    check_options(vars(ours), vars(merged))
+    merged = read_options(arguments, options)
     # Our guard answers browsers, for it stands before vLLM's own middleware, and refuses what that never sees.
     os.environ[variable_of("allowed_origins")] = ",".join(merged.allowed_origins)
     merged.allowed_origins = []
@@ -84,6 +77,24 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     heartbeat.create()
     moved("validate_parsed_serve_args")(merged)
     ServeSubcommand.cmd(merged)
+
+
+def read_options(arguments: Sequence[str], options: Sequence[str]) -> Namespace:
+    """Return vLLM's settings from our arguments and the user's options.
+
+    Raises:
+        OptionError: when an option changes what must not change.
+    """
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    make_arg_parser = moved("make_arg_parser")
+    parser = make_arg_parser(FlexibleArgumentParser(prog="jina-v4-serve ... --", usage="any option of `vllm serve`"))
+    ours: Namespace = parser.parse_args(list(arguments))
+    replaced = {option.split("=")[0].replace("_", "-") for option in options}
+    kept = [argument for argument in arguments if argument.split("=")[0] not in replaced]
+    merged: Namespace = parser.parse_args([*kept, *options])
+    check_options(vars(ours), vars(merged))
+    return merged
 
 
 def main() -> int:
