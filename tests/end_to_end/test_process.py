@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from load import Load
-from servers import BIN, PATIENCE_S, engine_server, engines_of, group_is_alive
+from servers import BIN, PATIENCE_S, Server, engine_server, engines_of, group_is_alive
 
 pytestmark = pytest.mark.long
 
@@ -31,81 +31,86 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     return condition()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_server_told_to_stop_leaves_no_process(
-    sent: signal.Signals, golden: Golden, folded: Callable[[str], Path], tmp_path: Path
-) -> None:
+def golden_texts_are_right(server: Server, golden: Golden) -> None:
+    with EmbeddingsClient(base_url=server.base_url) as client:
+        found = client.encode_text(golden.texts, task="retrieval", batch_size=1)
+    expected = [golden.rows[f"retrieval/query/{i}/dense"] for i in range(len(golden.texts))]
+    assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1e-5
+
+
+def test_an_interrupted_server_leaves_no_process(golden: Golden, folded: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
     with engine_server("retrieval", checkpoint, tmp_path / "log") as server:
         server.wait_ready()
         with EmbeddingsClient(base_url=server.base_url) as client:
             client.encode_text(golden.texts, task="retrieval")
-        server.process.send_signal(sent)
-        assert server.process.wait(PATIENCE_S) in (0, 130)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(PATIENCE_S) == 130
         assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
 
 
-def test_several_api_processes_told_to_stop_answer_what_they_accepted(
-    golden: Golden, folded: Callable[[str], Path], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def two_api_processes(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with two API processes, for two tests; the second one stops it."""
     checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
-    with engine_server("retrieval", checkpoint, tmp_path / "log", "--api-server-count=2", dtype="float32") as server:
+    log = tmp_path_factory.mktemp("two-api-processes") / "log"
+    options = {"dtype": "float32", "JINA_V4_HUNG_AFTER_S": "10"}
+    with engine_server("retrieval", checkpoint, log, "--api-server-count=2", **options) as server:
         server.wait_ready()
         assert wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, 60)
-        with EmbeddingsClient(base_url=server.base_url) as client:
-            found = client.encode_text(golden.texts, task="retrieval", batch_size=1)
-        expected = [golden.rows[f"retrieval/query/{i}/dense"] for i in range(len(golden.texts))]
-        assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1e-5
-        with Load(server.base_url, "retrieval", golden.texts, n_clients=8) as load:
-            time.sleep(3)
-            told = time.monotonic()
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(PATIENCE_S) == 0
-        print(f"in flight {dict(load.flying(told))}, in all {dict(load.outcomes())}")
-        assert set(load.flying(told)) == {"200"}
-        assert set(load.outcomes()) <= {"200", "ConnectError", "ReadError"}
-        assert load.wrong == 0
-        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+        yield server
 
 
 def test_a_hung_engine_of_several_api_processes_is_started_anew(
-    golden: Golden, folded: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
+    two_api_processes: Server, golden: Golden, figure: Figure
 ) -> None:
     """One process alone has work; whichever is asked says that the server is hung. The longest prompt is no hang.
 
     While one works on that, the other one is ready too.
     """
-    monkeypatch.setenv("JINA_V4_HUNG_AFTER_S", "10")
-    checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
-    with engine_server("retrieval", checkpoint, tmp_path / "log", "--api-server-count=2", dtype="float32") as server:
-        server.wait_ready()
-        assert wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, 60)
-        longest = {"input": "The quick brown fox " * 8000, "truncate": True}
-        begin = time.monotonic()
-        with ThreadPoolExecutor() as pool:
-            sent = pool.submit(httpx2.post, f"{server.base_url}/v1/embeddings", json=longest, timeout=400)
-            ready = []
-            while not sent.done():
-                ready.append(httpx2.get(f"{server.base_url}/ready", timeout=30).status_code)
-                time.sleep(0.5)
-        n_tokens = sent.result().json()["usage"]["total_tokens"]
-        figure(
-            f"a first prompt of {n_tokens} tokens took {time.monotonic() - begin:.0f} s;"
-            f" meanwhile /ready was 200 {ready.count(200)} of {len(ready)} times"
-        )
-        assert set(ready) == {200}
-        (engine,) = engines_of(server.process.pid)
-        os.kill(engine, signal.SIGSTOP)
-        with pytest.raises(httpx2.TransportError) as failure:
-            httpx2.post(f"{server.base_url}/v1/embeddings", json={"input": "a text"}, timeout=60)
-        assert not isinstance(failure.value, httpx2.TimeoutException)
-        assert "the retrieval server is hung, and is killed" in server.log.read_text()
-        server.wait_ready()
-        assert engine not in engines_of(server.process.pid)
-        with EmbeddingsClient(base_url=server.base_url) as client:
-            found = client.encode_text(golden.texts, task="retrieval")
-        expected = [golden.rows[f"retrieval/query/{i}/dense"] for i in range(len(golden.texts))]
-        assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1e-5
+    server = two_api_processes
+    longest = {"input": "The quick brown fox " * 8000, "truncate": True}
+    begin = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        sent = pool.submit(httpx2.post, f"{server.base_url}/v1/embeddings", json=longest, timeout=400)
+        ready = []
+        while not sent.done():
+            ready.append(httpx2.get(f"{server.base_url}/ready", timeout=30).status_code)
+            time.sleep(0.5)
+    n_tokens = sent.result().json()["usage"]["total_tokens"]
+    figure(
+        f"a first prompt of {n_tokens} tokens took {time.monotonic() - begin:.0f} s;"
+        f" meanwhile /ready was 200 {ready.count(200)} of {len(ready)} times"
+    )
+    assert set(ready) == {200}
+    (engine,) = engines_of(server.process.pid)
+    os.kill(engine, signal.SIGSTOP)
+    with pytest.raises(httpx2.TransportError) as failure:
+        httpx2.post(f"{server.base_url}/v1/embeddings", json={"input": "a text"}, timeout=60)
+    assert not isinstance(failure.value, httpx2.TimeoutException)
+    assert "the retrieval server is hung, and is killed" in server.log.read_text()
+    server.wait_ready()
+    assert engine not in engines_of(server.process.pid)
+    golden_texts_are_right(server, golden)
+
+
+def test_several_api_processes_told_to_stop_answer_what_they_accepted(
+    two_api_processes: Server, golden: Golden
+) -> None:
+    server = two_api_processes
+    # Both listen again after the test before this one.
+    assert wait_until(lambda: server.log.read_text().count("Application startup complete") in (2, 4), 60)
+    golden_texts_are_right(server, golden)
+    with Load(server.base_url, "retrieval", golden.texts, n_clients=8) as load:
+        time.sleep(3)
+        told = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 0
+    print(f"in flight {dict(load.flying(told))}, in all {dict(load.outcomes())}")
+    assert set(load.flying(told)) == {"200"}
+    assert set(load.outcomes()) <= {"200", "ConnectError", "ReadError"}
+    assert load.wrong == 0
+    assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
 
 
 @pytest.mark.parametrize("moment", ["starting vLLM", "EngineCore"])
