@@ -70,9 +70,8 @@ def decode(content: bytes, where: str, settings: Settings) -> Image.Image:
         converted = image.convert("RGB")
         if image.mode in CLIPPED_MODES:
             current().clipped.append(where)
-        bare = Image.new("RGB", converted.size)
-        bare.paste(converted)
-        return bare
+        converted.info = {}  # the metadata of the file, of which convert() keeps nothing else
+        return converted
     except ApiError:
         raise
     except UnidentifiedImageError as error:
