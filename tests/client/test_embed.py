@@ -425,6 +425,96 @@ def test_a_server_that_goes_away_leaves_what_is_done_to_be_gone_on_with(embed: E
     assert (vectors == vectors_of(server, ROWS)).all()
 
 
+def die_after(server: Any, n_requests: int, before: Callable[[int], object] = lambda _: None) -> Callable[[], None]:
+    """Have a server answer so many requests for vectors and no more; return what has it answer again."""
+    play, numbers = server.routes["/v1/embeddings"], itertools.count(1)
+
+    def answer(seen: Any) -> Any:
+        number = next(numbers)
+        before(number)
+        return play(seen) if number <= n_requests else server.json_answer({}, 503)
+
+    server.routes["/v1/embeddings"] = answer
+    return lambda: server.routes.update({"/v1/embeddings": play})
+
+
+def lines_of(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_the_standard_input_in_another_order_is_not_gone_on_with(embed: Embed, server: Any) -> None:
+    """Two rows of one text change places, so the digests are as they were."""
+    rows = [{"id": "A", "text": "same"}, *ROWS[:20], {"id": "B", "text": "same"}]
+    arguments = ("--id-column", "id", "--batch-size", 4, "--workers", 1, "-", "out.parquet")
+    live_again = die_after(server, 2)
+    assert embed(*arguments, stdin=lines_of(rows)).code == 1
+    live_again()
+    ran = embed(*arguments, stdin=lines_of([rows[-1], *rows[1:-1], rows[0]]))
+    what_helps = "feed the same rows again, or start anew with --restart"
+    said = f"error: row 1 is not what it was in an earlier run: its id was A and is B; {what_helps}"
+    assert (ran.code, ran.line) == (1, said)
+    assert embed(*arguments, stdin=lines_of(rows)).code == 0
+    assert read(Path("out.parquet"))[0] == [row["id"] for row in rows]
+
+
+def test_a_failed_row_of_the_standard_input_is_compared_too(embed: Embed, server: Any) -> None:
+    rows = [{"id": "A"}, *ROWS[:20]]
+    arguments = ("--on-error", "skip", "--id-column", "id", "--batch-size", 4, "--workers", 1, "-", "out.parquet")
+    live_again = die_after(server, 2)
+    assert embed(*arguments, stdin=lines_of(rows)).code == 1
+    live_again()
+    ran = embed(*arguments, stdin=lines_of([{"id": "A", "text": "there is one now"}, *rows[1:]]))
+    assert (ran.code, "row A is not what it was in an earlier run" in ran.line) == (1, True)
+    assert embed(*arguments, stdin=lines_of(rows)).code == 3
+
+
+def test_a_file_that_was_in_a_folder_for_a_moment_is_not_gone_on_with(embed: Embed, server: Any) -> None:
+    Path("folder").mkdir()
+    for i in range(40):
+        Image.new("RGB", (40, 30), (i, 0, 0)).save(f"folder/page-{i:02}.png")
+    passing = Path("folder/zz/a.png")  # in a folder that is not listed yet at the first request
+    passing.parent.mkdir()
+    Image.new("RGB", (40, 30), (0, 0, 9)).save("folder/zz/page.png")
+
+    def put(_: int) -> None:
+        if not passing.exists():
+            Image.new("RGB", (40, 30), (0, 9, 0)).save(passing)
+
+    arguments = ("--image-batch-size", 1, "--workers", 1, "folder", "out.parquet")
+    live_again = die_after(server, 41, put)
+    assert embed(*arguments).code == 1
+    passing.unlink()
+    live_again()
+    ran = embed(*arguments)
+    changed = f"row 41 is not what it was in an earlier run: its id was {passing} and is folder/zz/page.png"
+    assert (ran.code, ran.line) == (1, f"error: {changed}; start anew with --restart")
+    assert not Path("out.parquet").exists()
+    assert embed("--restart", *arguments).code == 0
+    assert len(read(Path("out.parquet"))[0]) == 41
+
+
+@pytest.mark.parametrize("change", ["grows", "goes away"])
+def test_an_input_that_changes_during_the_run_ends_it_without_an_output(change: str, embed: Embed, server: Any) -> None:
+    write_jsonl(Path("a.jsonl"), ROWS[:5])
+    before = Path("a.jsonl").stat()
+    live_again = die_after(
+        server, 9, lambda _: Path("a.jsonl").unlink() if change == "goes away" else write_jsonl(Path("a.jsonl"), ROWS)
+    )
+    ran = embed("a.jsonl", "out.parquet")
+    what = (
+        f"a.jsonl had {before.st_size} bytes and has " if change == "grows" else "a.jsonl cannot be read: No such file"
+    )
+    assert ran.code == 1
+    assert ran.line.startswith(f"error: an input changed during the run: {what}")
+    assert ran.line.endswith(". Put it back as it was and give the same command again, or start anew with --restart")
+    assert not Path("out.parquet").exists()
+    live_again()
+    write_jsonl(Path("a.jsonl"), ROWS[:5])
+    os.utime("a.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert embed("a.jsonl", "out.parquet").code == 0
+    assert len(read(Path("out.parquet"))[0]) == 5
+
+
 def test_a_run_does_not_go_on_with_another_revision_of_the_model(embed: Embed, server: Any) -> None:
     old, new = "94ab5b9a669fa4df-bfloat16-602112", "0123456789abcdef-bfloat16-602112"
     server.revisions = {"retrieval": old}

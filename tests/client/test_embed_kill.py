@@ -265,7 +265,7 @@ def test_the_standard_input_is_resumed_if_it_is_the_same(runs: Runs, server: Any
     assert piped(content)[0] == 1
     server.routes["/v1/embeddings"] = play
     code, said = piped(content.replace(b"text 3 ", b"text III "))
-    assert (code, "row 4 is not what it was when it was embedded" in said) == (1, True)
+    assert (code, "row 4 is not what it was in an earlier run; feed the same rows again" in said) == (1, True)
     n_sent = len(server.bodies("/v1/embeddings"))
     code, said = piped(content)
     assert (code, said.splitlines()[0]) == (0, "resuming: 22 rows are done")

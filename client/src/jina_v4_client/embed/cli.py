@@ -22,7 +22,7 @@ import typer
 from jina_v4_client._model import MAX_LENGTH, MIN_PIXELS, TRUNCATE_DIMS
 from jina_v4_client.embed.content import Kind
 from jina_v4_client.embed.encoder import make_encode
-from jina_v4_client.embed.errors import Interrupted, StoppedError, UsageError
+from jina_v4_client.embed.errors import ChangedError, Interrupted, StoppedError, UsageError
 from jina_v4_client.embed.inputs import open_inputs
 from jina_v4_client.embed.output import FORMATS, QUANTIZED, Shape
 from jina_v4_client.embed.run import Outcome, Run
@@ -311,6 +311,8 @@ def _ended_in_words(output: str | None) -> Iterator[None]:
         yield
     except UsageError as error:
         _end(f"error: {error}", 2)
+    except ChangedError as error:
+        _end(f"error: {error}", 1)
     except StoppedError as error:
         _end(f"error: {error}{_how_to_go_on(output)}", 1)
     except BrokenPipeError:

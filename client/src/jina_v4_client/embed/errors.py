@@ -4,6 +4,7 @@
 EmbedError (a JinaV4Error)
 ├── UsageError      the command cannot be run as it was given; nothing was embedded by it (exit code 2)
 └── StoppedError    the run ended before its end; what was done is kept (exit code 1)
+    └── ChangedError    the inputs are not what they were; the message says what helps
 RowError            one row cannot be embedded: it stops the run or is skipped, as --on-error says
 Interrupted         SIGTERM, as KeyboardInterrupt is Ctrl-C; no error that anything may catch
 ```
@@ -22,6 +23,10 @@ class UsageError(EmbedError):
 
 class StoppedError(EmbedError):
     """The run cannot go on."""
+
+
+class ChangedError(StoppedError):
+    """The inputs are not what they were; the message says what helps."""
 
 
 class RowError(Exception):

@@ -62,7 +62,10 @@ class Folder:
         """Describe the files, so that a change is seen."""
         listing, n_files = hashlib.sha256(), 0
         for file in self._files():
-            status = Path(file.path).stat()
+            try:
+                status = Path(file.path).stat()
+            except OSError as error:
+                raise UsageError(f"{file.path} cannot be read: {error.strerror}") from error
             listing.update(f"{file.path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
             n_files += 1
         return {"files": n_files, "listing": listing.hexdigest()}

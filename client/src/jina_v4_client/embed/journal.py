@@ -117,10 +117,10 @@ class Journal:
         (n_rows,) = self._database.execute(f"SELECT count({counted}) FROM rows").fetchone()  # noqa: S608 - a constant
         return int(n_rows)
 
-    def done(self, first: int, end: int) -> dict[int, bytes | None]:
-        """Give the digests of the rows from `first` to before `end` that are done."""
-        query = "SELECT number, digest FROM rows WHERE number >= ? AND number < ?"
-        return dict(self._database.execute(query, (first, end)))
+    def done(self, first: int, end: int) -> dict[int, tuple[str, bytes | None]]:
+        """Return the id and the digest of each row from `first` to before `end` that is done."""
+        query = "SELECT number, id, digest FROM rows WHERE number >= ? AND number < ?"
+        return {number: (row_id, digest) for number, row_id, digest in self._database.execute(query, (first, end))}
 
     def last(self) -> int:
         """Give the number of the last row that is done, -1 if none is."""

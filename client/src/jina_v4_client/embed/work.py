@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jina_v4_client.embed.content import Content, Kind, Row
 from jina_v4_client.embed.encoder import Encode, Outcome
-from jina_v4_client.embed.errors import RowError, StoppedError
+from jina_v4_client.embed.errors import ChangedError, RowError, StoppedError
 from jina_v4_client.embed.journal import Journal, Settled
 from jina_v4_client.errors import ArgumentError, JinaV4Error, ServerError, ServerFailedError, ServerRefusedError
 from jina_v4_client.results import Vector
@@ -56,7 +56,7 @@ class Work:
     """Embeds the rows that are not in the journal yet, and puts them there.
 
     Args:
-        compare: whether to compare the content of rows that are done with what it was then.
+        compare: whether to compare the content of rows that are done, too, with what it was then; ids always are.
         on_progress: called with the number of rows that were done since the last call.
     """
 
@@ -104,14 +104,20 @@ class Work:
         return n_rows
 
     def _read(self, rows: Iterable[Row]) -> int:
-        last, done, n_rows = self._journal.last(), dict[int, bytes | None](), 0
+        last, done, n_rows = self._journal.last(), dict[int, tuple[str, bytes | None]](), 0
         for number, row in enumerate(rows):
             n_rows = number + 1
             if number % _LOOKED_UP == 0 and number <= last:
                 done = self._journal.done(number, number + _LOOKED_UP)
             if number in done:
+                row_id, digest = done[number]
+                if row.id != row_id:
+                    raise ChangedError(
+                        f"row {number + 1} is not what it was in an earlier run: its id was {row_id} and is {row.id};"
+                        f" {self._what_helps()}"
+                    )
                 if self._compare:
-                    self._check_unchanged(row, done[number])
+                    self._check_unchanged(row, digest)
                 continue
             self._take(number, row)
             if len(self._settled) >= _SETTLED:
@@ -121,7 +127,7 @@ class Work:
                     self._send_pending()
                 self._collect()
         if n_rows <= last:
-            raise StoppedError(f"the input has {n_rows} rows, of which {last + 1} are done; start anew with --restart")
+            raise ChangedError(f"the input has {n_rows} rows, of which {last + 1} are done; {self._what_helps()}")
         return n_rows
 
     def _take(self, number: int, row: Row) -> None:
@@ -221,11 +227,15 @@ class Work:
 
     def _check_unchanged(self, row: Row, digest: bytes | None) -> None:
         try:
-            same = digest in (None, row.read().digest)
+            digest_now = row.read().digest
         except RowError:
-            same = digest is None
-        if not same:
-            raise StoppedError(f"row {row.id} is not what it was when it was embedded; start anew with --restart")
+            digest_now = None
+        if digest_now != digest:
+            raise ChangedError(f"row {row.id} is not what it was in an earlier run; {self._what_helps()}")
+
+    def _what_helps(self) -> str:
+        # Files are what they were when the work began, or the job differs: they changed meanwhile, and were put back.
+        return f"{'feed the same rows again, or ' * self._compare}start anew with --restart"
 
 
 def _named(batch: list[_Open]) -> str:
