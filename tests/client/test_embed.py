@@ -234,6 +234,21 @@ REFUSED: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
     "an unknown ending": ({"a.docx": b"x"}, ["a.docx", "out.npy"], ["a.docx", "--input-format", "jsonl, csv"]),
     "an empty input": ({"a.jsonl": b""}, ["a.jsonl", "out.npy"], ["the input has no rows"]),
     "an empty folder": ({"folder/notes.md": b""}, ["folder", "out.npy"], ["folder holds neither images nor PDF"]),
+    "an output that is the input": (
+        {"a.npy": b"x"},
+        ["--force", "--input-format", "text", "a.npy", "./a.npy"],
+        ["OUTPUT a.npy would replace the INPUT a.npy", "choose another"],
+    ),
+    "an input that would be the list of errors": (
+        {"out.npy.errors.jsonl": b'{"text": "x"}'},
+        ["--force", "out.npy.errors.jsonl", "out.npy"],
+        ["OUTPUT out.npy would replace the INPUT out.npy.errors.jsonl"],
+    ),
+    "an output in an input folder": (
+        {"folder/a.pdf": b"%PDF-", "folder/b/c.txt": b""},
+        ["folder", "folder/b/out.npy"],
+        ["OUTPUT folder/b/out.npy is in the INPUT folder;"],
+    ),
     "an output of no format": ({"a.txt": b"x"}, ["a.txt", "out.jsonl"], ["out.jsonl", ".parquet, .npy, .safetensors"]),
     "an output in no folder": ({"a.txt": b"x"}, ["a.txt", "no/out.npy"], ["no/out.npy", "no is no folder"]),
     "an output that is a folder": ({"a.txt": b"x", "o.npy/f": b""}, ["a.txt", "o.npy"], ["o.npy is a folder"]),
@@ -554,6 +569,19 @@ def test_an_output_that_is_there_is_replaced_only_by_force(embed: Embed, server:
     assert embed("--force", "rows.jsonl", "out.npy").code == 0
     assert (np.load("out.npy") == vectors_of(server, ROWS[:3])).all()
     assert not Path("out.npy.errors.jsonl").exists()
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_an_output_that_is_the_input_by_another_name_is_refused(link: str, embed: Embed, server: Any) -> None:
+    parquet.write_table(Table.from_pylist(ROWS), "corpus.parquet")
+    before = Path("corpus.parquet").read_bytes()
+    make = Path("link.parquet").symlink_to if link == "symbolic" else Path("link.parquet").hardlink_to
+    make("corpus.parquet")
+    for arguments in (("corpus.parquet", "link.parquet"), ("link.parquet", "corpus.parquet")):
+        ran = embed("--force", *arguments)
+        assert (ran.code, server.bodies("/v1/embeddings")) == (2, [])
+        assert f"OUTPUT {arguments[1]} would replace the INPUT {arguments[0]}" in ran.line
+    assert Path("corpus.parquet").read_bytes() == before
 
 
 def test_the_progress_is_silent_but_for_a_line_at_the_end_where_there_is_no_terminal(embed: Embed, server: Any) -> None:

@@ -1,5 +1,6 @@
 """`jina-v4-embed --ray` without a cluster: what is listed, read, resumed and refused."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,29 @@ def test_the_output_is_no_input(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     files = list_files([str(tmp_path)], str(tmp_path / "out"))[0]
     assert [file.name for file in files] == [str(tmp_path / name) for name in ("a.png", "outer/a.png")]
+
+
+def test_an_output_by_another_name_is_no_input(tmp_path: Path) -> None:
+    for name in ("real/a.png", "real/out/vectors/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("real")
+    files = list_files([str(tmp_path / "real")], str(tmp_path / "link/out"))[0]
+    assert [file.name for file in files] == [str(tmp_path / "real/a.png")]
+
+
+def test_a_pattern_in_the_root_folder_is_not_in_an_output_that_is_this_folder(tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path), pytest.raises(UsageError, match="is not there, or holds no files"):
+        list_files(["/no-such-file-*"], ".")
+
+
+@pytest.mark.parametrize("given", ["out", "out/vectors", "out/vectors/*.png", "out/vectors/a.png", "link/a.png"])
+def test_an_input_in_the_output_is_refused(given: str, tmp_path: Path) -> None:
+    (tmp_path / "out/vectors").mkdir(parents=True)
+    (tmp_path / "out/vectors/a.png").touch()
+    (tmp_path / "link").symlink_to("out/vectors")
+    with pytest.raises(UsageError, match=r"^INPUT .* is in OUTPUT .*; choose another OUTPUT$"):
+        list_files([str(tmp_path / given)], str(tmp_path / "out"))
 
 
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:

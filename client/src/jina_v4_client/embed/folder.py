@@ -108,7 +108,7 @@ def _below(folder: str, read: list[Path]) -> Iterator[tuple[str, str]]:
             if path.is_dir():
                 if entry.is_symlink():
                     target = path.resolve()
-                    if any(_is_read_with(target, other) for other in read):
+                    if any(is_read_with(target, other) for other in read):
                         continue
                     if any(other.is_relative_to(target) for other in read):
                         yield entry.path, "a link to a folder that this one is in"
@@ -123,6 +123,6 @@ def _below(folder: str, read: list[Path]) -> Iterator[tuple[str, str]]:
             yield entry.path, f"cannot be read: {error.strerror}"
 
 
-def _is_read_with(folder: Path, other: Path) -> bool:
+def is_read_with(folder: Path, other: Path) -> bool:
     """Whether reading the other folder reads this one: it is below it, under no hidden name."""
     return folder.is_relative_to(other) and not any(part.startswith(".") for part in folder.relative_to(other).parts)

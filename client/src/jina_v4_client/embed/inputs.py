@@ -9,7 +9,7 @@ from jina_v4_client._images import NOT_READ
 from jina_v4_client.embed.content import Content, Row
 from jina_v4_client.embed.errors import UsageError
 from jina_v4_client.embed.files import kind_of
-from jina_v4_client.embed.folder import Folder, LeftOut, open_file
+from jina_v4_client.embed.folder import Folder, LeftOut, is_read_with, open_file
 from jina_v4_client.embed.tables import STDIN, Columns, Csv, JsonLines, Parquet, TextLines
 
 _NAMED = 10  # of many names, this many are printed
@@ -79,6 +79,23 @@ class Inputs:
         for source in self.sources:
             if isinstance(source, Folder):
                 yield from source.left_out()
+
+    def check_apart(self, output: Path, files: Sequence[Path]) -> None:
+        """Refuse an output that would replace an input, or that is in a folder that is read.
+
+        Args:
+            output: as it was given.
+            files: that the run writes.
+
+        Raises:
+            UsageError: an input and the output are not apart.
+        """
+        for source in self.sources:
+            if isinstance(source, Folder):
+                if is_read_with(output.resolve(), Path(source.path).resolve()):
+                    raise UsageError(f"OUTPUT {output} is in the INPUT {source.path}; choose an OUTPUT outside of it")
+            elif source.path != STDIN and any(file.exists() and file.samefile(source.path) for file in files):
+                raise UsageError(f"OUTPUT {output} would replace the INPUT {source.path}; choose another OUTPUT")
 
     def _noted(self, row: Row) -> Content:
         content = row.read()

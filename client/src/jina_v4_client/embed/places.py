@@ -1,9 +1,11 @@
 """Where files lie: on this machine or in an object store, as pyarrow's file systems see it."""
 
+import functools
 import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -66,28 +68,30 @@ def list_files(inputs: Sequence[str], output: str) -> tuple[list[File], FileSyst
 
     Args:
         inputs: files, folders, or patterns in which `*` stands for any characters but `/`.
-        output: a folder; what is in it or in the work folder beside it is no input.
+        output: a folder; what is in it or in the work folder beside it is left out of folders and patterns.
 
     Returns:
         The files, their file systems, and of each input a fingerprint by which a change is seen.
 
     Raises:
-        UsageError: an input cannot be listed, or two with one scheme are on different file systems.
+        UsageError: an input cannot be listed or is in the output, or two with one scheme are on different file systems.
     """
     places = [place(name) for name in inputs]
     filesystems: dict[str, fs.FileSystem] = {}
     for scheme, filesystem, _ in places:
         if filesystems.setdefault(scheme, filesystem) != filesystem:
             raise UsageError(f"all inputs with {scheme}:// need the same endpoint, region and account")
-    out_scheme, _, out = place(output)
-    prefix = f"{out_scheme}://{out}" if out_scheme else out
+    is_in_output = _within(output)
     files: list[File] = []
     fingerprints: list[dict[str, object]] = []
     for name, (scheme, filesystem, path) in zip(map(without_keys, inputs), places, strict=True):
         digest, n_before = hashlib.sha256(), len(files)
+        root = path.partition("*")[0].rpartition("/")[0] if "*" in path else path
+        if is_in_output(f"{scheme}://{root}" if scheme else root):
+            raise UsageError(f"INPUT {name} is in OUTPUT {without_keys(output)}; choose another OUTPUT")
         try:
             for file, state in _stored(scheme, filesystem, path) if scheme else _local(path):
-                if not file.name.startswith((f"{prefix}/", f"{prefix}.partial/")):
+                if not is_in_output(file.name.rpartition("/")[0]):
                     digest.update(f"{file.name}\0{state}\0".encode())
                     files.append(file)
         except OSError as error:
@@ -98,6 +102,19 @@ def list_files(inputs: Sequence[str], output: str) -> tuple[list[File], FileSyst
             raise UsageError(f"{name} is not there, or holds no files")
         fingerprints.append({"path": name, "files": len(files) - n_before, "listing": digest.hexdigest()})
     return files, filesystems, fingerprints
+
+
+def _within(output: str) -> Callable[[str], bool]:
+    """Return a function that tells of a folder whether it is the output, the work folder, or in one of them."""
+    scheme, _, path = place(output)
+    out = f"{scheme}://{path}" if scheme else os.path.realpath(path)
+
+    @functools.cache
+    def is_within(folder: str) -> bool:
+        real = folder if scheme_of(folder) else os.path.realpath(folder or "/")  # a linked folder may lead there
+        return f"{real}/".startswith((f"{out}/", f"{out}.partial/"))
+
+    return is_within
 
 
 def _local(path: str) -> Iterator[tuple[File, str]]:

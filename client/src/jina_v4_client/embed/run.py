@@ -64,6 +64,7 @@ class Run:
             StoppedError: it cannot go on; what is done is kept.
         """
         check_output(path, self.shape)
+        self.inputs.check_apart(path, [path, *(beside(path, what) for what in ("ids.json", "errors.jsonl"))])
         folder = beside(path, "partial")
         _remove(_old(folder))
         job = Job(self.options, self.inputs.fingerprints())
