@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow
+import pyarrow.csv
 import pytest
 from embed_command import Embed, embed_with, read, read_errors, write_jsonl
 from PIL import Image
@@ -120,6 +121,52 @@ def test_a_broken_row_is_named_or_skipped_and_no_other(case: str, embed: Embed, 
     assert found.keys() == errors.keys()
     for place, part in errors.items():
         assert part in found[place]
+
+
+TWICE = pyarrow.Table.from_arrays([pyarrow.array([name]) for name in ("1", "a", "b")], ["id", "text", "text"])
+WRITE_TWICE = {
+    "csv": lambda path: pyarrow.csv.write_csv(TWICE, path),
+    "parquet": lambda p: parquet.write_table(TWICE, p),
+}
+
+
+@pytest.mark.parametrize("ending", WRITE_TWICE)
+def test_a_column_that_is_there_twice_is_refused_where_it_is_read(ending: str, embed: Embed, server: Any) -> None:
+    WRITE_TWICE[ending](f"a.{ending}")
+    ran = embed("--id-column", "id", f"a.{ending}", "out.parquet")
+    said = f"error: a.{ending} has 2 columns 'text'; rename all but one"
+    assert (ran.code, ran.line, server.bodies("/v1/embeddings")) == (2, said, [])
+    assert embed("--text-column", "id", f"a.{ending}", "out.parquet").code == 0
+
+
+def test_ids_that_are_binary_are_texts_or_broken_rows(embed: Embed) -> None:
+    ids = [b"k1", "ü".encode(), b"\xe9", b"", None]
+    parquet.write_table(pyarrow.table({"id": pyarrow.array(ids, pyarrow.binary()), "text": list("abcde")}), "a.parquet")
+    arguments = ("--id-column", "id", "a.parquet", "out.parquet")
+    assert embed(*arguments).line.startswith("error: row a.parquet#3: the id in 'id' is binary and not UTF-8 (")
+    assert embed("--on-error", "skip", *arguments).code == 3
+    assert read(Path("out.parquet"))[0] == ["k1", "ü"]
+    nothing = "nothing in the column 'id', which holds the ids"
+    assert [error["error"] for error in read_errors("out.parquet")][1:] == [nothing, nothing]
+
+
+@pytest.mark.parametrize(("value", "kind"), [("[1]", "list"), ('{"a": 1}', "dict")])
+def test_an_id_that_is_no_single_value_is_a_broken_row(value: str, kind: str, embed: Embed) -> None:
+    Path("a.jsonl").write_text(f'{{"text": "x", "id": {value}}}\n')
+    ran = embed("--id-column", "id", "a.jsonl", "out.parquet")
+    assert (ran.code, ran.line) == (1, f"error: row a.jsonl#1: 'id' holds no id but a value of type {kind}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", b"text,id\nx,1\ny,\nz\n"), ("a.jsonl", b'{"text":"x","id":1}\n{"text":"y","id":""}\n{"text":"z"}\n')],
+    ids=["csv", "jsonl"],
+)
+def test_an_empty_id_is_no_id(name: str, content: bytes, embed: Embed) -> None:
+    Path(name).write_bytes(content)
+    assert embed("--on-error", "skip", "--id-column", "id", name, "out.parquet").code == 3
+    assert read(Path("out.parquet"))[0] == ["1"]
+    assert [error["id"] for error in read_errors("out.parquet")] == [f"{name}#2", f"{name}#3"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -54,8 +54,16 @@ def row_of(record: Mapping[str, Any], number: object, columns: Columns, folder: 
         folder: what the paths of images are relative to.
     """
     row_id = number if columns.id is None else record.get(columns.id)
-    if row_id is None:
+    if isinstance(row_id, bytes):
+        try:
+            row_id = row_id.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"{error.reason} at byte {error.start + 1}"
+            return broken_row(number, f"the id in {columns.id!r} is binary and not UTF-8 ({where}); write ids as text")
+    if row_id in (None, ""):
         return broken_row(number, f"nothing in the column {columns.id!r}, which holds the ids")
+    if isinstance(row_id, Mapping | list):
+        return broken_row(number, f"{columns.id!r} holds no id but a value of type {type(row_id).__name__}")
     # An empty text is a text, but where a row may have an image instead it is the lack of one.
     empty = (None,) if columns.text is None or columns.image is None else (None, "")
     found = [name for name in columns.content() if record.get(name) not in empty]
@@ -129,7 +137,7 @@ class Csv:
     """A table with a line of column names, separated by commas, or by tabs in a .tsv.
 
     Raises:
-        UsageError: a column is not there.
+        UsageError: a column is not there, or there twice.
     """
 
     path: str
@@ -229,7 +237,7 @@ class Parquet:
     """A parquet file.
 
     Raises:
-        UsageError: it is none, or a column is not there.
+        UsageError: it is none, or a column is not there, or there twice.
     """
 
     path: str
@@ -288,7 +296,7 @@ class Parquet:
 
 
 def check_columns(path: str, columns: Columns, names: list[str]) -> None:
-    """Refuse a table that lacks a column."""
+    """Refuse a table that lacks a column, or has it twice."""
     for column in columns.all():
         if column not in names:
             there = ", ".join(map(repr, names)) or "none"
@@ -296,6 +304,8 @@ def check_columns(path: str, columns: Columns, names: list[str]) -> None:
                 f"{_name(path)} has no column {column!r}; it has {there}: "
                 "name yours with --text-column, --image-column or --id-column"
             )
+        if names.count(column) > 1:
+            raise UsageError(f"{_name(path)} has {names.count(column)} columns {column!r}; rename all but one")
 
 
 def _lines(path: str) -> Iterator[tuple[str, str, str]]:
