@@ -1,18 +1,31 @@
 """The journal of `jina-v4-embed` where a step to the disk fails: what is kept later is what it says it is."""
 
 import errno
+import itertools
+import json
+import os
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from embed_command import Embed, embed_with, read
 from jina_v4_client.embed.errors import StoppedError
 from jina_v4_client.embed.journal import Journal, Settled
 from numpy.typing import NDArray
+from small_disk import needs_namespaces, on_small_disk
 
 WIDTH = 8
+TEXTS = [f"text {number}" for number in range(200)]
+# The text of each row is sent in a request of its own; the server is down for the tenth, and for no other.
+OPTIONS = ("--task", "retrieval", "--max-retries", 0, "--workers", 1, "--batch-size", 1, "--quiet")
+GO_ON = "give the same command again to go on"
 
 
 class FullAfter:
@@ -103,3 +116,104 @@ def test_what_a_killed_run_left_behind_the_last_vector_is_cut_off(tmp_path: Path
         assert (tmp_path / "vectors.bin").stat().st_size == WIDTH * 4
         record(journal, 2)
         check(journal, 1, 2)
+
+
+@pytest.fixture
+def embed(server: Any) -> Iterator[Embed]:
+    """Run the command in a folder that every user may enter and write; the first run is stopped by the server."""
+    server.play_ours()
+    play, numbers = server.routes["/v1/embeddings"], itertools.count(1)
+    server.routes["/v1/embeddings"] = lambda seen: server.json_answer({}, 503) if next(numbers) == 10 else play(seen)
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        os.chdir(folder)
+        Path("a.txt").write_text("\n".join(TEXTS))
+        yield embed_with("--base-url", server.url, *OPTIONS)
+        os.chdir(before)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let this process read a folder and not write it, also if it is root's."""
+    folder.chmod(0o555)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def n_sent(server: Any) -> int:
+    return len(server.bodies("/v1/embeddings"))
+
+
+def check_output(path: str, server: Any) -> None:
+    _, vectors = read(Path(path))
+    assert (vectors == np.stack([server.vector(f"Passage: {text}") for text in TEXTS])).all()
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["resumed", "restarted"])
+def test_work_that_may_not_be_written_stays_where_it_was(restart: bool, embed: Embed, server: Any) -> None:
+    assert embed("a.txt", "out.parquet").code == 1
+    work = Path("out.parquet.partial")
+    with read_only(work):
+        there = sorted(path.name for path in work.iterdir())
+        ran = embed(*["--restart"] * restart, "a.txt", "out.parquet")
+        assert sorted(path.name for path in work.iterdir()) == there
+    if restart:
+        assert (ran.code, ran.line) == (2, f"error: {work} cannot be removed: Permission denied")
+    else:
+        assert ran.code == 1
+        assert ran.line.startswith(f"error: {work} cannot be used until this is mended: ")
+        assert ran.line.endswith(GO_ON)
+    before = n_sent(server)
+    assert embed("a.txt", "out.parquet").code == 0
+    assert n_sent(server) - before == len(TEXTS) - 9
+    check_output("out.parquet", server)
+
+
+@needs_namespaces
+def test_a_run_on_a_full_disk_says_so_and_goes_on_when_it_is_not(embed: Embed, server: Any) -> None:
+    script = f"""
+import json
+from pathlib import Path
+from embed_command import embed_with
+from small_disk import fill
+embed = embed_with("--base-url", {server.url!r}, *{OPTIONS!r})
+Path("a.txt").write_text({chr(10).join(TEXTS)!r})
+ran = [embed("a.txt", "out.parquet")]
+full = fill(Path())
+ran.append(embed("a.txt", "out.parquet"))
+full.unlink()
+ran.append(embed("a.txt", "out.parquet"))
+print(json.dumps([(one.code, one.stderr) for one in ran]))
+"""
+    command = [str(part) for part in on_small_disk(2**22, [sys.executable, "-c", script])]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    (_, _), (code, said), (last_code, _) = json.loads(done.stdout)
+    assert (code, last_code) == (1, 0)
+    assert said.startswith("error: out.parquet.partial cannot be used until this is mended: ")
+    assert "disk" in said  # "disk I/O error", as SQLite says
+    assert said.endswith(f"{GO_ON}\n")
+    assert n_sent(server) == len(TEXTS) + 1
+
+
+@pytest.mark.parametrize("first_byte", [0, 8192], ids=["all of it", "its tables"])
+def test_a_database_that_is_damaged_is_called_so(first_byte: int, embed: Embed, server: Any) -> None:
+    assert embed("a.txt", "out.parquet").code == 1
+    with Path("out.parquet.partial/journal.sqlite").open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(first_byte)
+        file.write(b"\xaa" * (size - first_byte))
+    ran = embed("a.txt", "out.parquet")
+    assert ran.code == 2
+    assert ran.line.startswith("error: out.parquet.partial is damaged (")
+    assert ran.line.endswith("; start anew with --restart")
+    assert embed("--restart", "a.txt", "out.parquet").code == 0
+    check_output("out.parquet", server)

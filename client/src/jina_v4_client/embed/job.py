@@ -54,7 +54,7 @@ def read_job(folder: Path) -> Job | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UsageError(f"{folder / JOB_FILE} cannot be read ({error}); start anew with --restart") from error
+        raise UsageError(f"{folder / JOB_FILE} cannot be read: {error.strerror}") from error
     return load_job(content, folder)
 
 

@@ -78,28 +78,26 @@ class Journal:
 
     Raises:
         UsageError: another run has it open, or it is damaged.
+        StoppedError: the disk is full, or the files may not be read or written.
     """
 
     def __init__(self, folder: Path, dtype: str, *, durable: bool = True) -> None:
         self._durable = durable
         self._dtype = np.dtype(dtype)
         self._path = folder / VECTORS
-        try:
+        with disk_errors(folder):
             self._database = _open_database(folder / DATABASE, durable)
             self._file = self._path.open("ab", buffering=0)
             if durable:
                 sync_folder(folder)
-        except sqlite3.DatabaseError as error:
-            reason = "another run is at work in it" if "locked" in str(error) else f"damaged ({error}); use --restart"
-            raise UsageError(f"{folder} cannot be used: {reason}") from error
-        facts: dict[str, int] = dict(self._database.execute("SELECT name, value FROM facts"))
-        self._width = facts.get("width", 0)
-        self._end = facts.get("end", 0)  # in vectors
-        n_bytes = self._end * self._width * self._dtype.itemsize
-        if self._path.stat().st_size < n_bytes:
-            self.close()
-            raise UsageError(f"{folder} is damaged: vectors are missing at the end; start anew with --restart")
-        self._file.truncate(n_bytes)
+            facts: dict[str, int] = dict(self._database.execute("SELECT name, value FROM facts"))
+            self._width = facts.get("width", 0)
+            self._end = facts.get("end", 0)  # in vectors
+            n_bytes = self._end * self._width * self._dtype.itemsize
+            if self._path.stat().st_size < n_bytes:
+                self.close()
+                raise UsageError(f"{folder} is damaged: vectors are missing at the end; start anew with --restart")
+            self._file.truncate(n_bytes)
 
     @property
     def width(self) -> int:
@@ -154,7 +152,7 @@ class Journal:
             spans.append((digest, end, len(block)))
             end += len(block)
             blocks.append(np.ascontiguousarray(block, dtype=self._dtype).tobytes())
-        with self._disk_errors():
+        with disk_errors(self._path.parent):
             if blocks:
                 self._append(b"".join(blocks))
             with self._database:  # a transaction
@@ -167,7 +165,7 @@ class Journal:
 
     def mark_finishing(self) -> None:
         """Note that the output is about to be put in its place, so that one found there is this run's."""
-        with self._disk_errors(), self._database:
+        with disk_errors(self._path.parent), self._database:
             self._database.execute("INSERT OR REPLACE INTO facts VALUES ('finishing', 1)")
 
     @property
@@ -202,9 +200,12 @@ class Journal:
         """Give this journal."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the files."""
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Close the files; raise an error of ours for one of SQLite's that reading met."""
         self.close()
+        if isinstance(error, sqlite3.DatabaseError):
+            with disk_errors(self._path.parent):
+                raise error
 
     def _span(self, digest: bytes) -> Span | None:
         found = self._database.execute("SELECT start, length FROM items WHERE digest = ?", (digest,)).fetchone()
@@ -228,12 +229,29 @@ class Journal:
         if self._durable:
             os.fsync(self._file.fileno())
 
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.OperationalError) as error:
-            raise StoppedError(f"{self._path.parent} cannot be written: {error}") from error
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise an error of ours for what the disk or SQLite has against a work folder.
+
+    Raises:
+        UsageError: another run has it open, or it is damaged.
+        StoppedError: the disk is full, or files may not be read or written: it goes on once that is mended.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoppedError(f"{folder} cannot be used until this is mended: {error.strerror or error}") from error
+    except sqlite3.DatabaseError as error:
+        match _code(error):
+            case sqlite3.SQLITE_BUSY:
+                raise UsageError(f"{folder} cannot be used: another run is at work in it") from error
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+                raise UsageError(f"{folder} is damaged ({error}); start anew with --restart") from error
+            case _ if isinstance(error, sqlite3.OperationalError):
+                raise StoppedError(f"{folder} cannot be used until this is mended: {error}") from error
+            case _:
+                raise  # a mistake of the program
 
 
 def is_in_use(folder: Path) -> bool:
@@ -241,8 +259,12 @@ def is_in_use(folder: Path) -> bool:
     try:
         _open_database(folder / DATABASE, durable=False).close()
     except sqlite3.DatabaseError as error:
-        return "locked" in str(error)
+        return _code(error) == sqlite3.SQLITE_BUSY
     return False
+
+
+def _code(error: sqlite3.DatabaseError) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without what further tells it apart
 
 
 def _open_database(path: Path, durable: bool) -> sqlite3.Connection:

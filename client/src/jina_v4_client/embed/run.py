@@ -10,7 +10,7 @@ from pathlib import Path
 from jina_v4_client.embed.encoder import Encode
 from jina_v4_client.embed.errors import ChangedError, StoppedError, UsageError
 from jina_v4_client.embed.inputs import Inputs, Names
-from jina_v4_client.embed.job import Job, differences, read_job, settle_revision, sync_folder
+from jina_v4_client.embed.job import JOB_FILE, Job, differences, read_job, settle_revision, sync_folder
 from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, is_in_use
 from jina_v4_client.embed.output import Lines, Shape, beside, check_output, write_output
 from jina_v4_client.embed.progress import Progress
@@ -18,7 +18,7 @@ from jina_v4_client.embed.work import Settings, Work
 from jina_v4_client.errors import JinaV4Error
 
 # Of a work folder, beside the database's; a folder with anything else in it is not removed.
-_OWN_FILES = {"job.json", "job.json.tmp", VECTORS, "ids", "errors", "output"}
+_OWN_FILES = {JOB_FILE, f"{JOB_FILE}.tmp", VECTORS, "ids", "errors", "output"}
 # Of 128 numbers: a Qdrant server takes fewer than 1,048,576 numbers in a multi-vector.
 _QDRANT_ROWS = 8191
 # Asks the server for its revision of the model, and has vectors of any other refused from then on.
@@ -66,7 +66,6 @@ class Run:
         check_output(path, self.shape)
         self.inputs.check_apart(path, [path, *(beside(path, what) for what in ("ids.json", "errors.jsonl"))])
         folder = beside(path, "partial")
-        _remove(_old(folder))
         job = Job(self.options, self.inputs.fingerprints())
         total = self.inputs.count()  # reads what can be read of every input, so that a wrong one is found now
         if restart:
@@ -214,30 +213,23 @@ def _checked(n_rows: int, journal: Journal, *, output_needs_a_vector: bool = Tru
     return Outcome(n_rows, n_failed)
 
 
-def _old(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.old")
-
-
 def _discard(folder: Path) -> None:
-    """Remove a work folder. It gets another name first: a folder that is removed by half must not look like work."""
-    if not folder.exists():
-        return
-    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(DATABASE)}
-    if strange := sorted(names - _OWN_FILES):
-        raise UsageError(f"{folder} is not removed: {strange[0]} in it was not put there by this command")
-    if is_in_use(folder):
-        raise UsageError(f"{folder} is not removed: another run is at work in it")
-    try:
-        folder.rename(_old(folder))
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be removed: {error.strerror}") from error
-    _remove(_old(folder))
+    """Remove a work folder.
 
-
-def _remove(folder: Path) -> None:
+    The job goes first: what is left of the folder after a kill is not work to go on with, and where nothing may be
+    removed all stays as it was.
+    """
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
+        if not folder.exists():
+            return
+        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(DATABASE)}
+        if strange := sorted(names - _OWN_FILES):
+            raise UsageError(f"{folder} is not removed: {strange[0]} in it was not put there by this command")
+        if is_in_use(folder):
+            raise UsageError(f"{folder} is not removed: another run is at work in it")
+        (folder / JOB_FILE).unlink(missing_ok=True)
+        sync_folder(folder)
+        shutil.rmtree(folder)
     except OSError as error:
         raise UsageError(f"{folder} cannot be removed: {error.strerror}") from error
 
