@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -212,6 +213,28 @@ def test_a_pipe_gives_a_line_for_each_row_in_order(encoding: str, embed: Embed, 
     assert len(sent(server)) == 30
 
 
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_a_pipe_is_utf_8_whatever_the_environment_says(encoding: str, server: Any, tmp_path: Path) -> None:
+    server.play_ours()
+    write_jsonl(tmp_path / "rows.jsonl", [{"id": "café 日本", "text": "x"}])
+    command = [sys.executable, "-m", "jina_v4_client.embed", "--base-url", server.url, "--task", "retrieval"]
+    command += ["--quiet", "--encoding", encoding, "--id-column", "id", str(tmp_path / "rows.jsonl"), "-"]
+    ran = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert json.loads(ran.stdout.decode("utf-8"))["id"] == "café 日本"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_a_pipe_is_said_in_one_line(server: Any, tmp_path: Path) -> None:
+    server.play_ours()
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    command = [sys.executable, "-m", "jina_v4_client.embed", "--base-url", server.url, "--task", "retrieval"]
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run([*command, "--quiet", str(tmp_path / "rows.jsonl"), "-"], stdout=full, stderr=-1)
+    said = b"error: the standard output cannot be written: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, said)
+
+
 def test_a_pipe_of_plain_text_gives_multivectors(embed: Embed, server: Any) -> None:
     ran = embed("--multivector", "--input-format", "text", "-", "-", stdin=b"one two\nthree\n")
     first, second = (json.loads(line) for line in ran.stdout.splitlines())
@@ -248,6 +271,12 @@ REFUSED: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
         {"folder/a.pdf": b"%PDF-", "folder/b/c.txt": b""},
         ["folder", "folder/b/out.npy"],
         ["OUTPUT folder/b/out.npy is in the INPUT folder;"],
+    ),
+    "an input whose name is too long": ({}, ["n" * 300, "out.npy"], ["nnn cannot be read: File name too long"]),
+    "an output whose name is too long": (
+        {"a.txt": b"x"},
+        ["a.txt", "n" * 245 + ".npy"],
+        ["OUTPUT nnn", "cannot be written: File name too long"],
     ),
     "an output of no format": ({"a.txt": b"x"}, ["a.txt", "out.jsonl"], ["out.jsonl", ".parquet, .npy, .safetensors"]),
     "an output in no folder": ({"a.txt": b"x"}, ["a.txt", "no/out.npy"], ["no/out.npy", "no is no folder"]),

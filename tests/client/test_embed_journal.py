@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embed_command import Embed, embed_with, read
+from embed_command import Embed, embed_with, read, read_errors
 from jina_v4_client.embed.errors import StoppedError
 from jina_v4_client.embed.journal import Journal, Settled
 from numpy.typing import NDArray
-from small_disk import needs_namespaces, on_small_disk
+from PIL import Image
+from small_disk import DISK, fill, needs_namespaces, on_small_disk
 
 WIDTH = 8
 TEXTS = [f"text {number}" for number in range(200)]
@@ -202,6 +203,37 @@ print(json.dumps([(one.code, one.stderr) for one in ran]))
     assert "disk" in said  # "disk I/O error", as SQLite says
     assert said.endswith(f"{GO_ON}\n")
     assert n_sent(server) == len(TEXTS) + 1
+
+
+@needs_namespaces
+def test_a_disk_that_is_full_before_the_first_row_is_said_in_one_line(server: Any) -> None:
+    server.play_ours()
+    server.revisions = {"retrieval": "94ab5b9a669fa4df-float32-602112"}  # which is noted in the work folder
+    models = server.routes["/v1/models"]
+    command = [sys.executable, "-m", "jina_v4_client.embed", "--base-url", server.url, *OPTIONS, "-", "out.parquet"]
+    command = [str(part) for part in on_small_disk(2**20, command)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+        def fill_and_answer(seen: Any) -> Any:
+            fill(Path(f"/proc/{process.pid}/root{DISK}"))
+            return models(seen)
+
+        server.routes["/v1/models"] = fill_and_answer
+        _, said = process.communicate('{"text": "x"}')
+    reason = "out.parquet.partial cannot be used until this is mended: No space left on device"
+    assert (process.returncode, said) == (1, f"error: {reason}\n")
+
+
+def test_a_message_that_holds_a_name_that_is_not_utf_8_is_kept(embed: Embed) -> None:
+    Path("scans").mkdir()
+    for name in (b"ok.png", b"caf\xe9.png"):
+        Image.new("RGB", (40, 30)).save(f"scans/{os.fsdecode(name)}")
+    Path(f"scans/{os.fsdecode(name)}").chmod(0)
+    with read_only(Path("scans")):
+        ran = embed("--on-error", "skip", "scans", "out.parquet")
+    assert ran.code == 3
+    escaped = "scans/caf\\udce9.png"
+    assert read_errors("out.parquet") == [{"row": 1, "id": escaped, "error": f"{escaped}: Permission denied"}]
 
 
 @pytest.mark.parametrize("first_byte", [0, 8192], ids=["all of it", "its tables"])

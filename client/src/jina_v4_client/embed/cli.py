@@ -316,9 +316,10 @@ def _ended_in_words(output: str | None) -> Iterator[None]:
     except StoppedError as error:
         _end(f"error: {error}{_how_to_go_on(output)}", 1)
     except BrokenPipeError:
-        # Nobody reads any more; what is still in the buffer must not be tried again at the end of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(128 + signal.SIGPIPE) from None
+        raise typer.Exit(128 + signal.SIGPIPE) from None  # nobody reads any more
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        _end(f"error: {where}{error.strerror or error}{_how_to_go_on(output)}", 1)
     except KeyboardInterrupt:
         _end(f"interrupted{_how_to_go_on(output)}", 128 + signal.SIGINT)
     except Interrupted:
@@ -328,7 +329,7 @@ def _ended_in_words(output: str | None) -> Iterator[None]:
 
 
 def _how_to_go_on(output: str | None) -> str:
-    if output is None or not Path(f"{output}.partial").exists():
+    if output is None or not os.path.exists(f"{output}.partial"):  # noqa: PTH110 - Path.exists raises for a name that is too long
         return ""
     return f"; what is done is kept in {output}.partial: give the same command again to go on"
 

@@ -51,9 +51,14 @@ class Row:
     read: Callable[[], Content]
 
 
+def escaped(text: str) -> str:
+    """Escape what cannot be written as UTF-8: names of files can hold it, and so can messages that repeat them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def make_row(row_id: object, read: Callable[[], Content]) -> Row:
-    """Make a row; what cannot be written as UTF-8 in its id (file names can hold it) is escaped."""
-    return Row(str(row_id).encode("utf-8", "backslashreplace").decode("utf-8"), read)
+    """Make a row; its id is escaped."""
+    return Row(escaped(str(row_id)), read)
 
 
 def broken_row(row_id: object, message: str) -> Row:

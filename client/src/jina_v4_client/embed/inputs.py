@@ -1,5 +1,6 @@
 """What the command line names as inputs, as sources of rows."""
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,11 +141,15 @@ def open_input(path: str, columns: Columns, input_format: str | None, pdf_scale:
     """Open one input; see `open_inputs`."""
     ending, why = Path(path).suffix.lower(), ""
     if path != STDIN:
-        if not Path(path).exists():
-            raise UsageError(f"{path} is not there")
-        if Path(path).is_dir():
+        try:
+            mode = Path(path).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"{path} is not there") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        if stat.S_ISDIR(mode):
             return Folder(path, pdf_scale)
-        if not Path(path).is_file():
+        if not stat.S_ISREG(mode):
             raise UsageError(f"{path} is neither a file nor a folder; pipe it into `-`")
         if input_format is None and ending not in _FORMAT_OF:
             kind, why = kind_of(path)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_v4_client.embed import missing
-from jina_v4_client.embed.errors import UsageError
+from jina_v4_client.embed.content import escaped
+from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.folder import LeftOut
 from jina_v4_client.embed.job import sync_folder
 from jina_v4_client.embed.journal import Journal, Recorded, Span
@@ -122,13 +123,14 @@ def write_output(
 
 
 class Lines:
-    """Writes each row as a line of JSON as soon as it and all rows before it are done.
+    """Writes each row as a line of JSON, in UTF-8, as soon as it and all rows before it are done.
 
     Args:
+        file: the standard output.
         as_base64: write vectors as the base64 of their little-endian bytes instead of lists of numbers.
     """
 
-    def __init__(self, journal: Journal, file: IO[str], shape: Shape, *, as_base64: bool) -> None:
+    def __init__(self, journal: Journal, file: IO[bytes], shape: Shape, *, as_base64: bool) -> None:
         self._journal, self._file, self._shape, self._as_base64 = journal, file, shape, as_base64
         self._next = 0
 
@@ -137,15 +139,28 @@ class Lines:
         for row in self._journal.recorded(self._next):
             if row.number != self._next:
                 break
-            self._file.write(json.dumps(self._line(row), ensure_ascii=False) + "\n")
+            self._write(self._line(row))
             self._next += 1
-        self._file.flush()
+        self._try(self._file.flush)
 
     def write_left_out(self, left_out: Iterable[LeftOut]) -> None:
         """Write, behind all rows, the files that have none."""
         for entry in left_out:
-            self._file.write(json.dumps({"id": entry.path, "error": entry.why}) + "\n")
-        self._file.flush()
+            self._write({"id": escaped(entry.path), "error": escaped(entry.why)})
+        self._try(self._file.flush)
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        self._try(self._file.write, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def _try(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:
+            # What is still in the buffer must not be tried again at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise StoppedError(f"the standard output cannot be written: {error.strerror}") from error
 
     def _line(self, row: Recorded) -> dict[str, object]:
         if row.span is None:
@@ -275,8 +290,8 @@ def _write_errors(journal: Journal, left_out: Iterable[LeftOut], file: IO[bytes]
             line: dict[str, object] = {"row": row.number + 1, "id": row.id, "error": row.error}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     for entry in left_out:
-        line = {"row": None, "id": entry.path, "error": entry.why}
-        file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        line = {"row": None, "id": escaped(entry.path), "error": escaped(entry.why)}
+        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 
 def _written(path: Path, write: Callable[[IO[bytes]], None]) -> Path:

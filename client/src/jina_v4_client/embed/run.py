@@ -11,7 +11,7 @@ from jina_v4_client.embed.encoder import Encode
 from jina_v4_client.embed.errors import ChangedError, StoppedError, UsageError
 from jina_v4_client.embed.inputs import Inputs, Names
 from jina_v4_client.embed.job import JOB_FILE, Job, differences, read_job, settle_revision, sync_folder
-from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, is_in_use
+from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, disk_errors, is_in_use
 from jina_v4_client.embed.output import Lines, Shape, beside, check_output, write_output
 from jina_v4_client.embed.progress import Progress
 from jina_v4_client.embed.work import Settings, Work
@@ -63,8 +63,11 @@ class Run:
             UsageError: the run cannot begin, or the work folder is of another.
             StoppedError: it cannot go on; what is done is kept.
         """
-        check_output(path, self.shape)
-        self.inputs.check_apart(path, [path, *(beside(path, what) for what in ("ids.json", "errors.jsonl"))])
+        try:
+            check_output(path, self.shape)
+            self.inputs.check_apart(path, [path, *(beside(path, what) for what in ("ids.json", "errors.jsonl"))])
+        except OSError as error:
+            raise UsageError(f"OUTPUT {path} cannot be written: {error.strerror}") from error
         folder = beside(path, "partial")
         job = Job(self.options, self.inputs.fingerprints())
         total = self.inputs.count()  # reads what can be read of every input, so that a wrong one is found now
@@ -80,7 +83,9 @@ class Run:
                 self._say(f"resuming: {done:,} rows are done")
             try:
                 if not journal.is_finishing:
-                    settle_revision(folder, _ask(hold_revision), any_vectors=journal.n_vectors > 0)
+                    revision = _ask(hold_revision)
+                    with disk_errors(folder):
+                        settle_revision(folder, revision, any_vectors=journal.n_vectors > 0)
                 with Progress(total, done, quiet=self.quiet) as progress:
                     work = Work(
                         encode,
@@ -125,7 +130,7 @@ class Run:
             Journal(Path(folder), self.shape.kept_as, durable=False) as journal,
             Progress(total, 0, quiet=self.quiet) as progress,
         ):
-            lines = Lines(journal, sys.stdout, self.shape, as_base64=self.as_base64)
+            lines = Lines(journal, sys.stdout.buffer, self.shape, as_base64=self.as_base64)
 
             def add(n_rows: int) -> None:
                 progress.add(n_rows)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from jina_v4_client.embed.content import Content, Kind, Row
+from jina_v4_client.embed.content import Content, Kind, Row, escaped
 from jina_v4_client.embed.encoder import Encode, Outcome
 from jina_v4_client.embed.errors import ChangedError, RowError, StoppedError
 from jina_v4_client.embed.journal import Journal, Settled
@@ -204,7 +204,7 @@ class Work:
     def _fail(self, rows: list[tuple[int, str]], digest: bytes | None, message: str) -> None:
         if not self._settings.skip:
             raise StoppedError(f"row {rows[0][1]}: {message}")
-        self._settled += [Settled(number, row_id, digest, error=message) for number, row_id in rows]
+        self._settled += [Settled(number, row_id, digest, error=escaped(message)) for number, row_id in rows]
 
     def _keep(self, vectors: dict[bytes, Vector]) -> None:
         if not vectors and not self._settled:

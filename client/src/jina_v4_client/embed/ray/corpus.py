@@ -18,7 +18,7 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from jina_v4_client._images import prepare
-from jina_v4_client.embed.content import Content, Kind, broken_row
+from jina_v4_client.embed.content import Content, Kind, broken_row, escaped
 from jina_v4_client.embed.errors import RowError, StoppedError
 from jina_v4_client.embed.files import kind_by_name, kind_of
 from jina_v4_client.embed.folder import open_file
@@ -141,4 +141,4 @@ def _content(row: Mapping[str, Any], read: Callable[[], Content], plan: Plan) ->
     except (RowError, ImageError) as error:
         if not plan.skip:
             raise StoppedError(f"row {row['id']}: {error}") from error
-        return {"error": str(error)}
+        return {"error": escaped(str(error))}

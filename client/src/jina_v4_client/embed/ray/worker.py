@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow  # type: ignore[import-untyped] # it has no types
 import ray
 
-from jina_v4_client.embed.content import Kind
+from jina_v4_client.embed.content import Kind, escaped
 from jina_v4_client.embed.encoder import Outcome, make_encode
 from jina_v4_client.embed.errors import StoppedError
 from jina_v4_client.embed.output import vector_column
@@ -73,7 +73,7 @@ class Worker:
                 if not isinstance(outcome, JinaV4Error):
                     vectors[place] = outcome
                     continue
-                errors[place] = PLACE.sub("", str(outcome))
+                errors[place] = escaped(PLACE.sub("", str(outcome)))
                 if not self._plan.skip:
                     raise StoppedError(f"row {ids[place]}: {errors[place]}")
         made = {"vector": self._column(vectors, len(ids)), "error": pyarrow.array(errors, "string")}
