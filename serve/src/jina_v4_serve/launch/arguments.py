@@ -143,7 +143,7 @@ def cpu_arguments(settings: ServerSettings, checkpoint: Checkpoint, dtype: str) 
     return [
         f"--max-num-batched-tokens={cpu.MAX_TOKENS_A_STEP}",
         *longest_part(checkpoint, cpu.MAX_TOKENS_A_STEP // 2, settings.vllm_options),
-        "--enforce-eager",  # compiling takes 50 s of the start on two cores
+        "--enforce-eager",  # compiling takes 10 s of a start on two cores, 30 to 60 s of the first
         # vLLM would take nine tenths of the memory. VLLM_CPU_KVCACHE_SPACE, where it is set, goes before this.
         f"--kv-cache-memory-bytes={kv_cache_bytes(checkpoint, dtype)}",
         *executor_option(settings.n_servers, settings.vllm_options),
