@@ -63,6 +63,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda c: (c / "pytorch_model.bin").write_bytes(b""),
         "pytorch_model.bin is not of this checkpoint",
     ),
+    "settings that go before its own": (
+        lambda c: (c / "processor_config.json").write_text("{}"),
+        "processor_config.json is not of this checkpoint and might be loaded",
+    ),
+    "chat templates beside it": (
+        lambda c: (c / "additional_chat_templates").mkdir(),
+        "additional_chat_templates is not of this checkpoint",
+    ),
     "a header that is no JSON": (lambda c: overwrite(c / SHARD, 8, b"XX"), f"{SHARD} is broken"),
     "a header longer than the file": (lambda c: overwrite(c / SHARD, 0, b"\xff" * 7), f"{SHARD} is broken"),
     "a projector that is no safetensors": (

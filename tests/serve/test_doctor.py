@@ -334,6 +334,19 @@ def test_a_checkpoint_that_is_not_whole_fails_and_the_others_are_looked_at(damag
     assert len([finding for finding in found if finding.subject == "checkpoint"]) == 3
 
 
+def test_checkpoints_in_each_others_folders_fail(all_tasks: Path) -> None:
+    code, retrieval = (all_tasks / f"jina-embeddings-v4-{task}" for task in ("code", "retrieval"))
+    code.rename(all_tasks / "other")
+    retrieval.rename(code)
+    (all_tasks / "other").rename(retrieval)
+    found = list(checkpoints.check_checkpoints(checkpoints.folders_in(all_tasks), "auto", []))
+    bad = [finding.found for finding in found if finding.verdict == "FAIL" and finding.subject == "checkpoint"]
+    assert bad == [
+        f"{retrieval} is the checkpoint of task code, not of retrieval",
+        f"{code} is the checkpoint of task retrieval, not of code",
+    ]
+
+
 def test_a_folder_that_names_nothing_known_fails(tmp_path: Path) -> None:
     (finding,) = checkpoints.check_checkpoints([tmp_path], "auto", [])
     assert (finding.verdict, finding.subject) == ("FAIL", "checkpoint")

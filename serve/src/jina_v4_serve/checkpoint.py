@@ -28,8 +28,9 @@ QUANTIZED_DTYPES = {"int8": ("I8", 1), "fp8": ("F8_E4M3", 1)}
 FORMATS = {"int8": "int-quantized", "fp8": "float-quantized"}
 SCALE = "_scale"  # at the end of the name of a matrix's scales, which are float32
 _ITEM_BYTES = dict([*STORED_DTYPES.values(), *QUANTIZED_DTYPES.values()])
-# Some loader would read a file with such a name as weights.
-WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
+# A loader may read a file whose name ends so, unlisted too: weights, settings (processor_config.json goes before
+# preprocessor_config.json), chat templates, vocabularies, code.
+_LOADED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".jinja", "_templates", ".txt", ".model", ".py")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def read_manifest(folder: Path, task: str) -> dict[str, Any]:
     """Read the manifest of a checkpoint or of an exported folder, and compare names and sizes of all files with it.
 
     Raises:
-        CheckpointError: it is missing, incomplete, of another task, or not from `jina-v4-merge` at all.
+        CheckpointError: it is missing, incomplete, of another task, or not from `jina-v4-merge` at all; or a file is
+            there that it does not list, and that might be loaded.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}. `jina-v4-merge fold --base BASE --out DIR` makes checkpoints")
@@ -141,11 +143,15 @@ def read_manifest(folder: Path, task: str) -> dict[str, Any]:
             raise CheckpointError(f"{folder} is not whole: {name} is missing. Fold it again")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}. Fold it again")
+    for path in sorted(folder.iterdir()):
+        is_listed = path.name in {*sizes, MANIFEST, CANARY}
+        if path.name.endswith(_LOADED) and not is_listed and not path.name.startswith("."):
+            raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: remove it")
     return manifest
 
 
 def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Collection[str]) -> tuple[int, int]:
-    """Compare the headers of the weight files with the index, and refuse weight files that the manifest does not list.
+    """Compare the headers of the weight files with the index.
 
     Returns:
         The bytes of all shards, and of the quantized matrices and their scales.
@@ -158,9 +164,6 @@ def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Colle
     if quantized not in (None, *QUANTIZED_DTYPES):
         one_of = ", ".join(QUANTIZED_DTYPES)
         raise CheckpointError(f"{folder / MANIFEST} says quantized {quantized}; it must be one of {one_of}")
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(WEIGHTS) and path.name not in files and not path.name.startswith("."):
-            raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: remove it")
     index = read_json(folder / INDEX)
     try:
         indexed = {(str(name), str(file)) for name, file in index["weight_map"].items()}

@@ -48,7 +48,9 @@ def check_checkpoints(folders: Sequence[Path], dtype: str, gpus: Sequence[Gpu]) 
 
 
 def task_of(folder: Path) -> str:
-    """Return the task in a folder's manifest; an empty text where there is none."""
+    """Return the task that a folder's name promises, or else the one in its manifest; "" where there is none."""
+    if named := [task for task in TASKS if folder.name == model_name(task)]:
+        return named[0]
     try:
         return str(read_json(folder / MANIFEST).get("task", ""))
     except CheckpointError:

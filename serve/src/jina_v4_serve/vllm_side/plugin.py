@@ -13,7 +13,7 @@ def register() -> None:
     """Register the model class; called again in each process, and more than once in some.
 
     Its name is one that no checkpoint carries: the launcher asks for it with `--hf-overrides`. A vLLM that serves
-    another Qwen2.5-VL in the same environment imports nothing of ours.
+    another Qwen2.5-VL in the same environment gets no more than that name.
     """
     from vllm import ModelRegistry
 
