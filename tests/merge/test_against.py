@@ -320,6 +320,13 @@ DIFFERENT = {
         lambda o: edit_json(o / "preprocessor_config.json", lambda c: c.update(resample=2)),
         "preprocessor_config.json: resample is 2 and ours 3",
     ),
+    "another image size in the file of transformers 5": (
+        lambda o: edit_json(
+            shutil.copy(o / "preprocessor_config.json", o / "processor_config.json"),
+            lambda c: c.update(image_processor=c | {"max_pixels": 12845056}),
+        ),
+        "processor_config.json: max_pixels is 12845056 and ours 602112",
+    ),
     "no preprocessor": (
         lambda o: (o / "preprocessor_config.json").unlink(),
         "preprocessor_config.json is missing, so its settings are not compared",

@@ -12,7 +12,7 @@ import torch
 from conftest import GOLDEN, TASKS
 from jina_v4_merge.fold import fold
 from jinja2 import TemplateError
-from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
 IMAGE = {"type": "image"}
@@ -136,6 +136,30 @@ def test_no_file_refers_to_code(checkpoint: Path) -> None:
     for path in checkpoint.glob("*.json"):
         assert "auto_map" not in path.read_text(), path.name
         assert "Jina" not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["into the old folder", "into a new folder"])
+def test_a_base_whose_processor_transformers_5_saved_has_the_image_settings_of_that_file(
+    stays: bool, base: Path, out: Path, run: Callable[..., Any]
+) -> None:
+    Qwen2_5_VLProcessor.from_pretrained(base).save_pretrained(out / "saved")
+    saved = read(out / "saved" / "processor_config.json")
+    if not stays:
+        (base / "preprocessor_config.json").unlink()
+        saved["image_processor"]["size"]["longest_edge"] = 301056
+    (base / "processor_config.json").write_text(json.dumps(saved))
+    done = run("fold", "--base", base, "--out", out, "--task", "code")
+    assert done.returncode == 0, done.stderr
+    folder = out / "jina-embeddings-v4-code"
+    assert not (folder / "processor_config.json").exists()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert dict(processor.image_processor.size) == saved["image_processor"]["size"]
+    sources = read(folder / "manifest.json")["sources"]["base"]["files"]
+    digest = hashlib.sha256((base / "processor_config.json").read_bytes()).hexdigest()
+    assert sources["processor_config.json"]["sha256"] == digest
+    assert ("preprocessor_config.json" in sources) == stays
+    done = run("verify", folder, "--base", base)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_template_of_the_tokenizer_config_does_not_come_along(

@@ -117,12 +117,13 @@ def hub(base: Path, env: dict[str, str], breaks: set[str], resumed: dict[str, st
 
 @pytest.mark.parametrize("revision", [[], ["--revision", "v1"]], ids=["newest", "a tag"])
 def test_just_what_is_needed_is_fetched_and_the_commit_recorded(
-    revision: list[str], hub: list[str], run: Run, out: Path, env: dict[str, str]
+    revision: list[str], hub: list[str], run: Run, base: Path, out: Path, env: dict[str, str]
 ) -> None:
+    (base / "processor_config.json").write_text("{}")
     done = run("fold", "--base", NAME, "--out", out, "--task", "code", *revision, **env)
     assert done.returncode == 0, done.stderr
     needed = {path.relative_to(BASE).as_posix() for path in BASE.rglob("*") if path.is_file()} - {"chat_template.json"}
-    assert set(hub) == needed
+    assert set(hub) == needed | {"processor_config.json"}
     sources = json.loads((out / "jina-embeddings-v4-code" / "manifest.json").read_text())["sources"]
     for source in sources.values():
         assert (source["name"], source["revision"]) == (NAME, COMMIT)

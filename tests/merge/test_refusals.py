@@ -161,6 +161,20 @@ def test_a_tokenizer_of_another_model(token: str, base: Path, out: Path) -> None
     assert f"tokenizer.json: this tokenizer is of another model than config.json: {token} has id None and" in message
 
 
+def test_two_files_that_disagree_about_images(base: Path, out: Path) -> None:
+    settings = json.loads((base / "preprocessor_config.json").read_text())
+    settings |= {"max_pixels": None, "size": {"shortest_edge": 3136, "longest_edge": 1204224}}
+    (base / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    message = refusal(base, out, ConfigError)
+    assert "processor_config.json and preprocessor_config.json have different settings of images" in message
+    assert "max_pixels (1204224 and 602112). Loaders differ" in message
+
+
+def test_image_settings_that_are_none(base: Path, out: Path) -> None:
+    (base / "processor_config.json").write_text('{"image_processor": "Qwen2VLImageProcessor"}')
+    assert "processor_config.json: image_processor must be a JSON object" in refusal(base, out, ConfigError)
+
+
 def test_a_tokenizer_that_is_none(base: Path, out: Path) -> None:
     (base / "tokenizer.json").write_text("{}")
     assert f"{base / 'tokenizer.json'}: no tokenizer: " in refusal(base, out, SourceError)

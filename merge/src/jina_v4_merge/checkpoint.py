@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jina_v4_merge.errors import ConfigError
+from jina_v4_merge.image_settings import PREPROCESSOR_NAME, PROCESSOR_NAME, image_settings, settings_file
 from jina_v4_merge.prompts import CHAT_TEMPLATE, text_prefixes
 from jina_v4_merge.quantize import quantization_config
-from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME
+from jina_v4_merge.sources import CONFIG_NAME
 
 MODEL = "jina-embeddings-v4"
 MANIFEST_NAME = "manifest.json"
@@ -115,10 +116,13 @@ def plain_files(
         quantized: As of `stock_config`.
     """
     files = {CONFIG_NAME: json_bytes(stock_config(config, dtype, quantized))}
+    processors = {name: json.loads(base[name]) for name in (PROCESSOR_NAME, PREPROCESSOR_NAME) if name in base}
+    name = settings_file(processors)
+    files[PREPROCESSOR_NAME] = json_bytes(_stock_processor(image_settings(name, processors[name])))
     for name, content in base.items():
-        if name in (PREPROCESSOR_NAME, "tokenizer_config.json"):
+        if name == "tokenizer_config.json":
             files[name] = json_bytes(_stock_processor(json.loads(content)))
-        else:
+        elif name not in processors:
             files[name] = content
     files["chat_template.jinja"] = CHAT_TEMPLATE.encode()
     files[PROMPTS_NAME] = json_bytes({"prompts": text_prefixes(task), "default_prompt_name": "query"})

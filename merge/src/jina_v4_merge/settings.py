@@ -12,39 +12,17 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jina_v4_merge.checkpoint import PROMPTS_NAME
+from jina_v4_merge.image_settings import (
+    PIXELS,
+    PREPROCESSOR_NAME,
+    PROCESSOR_NAME,
+    image_settings,
+    pixel_settings,
+    settings_file,
+)
 from jina_v4_merge.prompts import IMAGE_PROMPT
-from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME, read, read_json
+from jina_v4_merge.sources import CONFIG_NAME, read, read_json
 
-_PROCESSOR_NAME = "processor_config.json"  # transformers 5 puts the preprocessor's settings into it
-_PREPROCESSOR = {
-    "min_pixels": "small images are enlarged to this many pixels",
-    "max_pixels": "larger images are reduced to this many pixels",
-    "patch_size": "",
-    "temporal_patch_size": "",
-    "merge_size": "",
-    "resample": "",
-    "do_resize": "",
-    "do_rescale": "",
-    "rescale_factor": "",
-    "do_normalize": "",
-    "image_mean": "",
-    "image_std": "",
-    "do_convert_rgb": "",
-}
-# What the published model's image processor does where a file does not say.
-_DEFAULTS = {
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "resample": 3,
-    "do_resize": True,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "do_convert_rgb": True,
-}
 _TEXT = ("hidden_act", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "mrope_section")
 _VISION = (
     "depth",
@@ -71,9 +49,10 @@ def differing_settings(ours: Path, other: Path) -> list[str]:
     Raises:
         MergeError: one of its classes: a file of the other cannot be read.
     """
+    images_file, images = _images(other)
     return [
         *_differing(CONFIG_NAME, _config(other), _config(ours)),
-        *_differing(PREPROCESSOR_NAME, _preprocessor(other), _preprocessor(ours), _PREPROCESSOR),
+        *_differing(images_file, images, _images(ours)[1], PIXELS),
         *_differing("tokenizer.json", _tokenizer(other), _tokenizer(ours), shown=False),
         *_template(other),
         *_prompts(ours, other),
@@ -118,20 +97,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return found | {key: config.get(key, text.get(key)) for key in _TOKENS}
 
 
-def _preprocessor(folder: Path) -> dict[str, Any] | None:
-    """Return a preprocessor's settings; both names that the number of pixels goes by are one."""
-    if (folder / PREPROCESSOR_NAME).exists():
-        settings = read_json(folder / PREPROCESSOR_NAME)
-    elif (folder / _PROCESSOR_NAME).exists():
-        settings = read_json(folder / _PROCESSOR_NAME).get("image_processor") or {}
-    else:
-        return None
-    size = settings.get("size") or {}
-    found = {key: settings[key] if settings.get(key) is not None else _DEFAULTS.get(key) for key in _PREPROCESSOR}
-    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        if found[key] is None:
-            found[key] = size.get(edge)
-    return found
+def _images(folder: Path) -> tuple[str, dict[str, Any] | None]:
+    """Return what decides the pixels of an image, and the file that it is in."""
+    names = (name for name in (PROCESSOR_NAME, PREPROCESSOR_NAME) if (folder / name).exists())
+    files = {name: read_json(folder / name) for name in names}
+    name = settings_file(files)
+    return name, pixel_settings(image_settings(name, files[name])) if name in files else None
 
 
 def _tokenizer(folder: Path) -> dict[str, Any] | None:

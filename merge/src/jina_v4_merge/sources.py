@@ -1,13 +1,20 @@
 """Finding base and adapters: a folder here, or a repository on the hub, of which just what is needed is fetched."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jina_v4_merge.contents import HEAD_BYTES, instead
-from jina_v4_merge.errors import ConfigError, SourceError
+from jina_v4_merge.errors import ConfigError, SourceError, named
+from jina_v4_merge.image_settings import (
+    PREPROCESSOR_NAME,
+    PROCESSOR_NAME,
+    image_settings,
+    pixel_settings,
+    settings_file,
+)
 from jina_v4_merge.prompts import TASKS
 
 # Read for the checkpoint's own small files, where they are there.
@@ -20,10 +27,9 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 CONFIG_NAME = "config.json"
-PREPROCESSOR_NAME = "preprocessor_config.json"
 GENERATION_NAME = "generation_config.json"
 
-_ALWAYS_THERE = ("tokenizer.json", "tokenizer_config.json", PREPROCESSOR_NAME)
+_ALWAYS_THERE = ("tokenizer.json", "tokenizer_config.json")
 
 ADAPTERS_FOLDER = "adapters"
 
@@ -31,6 +37,7 @@ _ADAPTERS_FETCHED = [f"{ADAPTERS_FOLDER}/*.json", f"{ADAPTERS_FOLDER}/*.safetens
 _FETCHED = [
     CONFIG_NAME,
     PREPROCESSOR_NAME,
+    PROCESSOR_NAME,
     GENERATION_NAME,
     *TOKENIZER_FILES,
     "model*.safetensors",
@@ -44,7 +51,7 @@ _ADAPTERS_ALONE_FETCHED = [*_ADAPTERS_FETCHED, *(f"{folder}adapter_*" for folder
 _OTHER_FETCHED = [
     CONFIG_NAME,
     PREPROCESSOR_NAME,
-    "processor_config.json",
+    PROCESSOR_NAME,
     "config_sentence_transformers.json",
     "chat_template.*",
     *TOKENIZER_FILES,
@@ -178,11 +185,24 @@ def small_files(folder: Path) -> dict[str, bytes]:
 
     Raises:
         SourceError: one that is always there is missing, or one cannot be read.
-        ConfigError: one that must hold a JSON object does not.
+        ConfigError: one that must hold a JSON object does not, or two disagree about images.
     """
-    names = [*TOKENIZER_FILES, PREPROCESSOR_NAME, GENERATION_NAME]
+    names = [*TOKENIZER_FILES, PREPROCESSOR_NAME, PROCESSOR_NAME, GENERATION_NAME]
     files = {name: read(folder / name) for name in names if name in _ALWAYS_THERE or (folder / name).exists()}
-    for name, content in files.items():
-        if name.endswith(".json"):
-            _json_object(folder / name, content)
+    parsed = {name: _json_object(folder / name, files[name]) for name in files if name.endswith(".json")}
+    if settings_file(parsed) not in files:
+        read(folder / PREPROCESSOR_NAME)  # says why it cannot be read
+    _check_images(folder, parsed)
     return files
+
+
+def _check_images(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse two files that make other pixels of an image: which one counts depends on the version of transformers."""
+    name = settings_file(files)
+    newer = pixel_settings(image_settings(name, files[name]))
+    older = pixel_settings(files[PREPROCESSOR_NAME]) if PREPROCESSOR_NAME in files else newer
+    if differing := [f"{key} ({newer[key]!r} and {older[key]!r})" for key in newer if newer[key] != older[key]]:
+        raise ConfigError(
+            f"{folder}: {PROCESSOR_NAME} and {PREPROCESSOR_NAME} have different settings of images: "
+            f"{named(differing)}. Loaders differ about which they read; remove the one that is not to be used"
+        )

@@ -15,6 +15,7 @@ import torch
 from jina_v4_merge import adapters, sources, standin_config
 from jina_v4_merge.checkpoint import index, json_bytes
 from jina_v4_merge.digests import write_file
+from jina_v4_merge.image_settings import PREPROCESSOR_NAME
 from jina_v4_merge.layout import Shape, adapter_shapes, base_shapes
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import TASKS
@@ -63,7 +64,7 @@ def standin(folder: Path, size: str = "tiny", seed: int = 0) -> int:
     config = standin_config.model_config(size, seed, ids)
     files |= {
         sources.CONFIG_NAME: json_bytes(config),
-        sources.PREPROCESSOR_NAME: json_bytes(standin_config.preprocessor_config()),
+        PREPROCESSOR_NAME: json_bytes(standin_config.preprocessor_config()),
         sources.GENERATION_NAME: json_bytes({}),
         "README.md": _README.format(size=size, seed=seed).encode(),
         f"{sources.ADAPTERS_FOLDER}/{adapters.CONFIG_NAME}": json_bytes(standin_config.adapter_config()),

@@ -28,13 +28,14 @@ from jina_v4_merge.digests import FileDigest
 from jina_v4_merge.errors import LayoutError, MergeError, SourceError, named
 from jina_v4_merge.exported import check_adapter, read_adapter
 from jina_v4_merge.gguf_check import check_gguf
+from jina_v4_merge.image_settings import PREPROCESSOR_NAME
 from jina_v4_merge.layout import PROJECTOR, PROJECTOR_BIAS, base_shapes, check
 from jina_v4_merge.progress import progress
 from jina_v4_merge.prompts import IMAGE_PROMPT, TASKS, text_prefixes
 from jina_v4_merge.quantize import KINDS, quantization_config
 from jina_v4_merge.scan import Scan, scan
 from jina_v4_merge.shards import DTYPES, checkpoint_tensors
-from jina_v4_merge.sources import CONFIG_NAME, PREPROCESSOR_NAME, read_json
+from jina_v4_merge.sources import CONFIG_NAME, read_json
 from jina_v4_merge.threads import one_thread, workers
 from jina_v4_merge.weights import INDEX_NAME, StoredTensor, base_tensors, stored_tensors
 
