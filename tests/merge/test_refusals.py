@@ -2,18 +2,22 @@
 
 import builtins
 import errno
+import functools
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
 from jina_v4_merge import weights
+from jina_v4_merge.digests import hashing
 from jina_v4_merge.errors import ConfigError, LayoutError, MergeError, OutputError, SourceError, WeightError
+from jina_v4_merge.export import export_adapters
+from jina_v4_merge.export_gguf import export_gguf
 from jina_v4_merge.fold import fold
 from safetensors.torch import load_file, save_file
 
@@ -341,6 +345,33 @@ def test_a_file_that_becomes_shorter_meanwhile(base: Path, out: Path, monkeypatc
     monkeypatch.setattr("jina_v4_merge.fold.can_link", cut)
     message = refusal(base, out, SourceError)
     assert re.search(r"adapter_model\.safetensors: cannot read base_model\..*: the file has become shorter", message)
+
+
+COMMANDS = {"fold": fold, "export": export_adapters, "export_gguf": functools.partial(export_gguf, task="code")}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    ["model-00001-of-00002.safetensors", "adapters/adapter_model.safetensors", "adapters/adapter_config.json"],
+)
+@pytest.mark.parametrize("in_place", [True, False], ids=["written to", "replaced"])
+def test_a_file_that_becomes_another_meanwhile(
+    in_place: bool, name: str, command: str, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_and_hash(paths: Sequence[Path]) -> object:
+        content = (base / name).read_bytes()
+        (base / "new").write_bytes(content[:-2] + b"  ")
+        if in_place:
+            (base / name).write_bytes((base / "new").read_bytes())
+        else:
+            (base / "new").replace(base / name)
+        return hashing(paths)
+
+    monkeypatch.setattr(f"jina_v4_merge.{command}.hashing", change_and_hash)
+    with pytest.raises(SourceError) as caught:
+        COMMANDS[command](str(base), out)
+    assert str(caught.value).startswith(f"{base / name}: changed while the base was read. Nothing was written")
 
 
 def test_a_base_folder_that_is_a_link_to_itself(tmp_path: Path, out: Path) -> None:

@@ -88,6 +88,7 @@ def export_adapters(
             dtype = _dtype_name(_base_dtype(model) if name == checkpoint.BASE else _adapter_dtype(model, name))
             manifest = provenance.export_manifest(model, part, name, dtype, files[name], digests)
             write_file(stage / name / checkpoint.MANIFEST_NAME, manifest)
+        model.require_unchanged()
         publish([stage / name for name in names], out)
     return [Exported(out / name, sum(file.stat().st_size for file in (out / name).iterdir())) for name in names]
 

@@ -92,6 +92,7 @@ def export_gguf(
             digests = source_digests()
         manifest = provenance.export_manifest(model, checkpoint.GGUF, task, dtype, files, digests)
         write_file(folder / MANIFEST_NAME, manifest)
+        model.require_unchanged()
         publish([folder], out.parent)
     return Exported(out, sum(path.stat().st_size for path in out.iterdir()))
 

@@ -97,6 +97,7 @@ def fold(
         for task, folder in staged.items():
             files[task] |= {name: write_file(folder / name, content) for name, content in plain_files[task].items()}
             write_file(folder / MANIFEST_NAME, make_manifest(task, files=files[task], source_digests=digests))
+        model.require_unchanged()
         publish(list(staged.values()), out, require_replaceable if force else None)
     return [
         Checkpoint(task, out / name, sum(file.stat().st_size for file in (out / name).iterdir()))

@@ -27,6 +27,7 @@ class Model:
         base_files: The names of all files of the base that are used.
         adapter_source: Where the adapters lie; `base` again, if beside it.
         adapters: What they are.
+        states: The state of each file in the folders that were read, from before anything was.
     """
 
     base: sources.Source
@@ -36,6 +37,7 @@ class Model:
     base_files: Sequence[str]
     adapter_source: sources.Source
     adapters: Adapters
+    states: Mapping[Path, sources.FileState | None]
 
     @property
     def files(self) -> list[Path]:
@@ -55,6 +57,18 @@ class Model:
             raise ConfigError(
                 f"{self.adapter_source.name} has no adapter of task {named(absent)}; "
                 f"it has {', '.join(self.adapters.tasks)}"
+            )
+
+    def require_unchanged(self) -> None:
+        """Check that all files that are read are still the ones that they were when the model was opened.
+
+        Raises:
+            SourceError: with those that are not.
+        """
+        if changed := [str(path) for path in self.files if sources.file_state(path) != self.states.get(path)]:
+            raise SourceError(
+                f"{named(changed)}: changed while the base was read. Nothing was written; start again when nobody "
+                "writes there any more"
             )
 
     def lora(self, task: str, base_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -80,6 +94,7 @@ def open_model(
     if adapters_revision is not None and adapters is None:
         raise SourceError("--adapters-revision is for --adapters from the hub; --revision is for the base")
     source = sources.find_base(base, revision)
+    states = sources.file_states(source.folder)
     config = sources.read_json(source.folder / sources.CONFIG_NAME)
     shapes = base_shapes(config)
     tensors = base_tensors(source.folder)
@@ -88,6 +103,8 @@ def open_model(
     small_files = sources.small_files(source.folder)
     check_tokenizer(source.folder / "tokenizer.json", small_files["tokenizer.json"], config)
     adapter_source = source if adapters is None else sources.find_adapters(adapters, adapters_revision)
+    if adapter_source is not source:
+        states |= sources.file_states(adapter_source.folder)
     return Model(
         source,
         config,
@@ -96,4 +113,5 @@ def open_model(
         [sources.CONFIG_NAME, *small_files, *base_files(source.folder)],
         adapter_source,
         read_adapters(adapter_source.folder, checkpoint.task_names(config), shapes),
+        states,
     )

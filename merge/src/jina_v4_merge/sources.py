@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jina_v4_merge.contents import HEAD_BYTES, instead
 from jina_v4_merge.errors import ConfigError, SourceError, named
@@ -76,6 +76,13 @@ class Source:
     revision: str | None
 
 
+class FileState(NamedTuple):
+    """What tells a file from the one that was there before. Not its inode, which some network file systems change."""
+
+    mtime_ns: int
+    n_bytes: int
+
+
 def find_base(base: str, revision: str | None) -> Source:
     """Find a base, fetching it from the hub, with what adapters lie beside it, if it is not a folder here.
 
@@ -117,6 +124,20 @@ def _find(option: str, name: str, revision_option: str, revision: str | None, fe
         raise SourceError(f"{name}: no such folder")
     snapshot = _fetch(option, name, revision, fetched)
     return Source(name, snapshot, snapshot.name)
+
+
+def file_states(folder: Path) -> dict[Path, FileState | None]:
+    """Return the state of each file in a folder of a base or of adapters; an adapter may lie two folders down."""
+    return {path: file_state(path) for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern)}
+
+
+def file_state(path: Path) -> FileState | None:
+    """Return what changes when a file is written to or replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return FileState(status.st_mtime_ns, status.st_size)
 
 
 def read_json(path: Path) -> dict[str, Any]:
