@@ -157,6 +157,20 @@ def test_what_is_wrong_is_named(spoilt: Spoilt, exported: Path) -> None:
     assert [problem for problem in problems if spoilt.said in problem], problems
 
 
+def test_an_adapter_of_another_base_than_the_one_beside_it_is_named(
+    exported: Path, base: Path, tmp_path: Path, edit_weights: Callable[..., None], run: Callable[..., Any]
+) -> None:
+    edit_weights(base, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    export_adapters(str(base), tmp_path / "other", ["code"], with_base=True)
+    shutil.rmtree(exported / "code")
+    shutil.copytree(tmp_path / "other" / "code", exported / "code")
+    done = run("verify", exported, "--canary")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {exported / 'code'}: was made for another base than {exported / 'base'}")
+    assert done.stderr.count("error: ") == 1
+    assert not (exported / "code" / CANARY_NAME).exists()
+
+
 def test_the_canaries_are_the_folded_checkpoints_own(
     exported: Path, folded: Callable[[str], Path], figure: Figure
 ) -> None:

@@ -85,7 +85,7 @@ def base_beside(folder: Path) -> dict[str, Shape]:
 
 
 def check_adapter(folder: Path, manifest: Mapping[str, Any], adapter: ExportedAdapter) -> list[str]:
-    """Check names, shapes and dtypes of an adapter's tensors, and its scaling.
+    """Check names, shapes and dtypes of an adapter's tensors, its scaling, and that the base beside it is its own.
 
     Returns:
         All that is wrong, each a sentence.
@@ -109,8 +109,22 @@ def check_adapter(folder: Path, manifest: Mapping[str, Any], adapter: ExportedAd
     for stored, dtype in ((adapter.lora, DTYPES[manifest["dtype"]]), (adapter.projector, _PROJECTOR_DTYPE)):
         if other := [f"{name} ({tensor.path.name})" for name, tensor in stored.items() if tensor.dtype != dtype]:
             problems.append(f"{folder}: these tensors must be {dtype} and are not: {named(other)}")
+    base_manifest = folder.parent / BASE / MANIFEST_NAME
+    if base_manifest.exists() and _base_of(manifest) != _base_of(read_json(base_manifest)):
+        problems.append(
+            f"{folder}: was made for another base than {base_manifest.parent}, or without it; export base and adapters "
+            "again with `jina-v4-merge export-adapters --with-base`"
+        )
     told = manifest.get("scaling")
     default = told.get("default") if isinstance(told, Mapping) else told
     if default != adapter.config.scaling:
         problems.append(f"{folder / MANIFEST_NAME}: scaling is {told!r}; {CONFIG_NAME} says {adapter.config.scaling!r}")
     return problems
+
+
+def _base_of(manifest: Mapping[str, Any]) -> object:
+    """Return the sums of the files from which the base of an exported folder was made, as servers compare them."""
+    found: object = manifest
+    for key in ("sources", "base", "files"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
