@@ -246,6 +246,25 @@ def test_a_copied_folder_is_as_good(checkpoint: Path, tmp_path: Path) -> None:
     assert problems_of(tmp_path / "elsewhere") == []
 
 
+def test_two_folders_that_were_exchanged_are_named(
+    checkpoint: Path, folded: Callable[[str], Path], run: Callable[..., Any]
+) -> None:
+    other = checkpoint.with_name("jina-embeddings-v4-retrieval")
+    checkpoint.rename(other)
+    shutil.copytree(folded("bfloat16") / "jina-embeddings-v4-retrieval", checkpoint)
+    done = run("verify", checkpoint.parent)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: {checkpoint}: holds retrieval, as manifest.json says, and is named after code",
+        f"error: {other}: holds code, as manifest.json says, and is named after retrieval",
+    ]
+
+
+@pytest.mark.parametrize("name", ["copy", "barretrieval", "retrieval-2", "jina-embeddings-v4-code"])
+def test_a_folder_may_have_a_name_that_ends_in_no_other_task(name: str, checkpoint: Path) -> None:
+    assert problems_of(checkpoint.rename(checkpoint.with_name(name))) == []
+
+
 def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"neither manifest.json nor a folder jina-embeddings-v4-TASK is there"):
         find_checkpoints(tmp_path)

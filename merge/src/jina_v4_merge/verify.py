@@ -126,6 +126,7 @@ def verify(folders: Sequence[Path], expect_canary: bool = True) -> list[Verified
     checkpoints = [_open(folder) for folder in folders]
     for checkpoint in checkpoints:
         if checkpoint.manifest:
+            _check_name(checkpoint)
             _check_list(checkpoint)
             _check_prompts(checkpoint)
             if checkpoint.part == ADAPTER:
@@ -164,6 +165,14 @@ def _open(folder: Path) -> Verified:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return Verified(folder, problems=[f"{path}: no manifest of `jina-v4-merge fold`: {error!r}"])
     return Verified(folder, manifest, files)
+
+
+def _check_name(checkpoint: Verified) -> None:
+    """Check that a folder which is named after a task holds that task; whoever copies it by its name expects so."""
+    folder, task = checkpoint.folder, checkpoint.manifest["task"]
+    name = f"-{folder.absolute().name}"  # the task is the whole name in an export
+    if other := [other for other in TASKS if other != task and name.endswith(f"-{other}")]:
+        checkpoint.problems.append(f"{folder}: holds {task}, as {MANIFEST_NAME} says, and is named after {other[0]}")
 
 
 def _check_list(checkpoint: Verified) -> None:
