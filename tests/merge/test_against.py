@@ -293,6 +293,13 @@ SAME = {
         o / "tokenizer_config.json",
         lambda c: c.update(chat_template=(o / "chat_template.jinja").rename(o / "moved").read_text()),
     ),
+    "a tokenizer's settings as transformers 5 saves them": lambda o: edit_json(
+        o / "tokenizer_config.json", lambda c: c.update(tokenizer_class="Qwen2Tokenizer", add_prefix_space=None)
+    ),
+    "a tokenizer that does what its file says": lambda o: edit_json(
+        o / "tokenizer_config.json", lambda c: c.update(tokenizer_class="PreTrainedTokenizerFast", add_bos_token=False)
+    ),
+    "no settings of the tokenizer": lambda o: (o / "tokenizer_config.json").unlink(),
     "settings that are the processor's defaults": lambda o: edit_json(
         o / "preprocessor_config.json",
         lambda c: [c.pop(key, None) for key in ("do_resize", "do_rescale", "resample", "rescale_factor", "image_std")],
@@ -347,6 +354,17 @@ DIFFERENT = {
         lambda o: edit_json(o / "tokenizer.json", lambda t: t["model"]["merges"].reverse()),
         "tokenizer.json: another list of merges",
     ),
+    "a tokenizer of another class": (
+        lambda o: edit_json(o / "tokenizer_config.json", lambda c: c.update(tokenizer_class="LlamaTokenizerFast")),
+        "tokenizer_config.json: tokenizer_class is 'LlamaTokenizer' and ours 'Qwen2Tokenizer'",
+    ),
+    **{
+        key: (
+            lambda o, key=key: edit_json(o / "tokenizer_config.json", lambda c: c.update({key: True})),
+            f"tokenizer_config.json: {key} is True and ours False",
+        )
+        for key in ("add_prefix_space", "split_special_tokens", "add_bos_token", "add_eos_token")
+    },
     "words": (
         lambda o: edit_json(o / "tokenizer.json", lambda t: t["pre_tokenizer"].update(use_regex=False)),
         "tokenizer.json: another pre-tokenizer",

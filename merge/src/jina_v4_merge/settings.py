@@ -35,6 +35,17 @@ _VISION = (
     "window_size",
 )
 _TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+_TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+# What of that file decides which tokens a text becomes, and what holds where it does not say.
+_TOKENIZER_DEFAULTS = {
+    "tokenizer_class": "Qwen2Tokenizer",
+    "add_prefix_space": False,
+    "split_special_tokens": False,
+    "add_bos_token": False,
+    "add_eos_token": False,
+}
+# transformers' classes, 4 and 5, that do what tokenizer.json says, as Qwen2's does.
+_PLAIN_TOKENIZERS = ("PreTrainedTokenizer", "TokenizersBackend")
 _MESSAGES = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the image."}]},
 ]
@@ -54,6 +65,7 @@ def differing_settings(ours: Path, other: Path) -> list[str]:
         *_differing(CONFIG_NAME, _config(other), _config(ours)),
         *_differing(images_file, images, _images(ours)[1], PIXELS),
         *_differing("tokenizer.json", _tokenizer(other), _tokenizer(ours), shown=False),
+        *_differing(_TOKENIZER_CONFIG_NAME, _tokenizer_config(other), _tokenizer_config(ours)),
         *_template(other),
         *_prompts(ours, other),
     ]
@@ -126,6 +138,17 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
     }
 
 
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Return what of a tokenizer_config.json decides which tokens a text becomes; a folder may have none."""
+    path = folder / _TOKENIZER_CONFIG_NAME
+    content = read_json(path) if path.exists() else {}
+    given = {key: content[key] for key in _TOKENIZER_DEFAULTS if content.get(key) is not None}
+    found = _TOKENIZER_DEFAULTS | given
+    name = str(found["tokenizer_class"]).removesuffix("Fast")
+    found["tokenizer_class"] = _TOKENIZER_DEFAULTS["tokenizer_class"] if name in _PLAIN_TOKENIZERS else name
+    return found
+
+
 def _adding(processor: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Return a post-processor; None for one that adds no token."""
     if processor is None or processor.get("type") == "ByteLevel":
@@ -160,7 +183,7 @@ def _template_of(folder: Path) -> tuple[str | None, str]:
     """Return a checkpoint's chat template, and the file that it is in."""
     if (folder / "chat_template.jinja").exists():
         return read(folder / "chat_template.jinja").decode(), "chat_template.jinja"
-    for name in ("chat_template.json", "tokenizer_config.json"):
+    for name in ("chat_template.json", _TOKENIZER_CONFIG_NAME):
         if (folder / name).exists() and isinstance(template := read_json(folder / name).get("chat_template"), str):
             return template, name
     return None, ""
