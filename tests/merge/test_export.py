@@ -169,3 +169,10 @@ def test_the_command_writes_one_folder_a_task(tmp_path: Path, run: Callable[...,
         "manifest.json",
         "multi_vector_projector.safetensors",
     ]
+
+
+def test_a_task_that_is_named_twice_is_exported_once(tmp_path: Path, run: Callable[..., Any]) -> None:
+    done = run("export-adapters", "--base", BASE, "--out", tmp_path / "out", "--task", "code", "--task", "code")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("GB") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["code"]

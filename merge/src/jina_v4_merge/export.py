@@ -58,7 +58,7 @@ def export_adapters(
     Args:
         base: A folder, or the name of a model on the hub.
         out: The folder in which the adapters' folders are made.
-        tasks: Which of the base's tasks to export.
+        tasks: Which of the base's tasks to export; one that is named twice is exported once.
         revision: Of a base on the hub.
         adapters: A folder, or the name of a model on the hub, of adapters that do not lie beside the base.
         adapters_revision: Of adapters on the hub.
@@ -70,6 +70,7 @@ def export_adapters(
     Raises:
         MergeError: one of its classes, and nothing is written.
     """
+    tasks = list(dict.fromkeys(tasks))
     names = [*tasks, *([checkpoint.BASE] if with_base else [])]
     require_absent([out / name for name in names])
     model = open_model(base, revision, adapters, adapters_revision)
