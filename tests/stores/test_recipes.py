@@ -94,11 +94,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     server.revisions = {"retrieval": REVISION}
     folder = tmp_path_factory.mktemp("stores")
     (folder / "pages").write_text("".join(f"page {number}\n" for number in range(N_PAGES)))
-    embed = embed_with("--base-url", server.url, "--quiet", "--batch-size", 100, "--input-format", "text")
+    embed = embed_with("--quiet", "--batch-size", 100, "--input-format", "text")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for arguments in re.findall(r"^\$ jina-v4-embed (.*)$", PAGE, re.MULTILINE):
-            ran = embed(*arguments.split())
+            ran = embed(*arguments.replace("http://127.0.0.1:8001", server.url).split())
             assert ran.code == 0, ran.stderr
     for section in ("What every recipe needs", "Stores without MaxSim"):
         for name, module in re.findall(
@@ -157,6 +157,51 @@ def test_a_recipe_finds_what_exact_search_finds_and_refuses_another_revision(
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("jina_v4_client.errors.WrongServerError: "), errors
     assert OTHER_REVISION in errors
+
+
+def write_multi(folder: Path, change: str) -> None:
+    """Write multi.parquet and multi.safetensors as another run would have written them."""
+    table = parquet.read_table(folder / "multi.parquet")
+    tensors = (folder / "multi.safetensors").read_bytes()
+    if change == "another page":
+        ids = ["page of later", *table["id"].to_pylist()[1:]]
+        table = table.set_column(table.schema.get_field_index("id"), "id", [ids])
+    else:
+        facts = table.schema.metadata[b"jina_v4"].replace(REVISION.encode(), OTHER_REVISION.encode())
+        tensors = tensors.replace(REVISION.encode(), OTHER_REVISION.encode())
+        table = table.replace_schema_metadata({b"jina_v4": facts})
+    for name in ("multi.parquet", "multi.safetensors"):
+        (folder / name).unlink()  # a link to what the other tests read
+    parquet.write_table(table, folder / "multi.parquet")
+    (folder / "multi.safetensors").write_bytes(tensors)
+
+
+@pytest.mark.parametrize("change", ["another page", "another revision"])
+@pytest.mark.parametrize("section", ["Qdrant", "LanceDB"])
+def test_a_recipe_refuses_multi_vectors_of_another_page_or_revision(
+    section: str, change: str, site: Site, tmp_path: Path
+) -> None:
+    for file in site.folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    write_multi(tmp_path, change)
+    done = subprocess.run([RECIPES[section], "-"], input=recipe(section), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: "), done.stderr
+    assert "dense.parquet" in last
+    assert "multi.parquet" in last
+    assert change == "another page" or (REVISION in last and OTHER_REVISION in last)
+
+
+def test_maxsim_refuses_a_file_of_another_revision_than_the_dense_vectors(site: Site, tmp_path: Path) -> None:
+    for file in site.folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    write_multi(tmp_path, "another revision")
+    (tmp_path / "multi.parquet").unlink()
+    (tmp_path / "multi.parquet").symlink_to(site.folder / "multi.parquet")
+    done = subprocess.run([sys.executable, "-c", "import maxsim"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"ValueError: multi.safetensors has revision {OTHER_REVISION}")
 
 
 def test_qdrant_s_engine_finds_the_same_as_the_local_mode_of_its_client(
