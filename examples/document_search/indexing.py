@@ -22,8 +22,8 @@ class Indexed:
     """What became of a document.
 
     Attributes:
-        n_pages: that are in the index now; 0 where it was there already and has not changed.
-        broken: why pages of it are not.
+        n_pages: that were embedded; 0 where all that can be rendered were in the index already.
+        broken: why pages of it are not in the index.
     """
 
     n_pages: int
@@ -53,14 +53,26 @@ def index_document(
         DocumentError: the document cannot be read, or none of its pages can be rendered.
     """
     source = Source(document.path, document.digest, scale, max_pixels)
-    if store.has(source):
-        return Indexed(0)
+    if stored := store.page_numbers(source):
+        missing = sorted(set(range(1, document.count() + 1)) - stored)
+        still_broken = tuple(error for number in missing if (error := _try_page(document, number, scale)))
+        if len(still_broken) == len(missing):
+            return Indexed(0, still_broken)
     broken: list[DocumentError] = []
     pages = list(_embedded(client, document, source, broken, report))
     if not pages:
         raise broken[0]
     store.put(source, pages)
     return Indexed(len(pages), tuple(broken))
+
+
+def _try_page(document: Document, number: int, scale: float) -> DocumentError | None:
+    """Return why a page cannot be rendered; None if it can."""
+    try:
+        document.page(number, scale)
+    except DocumentError as error:
+        return error
+    return None
 
 
 def _embedded(

@@ -146,10 +146,11 @@ class Store:
         """Count the pages."""
         return int(self._table.count_rows())
 
-    def has(self, source: Source) -> bool:
-        """Tell whether a file is in the index, as it is now."""
+    def page_numbers(self, source: Source) -> set[int]:
+        """Return the pages of a file that are in the index, as the file is now."""
         same = f"digest = '{source.digest}' AND scale = {source.scale!r} AND max_pixels = {source.max_pixels}"
-        return bool(self._table.count_rows(f"{_is_file(source.file)} AND {same}"))
+        rows = self._table.search().where(f"{_is_file(source.file)} AND {same}").select(["page"]).to_arrow()
+        return set(rows["page"].to_pylist())
 
     def put(self, source: Source, pages: Sequence[Page]) -> None:
         """Store all pages of a file, in place of those it had: all of it at once, or nothing.

@@ -22,20 +22,25 @@ import httpx2
 import numpy as np
 import pytest
 from colour_server import N_BEFORE, N_BEHIND, ColourServer, dense, image_rows, text_rows
+from jina_v4_client.embed.errors import RowError
+from jina_v4_client.embed.pages import render_page
 from jina_v4_client.scoring import cosine, image_grid, maxsim
 from pdf_files import ONE_BAD, book, pdf
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from servers import PATIENCE_S, Server, free_port, started
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "examples"))
 
-from document_search.page.errors import PageError  # noqa: E402
-from document_search.page.uploads import Uploads  # noqa: E402
-from document_search.store import Store  # noqa: E402
+from document_search import documents  # noqa: E402 - found by the path above
+from document_search.cli import app as command  # noqa: E402 - found by the path above
+from document_search.page.errors import PageError  # noqa: E402 - found by the path above
+from document_search.page.uploads import Uploads  # noqa: E402 - found by the path above
+from document_search.store import Store  # noqa: E402 - found by the path above
 
 FETCHED = ROOT / ".chromium"
 PROGRAM = "chromium-headless-shell"
@@ -284,6 +289,44 @@ def test_dropped_files_are_indexed_with_a_bar_and_bad_ones_say_why(
     # The same content under another name is the same file.
     drop(page, "#drop", "again.png", as_file("PNG", grey), "image/png")
     expect(jobs.filter(has_text="again.png")).to_contain_text("in the index already")
+
+
+def test_the_command_names_a_page_that_cannot_be_rendered_in_every_run(colours: ColourServer, tmp_path: Path) -> None:
+    (tmp_path / "one bad.pdf").write_bytes(ONE_BAD)
+    index = ["index", str(tmp_path), "--index", str(tmp_path / "index"), "--base-url", colours.url]
+    for shown in ("2 pages", "unchanged"):
+        done = CliRunner().invoke(command, index)
+        assert done.exit_code == 1
+        assert f"one bad.pdf: {shown}\n" in done.stdout
+        assert "one bad.pdf, page 2: the page cannot be rendered" in done.stderr
+
+
+def test_a_page_that_can_be_rendered_now_is_indexed_by_the_next_run(
+    colours: ColourServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two.pdf").write_bytes(as_file("PDF", *[Image.new("RGB", SIZE, "#bbbbbb")] * 2))
+    index = ["index", str(tmp_path), "--index", str(tmp_path / "index"), "--base-url", colours.url]
+
+    def fail_on_page_2(document: Any, place: int, scale: float) -> Image.Image:
+        if place == 1:
+            raise RowError("the page cannot be rendered")
+        return render_page(document, place, scale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(documents, "render_page", fail_on_page_2)
+        assert CliRunner().invoke(command, index).exit_code == 1
+    done = CliRunner().invoke(command, index)
+    assert done.exit_code == 0, done.stderr
+    assert "two.pdf: 2 pages\n" in done.stdout
+
+
+def test_a_file_that_is_dropped_again_names_its_missing_pages_again(http: httpx2.Client) -> None:
+    for name in ("bad.pdf", "bad once more.pdf"):
+        assert http.post("/api/files", params={"name": name}, content=ONE_BAD).status_code == 202
+        job = wait_until_indexed(http)[-1]
+        (problem,) = job["problems"]
+        assert problem.startswith("page 2: the page cannot be rendered")
+    assert job["state"] == "unchanged"
 
 
 @pytest.mark.usefixtures("indexed")

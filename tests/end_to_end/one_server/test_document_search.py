@@ -258,6 +258,9 @@ def test_pages_are_rendered_as_jina_v4_embed_renders_them(run: Run, wire_server:
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert "/one bad.pdf, page 2: the page cannot be rendered" in line
+    again = run(*INDEX, ".")
+    assert (again.exit_code, again.stderr) == (1, done.stderr)
+    assert "one bad.pdf: unchanged\n" in again.stdout
     assert pages_of(Path("ix")) == {"blank.pdf": [1], "filled.pdf": [1], "one bad.pdf": [1, 3]}
     options = ["--base-url", wire_server.base_url, "--task", TASK, "--pdf-scale", "1", "--on-error", "skip"]
     embedded = CliRunner().invoke(embed_app, [*options, "blank.pdf", "filled.pdf", "one bad.pdf", "out.npy"])
