@@ -5,6 +5,7 @@ With a model and a vector store: tests/end_to_end/one_server/test_frameworks.py.
 
 import asyncio
 import base64
+import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -121,6 +122,16 @@ def test_the_key_is_sent_and_not_shown(server: Any, make: Make) -> None:
     embeddings.embed_query("a")
     assert {seen.headers["authorization"] for seen in server.seen} == {"Bearer a-secret"}
     assert "a-secret" not in repr(embeddings)
+
+
+def test_a_deep_copy_has_the_same_arguments_and_connections_of_its_own(server: Any, make: Make) -> None:
+    embeddings = make(api_key="a-secret", task="code", truncate_dim=128)
+    copied = copy.deepcopy(embeddings)
+    embeddings.close()
+    assert len(copied.embed_query("a")) == 128
+    assert {body["task"] for body in server.bodies("/v1/embeddings")} == {"code"}
+    assert {seen.headers["authorization"] for seen in server.seen} == {"Bearer a-secret"}
+    copied.close()
 
 
 def test_langchain_is_imported_no_sooner_than_its_adapter_and_its_absence_says_what_to_install() -> None:

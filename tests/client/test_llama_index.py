@@ -5,6 +5,7 @@ With a model and an index: tests/end_to_end/one_server/test_frameworks.py.
 
 import asyncio
 import base64
+import copy
 import io
 import pickle
 import subprocess
@@ -142,6 +143,39 @@ def test_a_dump_makes_the_same_embedding_again_and_holds_no_key(
         assert again.get_query_embedding("a") == embedding.get_query_embedding("a")
         assert server.seen[0].headers["authorization"] == "Bearer another"
         again.close()
+
+
+@pytest.mark.parametrize("field", ["base_url", "task", "truncate_dim", "max_pixels", "client_options"])
+def test_what_decides_about_vectors_cannot_be_assigned(make: Make, field: str) -> None:
+    embedding = make()
+    with pytest.raises(ValueError, match="Field is frozen"):
+        setattr(embedding, field, getattr(embedding, field))
+    embedding.embed_batch_size = 7  # LlamaIndex reads it in every call
+    assert embedding.embed_batch_size == 7
+
+
+def test_a_copy_uses_the_values_that_it_is_updated_with_and_has_the_same_key(server: Any, make: Make) -> None:
+    embedding = make(api_key="a-secret", max_pixels=50_000)
+    copied = embedding.model_copy(update={"task": "code", "truncate_dim": 128})
+    assert (copied.task, copied.truncate_dim, copied.max_pixels) == ("code", 128, 50_000)
+    assert len(copied.get_text_embedding("a")) == 128
+    (body,) = server.bodies("/v1/embeddings")
+    assert (body["task"], body["dimensions"]) == ("code", 128)
+    assert {seen.headers["authorization"] for seen in server.seen} == {"Bearer a-secret"}
+    copied.close()
+    assert len(embedding.get_text_embedding("a")) == len(server.vector("a"))
+    with pytest.raises(ArgumentError, match="Invalid task: clustering"):
+        embedding.model_copy(update={"task": "clustering"})
+
+
+@pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy])
+def test_a_copy_has_connections_of_its_own(make: Make, make_copy: Callable[[Any], Any]) -> None:
+    embedding = make(task="code")
+    copied = make_copy(embedding)
+    embedding.close()
+    assert copied.to_dict() == embedding.to_dict()
+    assert copied.get_text_embedding("a")
+    copied.close()
 
 
 def test_llama_index_is_imported_no_sooner_than_its_adapter_and_its_absence_says_what_to_install() -> None:

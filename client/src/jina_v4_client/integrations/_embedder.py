@@ -1,8 +1,9 @@
 """What the adapters of frameworks share: texts and images in, lists of numbers out, for threads and for coroutines."""
 
 import asyncio
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from jina_v4_client._calls import check_known_task, check_max_pixels, check_truncate_dim
 from jina_v4_client._images import ImageSource
@@ -49,10 +50,22 @@ class Embedder:
             "max_pixels": check_max_pixels(max_pixels),
             "batch_size": _IMAGES_A_REQUEST,
         }
-        self._base_url, self._api_key = base_url, api_key
+        self.api_key, self._base_url = api_key, base_url
         self._options = {**(client_options or {}), "task": check_known_task(task)}
         self._client = EmbeddingsClient(base_url, api_key, **self._options)
         self._of_loops: dict[asyncio.AbstractEventLoop, AsyncEmbeddingsClient] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return one with the same arguments and connections of its own: connections cannot be copied."""
+        options = copy.deepcopy(self._options, memo)
+        return type(self)(
+            self._base_url,
+            self.api_key,
+            task=options.pop("task"),
+            truncate_dim=self._of_images["truncate_dim"],
+            max_pixels=self._of_images["max_pixels"],
+            client_options=options,
+        )
 
     def texts(self, texts: Sequence[str], prompt_name: PromptName) -> list[Numbers]:
         """Embed texts, in their order; of none none, as the frameworks expect."""
@@ -94,5 +107,5 @@ class Embedder:
         if loop not in self._of_loops:
             for ended in [other for other in list(self._of_loops) if other.is_closed()]:
                 self._of_loops.pop(ended, None)  # nobody can close its connections any more
-            self._of_loops[loop] = AsyncEmbeddingsClient(self._base_url, self._api_key, **self._options)
+            self._of_loops[loop] = AsyncEmbeddingsClient(self._base_url, self.api_key, **self._options)
         return self._of_loops[loop]

@@ -1,8 +1,9 @@
 """LlamaIndex's `MultiModalEmbedding` by a server of this model. It needs the extra ``llama-index``."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, Self
 
 from jina_v4_client._images import ImageSource
 from jina_v4_client.integrations._embedder import Embedder, Numbers
@@ -27,6 +28,8 @@ class JinaV4Embedding(MultiModalEmbedding):
     what is loaded again takes JINA_V4_API_KEY. `embeddings_cache` of LlamaIndex knows texts without their prompt, so a
     query would get the vector of the same words as a passage: leave it out.
 
+    The arguments are fixed; :meth:`model_copy` makes an embedding with others.
+
     Call :meth:`close` at the end. Coroutines have connections of their own in each event loop; await :meth:`aclose`
     in it.
 
@@ -46,11 +49,16 @@ class JinaV4Embedding(MultiModalEmbedding):
     # A misspelt argument is an error, which shows no values: one may be a key.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    base_url: str = Field(description="The server's or gateway's address.")
-    task: str = Field(default="retrieval", description="retrieval, text-matching or code.")
-    truncate_dim: int | None = Field(default=None, description="The number of dimensions; all if None.")
-    max_pixels: int | None = Field(default=None, description="Larger images are scaled down to so many pixels.")
-    client_options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the client.")
+    # The client is made of these fields once, so they cannot be assigned; `model_copy(update=...)` makes another.
+    base_url: str = Field(frozen=True, description="The server's or gateway's address.")
+    task: str = Field(default="retrieval", frozen=True, description="retrieval, text-matching or code.")
+    truncate_dim: int | None = Field(default=None, frozen=True, description="The number of dimensions; all if None.")
+    max_pixels: int | None = Field(
+        default=None, frozen=True, description="Larger images are scaled down to so many pixels."
+    )
+    client_options: dict[str, Any] = Field(
+        default_factory=dict, frozen=True, description="Further arguments of the client."
+    )
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, base_url: str, api_key: str | None = None, **fields: Any) -> None:
@@ -70,6 +78,29 @@ class JinaV4Embedding(MultiModalEmbedding):
     def class_name(cls) -> str:
         """Give the name that dumps hold."""
         return "JinaV4Embedding"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return an embedding with the same key, other values, and connections of its own.
+
+        Args:
+            update: arguments to replace; they are checked as in the constructor.
+            deep: copy `client_options` too. Callbacks, cache and rate limiter are always shared.
+
+        Raises:
+            ArgumentError: a value is not allowed.
+        """
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        if deep:
+            fields["client_options"] = copy.deepcopy(self.client_options)
+        return type(self)(**{"api_key": self._embedder.api_key, **fields, **(update or {})})
+
+    def __copy__(self) -> Self:
+        """Return a copy with connections of its own."""
+        return self.model_copy()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Return a deep copy with connections of its own."""
+        return self.model_copy(deep=True)
 
     def close(self) -> None:
         """Close the connections of the calls that are no coroutines."""
