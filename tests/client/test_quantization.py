@@ -154,6 +154,15 @@ def test_hamming_of_2048_bits_does_not_overflow(bit_counter: None) -> None:
     assert hamming(zeros, ones).tolist() == [[2048]]
 
 
+def test_codes_in_fortran_order_are_counted_as_others(bit_counter: None) -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (5, 16), dtype=np.uint8)
+    expected = hamming(codes[:2], codes).tolist()
+    assert hamming(codes[:2], np.asfortranarray(codes)).tolist() == expected
+    assert hamming(np.asfortranarray(codes[:2]), codes).tolist() == expected
+    query, documents = unit(128), BinaryVectors(np.asfortranarray(codes))
+    assert search(query, documents, bits_only=True) == search(query, BinaryVectors(codes), bits_only=True)
+
+
 # --- search ---
 
 
@@ -183,6 +192,17 @@ def test_rescoring_every_candidate_is_the_exact_search(bits_only: bool) -> None:
         found = search(given_query, stored, 5, rescore_with=finer, oversample=8, bits_only=bits_only)
         expected = rank(given_query, finer, 5)
         assert [hit.index for hit in found] == [hit.index for hit in expected]
+
+
+@pytest.mark.parametrize("bits_only", [False, True])
+def test_top_k_of_none_returns_all_documents_with_and_without_rescoring(bits_only: bool) -> None:
+    documents, query = unit(40, 64), unit(64, seed=1)
+    stored = quantize_binary(documents)
+    found = search(query, stored, None, bits_only=bits_only)
+    assert found == search(query, stored, 40, bits_only=bits_only)
+    assert len(found) == 40
+    rescored = search(query, stored, None, rescore_with=documents, bits_only=bits_only)
+    assert [hit.index for hit in rescored] == [hit.index for hit in rank(query, documents)]
 
 
 def test_only_the_candidates_of_a_mapped_file_are_read(tmp_path: Path) -> None:

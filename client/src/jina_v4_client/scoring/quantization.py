@@ -182,7 +182,7 @@ def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray
 def search(
     query: NDArray[Any],
     documents: Int8Vectors | BinaryVectors,
-    top_k: int = 10,
+    top_k: int | None = 10,
     *,
     rescore_with: Vectors | None = None,
     oversample: int = 4,
@@ -193,7 +193,7 @@ def search(
     Args:
         query: (dim,) for dense documents or (n_tokens, dim) for multi-vectors, of a float dtype.
         documents: what is searched.
-        top_k: how many are returned; all if there are no more.
+        top_k: how many are returned; all of them if None, or if there are no more.
         rescore_with: the same documents, exact or at least finer: (n, dim), also memory-mapped, of which only the
             candidates are read; a list of (n_tokens, dim); or Int8Vectors over BinaryVectors.
         oversample: how many times top_k candidates are scored anew.
@@ -219,7 +219,8 @@ def search(
     scores = score_one(query, documents) if scores is None else scores  # (n_documents,)
     if rescore_with is None:
         return [Hit(int(i), float(scores[i])) for i in best(scores, top_k)]
-    candidates = np.sort(best(scores, top_k * oversample))  # in their order, so that equal scores keep it
+    n_candidates = None if top_k is None else top_k * oversample
+    candidates = np.sort(best(scores, n_candidates))  # in their order, so that equal scores keep it
     finer = score_one(query, _take(rescore_with, candidates))  # (n_candidates,)
     return [Hit(int(candidates[i]), float(finer[i])) for i in best(finer, top_k)]
 
@@ -238,7 +239,8 @@ def _score_bits(query: NDArray[Any], documents: BinaryVectors) -> Vector:
 def _count_bits(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Count the bits set in each row of (n, n_bytes); (n,) int32."""
     if hasattr(np, "bitwise_count"):  # numpy 2
-        words = codes.view(np.uint64) if codes.shape[1] % 8 == 0 else codes
+        # Only rows that are contiguous can be read as words; Fortran-ordered codes are copied.
+        words = np.ascontiguousarray(codes).view(np.uint64) if codes.shape[1] % 8 == 0 else codes
         counts = np.bitwise_count(words)  # (n, n_words) uint8
     else:
         counts = np.take(_N_BITS, codes)  # (n, n_bytes) uint8
