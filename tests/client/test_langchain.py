@@ -91,6 +91,26 @@ def test_of_nothing_nothing_is_asked(server: Any, make: Make) -> None:
     assert server.seen == []
 
 
+@pytest.mark.parametrize("texts", ["abc", "", (text for text in "abc")], ids=["text", "empty text", "generator"])
+def test_what_is_no_list_of_texts_is_refused(server: Any, make: Make, texts: Any) -> None:
+    embeddings = make()
+    with pytest.raises(ArgumentError, match="texts must be a list, not"):
+        embeddings.embed_documents(texts)
+    with pytest.raises(ArgumentError, match="texts must be a list, not"):
+        asyncio.run(embeddings.aembed_documents(texts))
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("image", [IMAGES[0], Path(IMAGES[0]), b"GIF89a"], ids=["str", "path", "bytes"])
+def test_what_is_no_list_of_images_is_refused(server: Any, make: Make, image: Any) -> None:
+    embeddings = make()
+    with pytest.raises(ArgumentError, match="images must be a list, not"):
+        embeddings.embed_image(image)
+    with pytest.raises(ArgumentError, match="images must be a list, not"):
+        asyncio.run(embeddings.aembed_image(image))
+    assert server.seen == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import GOLDEN
@@ -115,6 +115,15 @@ def test_a_misspelt_argument_is_refused_without_its_value(make: Make) -> None:
     with pytest.raises(ValueError, match="Extra inputs are not permitted") as refusal:
         make(apikey="a-secret")
     assert "a-secret" not in str(refusal.value)
+
+
+def test_a_bare_text_is_refused_where_a_list_is_needed(server: Any, make: Make) -> None:
+    embedding, text = make(), cast("list[str]", "abc")
+    with pytest.raises(ArgumentError, match="texts must be a list, not str"):
+        embedding.get_text_embedding_batch(text)
+    with pytest.raises(ArgumentError, match="texts must be a list, not str"):
+        asyncio.run(embedding.aget_text_embedding_batch(text))
+    assert server.seen == []
 
 
 def test_the_errors_are_the_client_s(server: Any, make: Make) -> None:

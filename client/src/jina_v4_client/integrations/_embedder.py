@@ -9,6 +9,7 @@ from jina_v4_client._calls import check_known_task, check_max_pixels, check_trun
 from jina_v4_client._images import ImageSource
 from jina_v4_client._model import PromptName
 from jina_v4_client.client import AsyncEmbeddingsClient, EmbeddingsClient
+from jina_v4_client.errors import ArgumentError
 
 Numbers = list[float]  # of one vector: (dim,), unit length
 
@@ -68,27 +69,27 @@ class Embedder:
         )
 
     def texts(self, texts: Sequence[str], prompt_name: PromptName) -> list[Numbers]:
-        """Embed texts, in their order; of none none, as the frameworks expect."""
-        if not texts:
+        """Embed texts, in their order; an empty list returns an empty list, as the frameworks expect."""
+        if _is_empty("texts", texts):
             return []
         return [each.tolist() for each in self._client.encode_text(texts, prompt_name=prompt_name, **self._of_texts)]
 
     def images(self, images: Sequence[ImageSource]) -> list[Numbers]:
         """Embed images, in their order."""
-        if not images:
+        if _is_empty("images", images):
             return []
         return [each.tolist() for each in self._client.encode_image(images, **self._of_images)]
 
     async def atexts(self, texts: Sequence[str], prompt_name: PromptName) -> list[Numbers]:
         """Embed texts in the event loop that runs."""
-        if not texts:
+        if _is_empty("texts", texts):
             return []
         vectors = await self._of_this_loop().encode_text(texts, prompt_name=prompt_name, **self._of_texts)
         return [each.tolist() for each in vectors]
 
     async def aimages(self, images: Sequence[ImageSource]) -> list[Numbers]:
         """Embed images in the event loop that runs."""
-        if not images:
+        if _is_empty("images", images):
             return []
         return [each.tolist() for each in await self._of_this_loop().encode_image(images, **self._of_images)]
 
@@ -109,3 +110,10 @@ class Embedder:
                 self._of_loops.pop(ended, None)  # nobody can close its connections any more
             self._of_loops[loop] = AsyncEmbeddingsClient(self._base_url, self.api_key, **self._options)
         return self._of_loops[loop]
+
+
+def _is_empty(name: str, items: Sequence[object]) -> bool:
+    """Tell whether a list is empty; refuse what is no list, of which the client would return a single vector."""
+    if isinstance(items, str | bytes | bytearray) or not isinstance(items, Sequence):
+        raise ArgumentError(f"{name} must be a list, not {type(items).__name__}; for one, send a list of one")
+    return len(items) == 0

@@ -64,7 +64,7 @@ class JinaV4Embeddings(Embeddings):
         """Embed passages.
 
         Raises:
-            ArgumentError: one is no text; nothing was embedded.
+            ArgumentError: not a list, or one is no text; nothing was embedded.
             ServerError: the server did not give the vectors.
         """
         return self._embedder.texts(texts, "passage")
@@ -83,6 +83,7 @@ class JinaV4Embeddings(Embeddings):
             A vector for each, in their order, comparable with those of texts.
 
         Raises:
+            ArgumentError: not a list.
             ImageError: one cannot be read; nothing was embedded.
             ServerError: the server did not give the vectors.
         """

@@ -6,6 +6,7 @@ from io import BytesIO
 from typing import Any, Self
 
 from jina_v4_client._images import ImageSource
+from jina_v4_client.errors import ArgumentError
 from jina_v4_client.integrations._embedder import Embedder, Numbers
 
 try:
@@ -110,6 +111,22 @@ class JinaV4Embedding(MultiModalEmbedding):
         """Close the connections of this event loop."""
         await self._embedder.aclose()
 
+    def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Numbers]:
+        """Embed passages.
+
+        Raises:
+            ArgumentError: not a list, or one is no text.
+        """
+        _refuse_bare_text(texts)
+        return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Numbers]:
+        """Embed passages, without blocking the event loop."""
+        _refuse_bare_text(texts)
+        return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+
     def _get_query_embedding(self, query: str) -> Numbers:
         return self._embedder.texts([query], "query")[0]
 
@@ -139,6 +156,12 @@ class JinaV4Embedding(MultiModalEmbedding):
 
     async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Numbers]:
         return await self._embedder.aimages(_sources(img_file_paths))
+
+
+def _refuse_bare_text(texts: object) -> None:
+    """Refuse a text where a list is needed: LlamaIndex would embed each of its letters."""
+    if isinstance(texts, str):
+        raise ArgumentError("texts must be a list, not str; for one, send a list of one")
 
 
 def _sources(images: Sequence[ImageType]) -> list[ImageSource]:
