@@ -163,6 +163,7 @@ def test_a_server_that_fails_on_everything_is_given_up(server: Any, make_client:
     assert len(server.bodies("/v1/embeddings")) < 20
 
 
+@pytest.mark.proof
 def test_the_total_time_limit_leaves_what_is_done(server: Any, make_client: Any) -> None:
     server.play_ours()
     embed = server.routes["/v1/embeddings"]

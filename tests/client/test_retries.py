@@ -46,6 +46,7 @@ class Busy:
         server.routes["/v1/embeddings"] = play
 
 
+@pytest.mark.proof
 def test_a_busy_server_is_left_alone_by_all_requests_of_the_call(server: Any, make_client: Any) -> None:
     busy = Busy(server, 1, "3")
     found = make_client(server.url, max_concurrency=3).encode_text(TEXTS, batch_size=1)

@@ -8,7 +8,10 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
 from servers import PATIENCE_S, free_port
+
+pytestmark = pytest.mark.proof
 
 PROGRAM = """
     import asyncio, sys

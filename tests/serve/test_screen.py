@@ -174,6 +174,7 @@ def test_an_error_of_ours_is_the_last_line(run: Callable[..., tuple[int, list[st
     assert (code, lines) == (1, ["error: no. Do that"])
 
 
+@pytest.mark.proof
 def test_a_server_that_dies_says_why_and_starts_again(run: Callable[..., tuple[int, list[str]]]) -> None:
     program = """
     threading.Timer(2, lambda: (print("!!! native line !!!", flush=True), os._exit(5))).start()
