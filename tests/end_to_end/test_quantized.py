@@ -10,9 +10,13 @@ from jina_v4_client import EmbeddingsClient
 from jina_v4_merge.fold import fold
 from jina_v4_merge.reference import make_canary
 from jina_v4_merge.verify import verify
+from jina_v4_serve.launch.cpu import int8_is_exact
 from servers import engine_server
 
-pytestmark = pytest.mark.long
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not int8_is_exact(), reason="a processor without VNNI, where int8 is refused (test_launcher)"),
+]
 
 TASK = "retrieval"
 # 1 - cosine, of dense vectors and of multi-vectors in the mean of their rows: 1.2e-3 was the largest.

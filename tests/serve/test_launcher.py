@@ -1,12 +1,14 @@
 """What the launcher refuses before vLLM is imported, through the real command."""
 
 import json
+import platform
 import shutil
 import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,10 +16,12 @@ from pathlib import Path
 import pytest
 from conftest import TASKS
 from jina_v4_serve.checkpoint import read_checkpoint
+from jina_v4_serve.doctor.checkpoints import check_dtype
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.facts import PORTS
+from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import FIXED, api_processes, check_options
-from jina_v4_serve.launch.checks import banner, environment, prepare
+from jina_v4_serve.launch.checks import banner, check_int8, environment, prepare
 from jina_v4_serve.launch.revision import precision, revision
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes
@@ -263,7 +267,35 @@ def test_a_start_says_what_is_quantized_and_that_fp8_is_slow_on_a_cpu(
     settings = ServerSettings("code", plain.folder, dtype="float16")
     said = banner(settings, replace(plain, quantized=kind), on_cpu, None)
     assert f"task code, float16+{kind}, from " in said
-    assert ("fold with --quantize int8" in said) == warned
+    assert ("fold without --quantize for it" in said) == warned
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [
+        ("avx2 avx512f", False),
+        ("avx2", False),
+        ("avx2 avx_vnni", True),
+        ("avx512f avx512_vnni", True),
+        ("avx512f avx512_vnni amx_int8", True),
+    ],
+)
+def test_int8_is_served_where_its_products_are_exact(
+    flags: str, exact: bool, folded: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags} lm\n")
+    plain = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
+    quantized = replace(plain, quantized="int8")
+    with nullcontext() if exact else pytest.raises(OptionError, match="no VNNI: products of int8 are cut off"):
+        check_int8(quantized, on_cpu=True)
+    assert check_dtype([plain, quantized], "auto", True, []).verdict == ("ok" if exact else "FAIL")
+    for served in (plain, replace(plain, quantized="fp8")):
+        check_int8(served, on_cpu=True)
+    check_int8(quantized, on_cpu=False)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    check_int8(quantized, on_cpu=True)
 
 
 def test_a_server_takes_its_weights_and_its_keys_and_values(folded: Callable[[str], Path]) -> None:

@@ -11,6 +11,7 @@ from jina_v4_serve.errors import CheckpointError, OptionError
 from jina_v4_serve.exported import read_adapters
 from jina_v4_serve.facts import TASKS, model_name
 from jina_v4_serve.launch import cpu
+from jina_v4_serve.launch.checks import check_int8
 from jina_v4_serve.launch.gpu import Gpu
 from jina_v4_serve.launch.sizing import held_bytes, needed_bytes, offered_bytes, served_dtype, step_of
 from jina_v4_serve.vllm_side.versions import find_vllm
@@ -112,6 +113,11 @@ def check_dtype(checkpoints: Sequence[Checkpoint], dtype: str, on_cpu: bool, gpu
         found = f"{chosen}: this processor is faster in it than in the checkpoint's {stored}, and memory has room"
     else:
         found = f"{chosen}, the checkpoint's"
+    try:
+        for checkpoint in checkpoints:
+            check_int8(checkpoint, on_cpu)
+    except OptionError as error:
+        return Finding("FAIL", "dtype", str(error), "docs/merge.md#half-the-weights")
     too_old = [gpu for gpu in gpus if (gpu.compute_capability or OLDEST_BFLOAT16) < OLDEST_BFLOAT16]
     if not on_cpu and chosen == "bfloat16" and too_old:
         return Finding("FAIL", "dtype", f"{found}; {too_old[0].name} has no bfloat16", "--dtype float16")

@@ -38,6 +38,7 @@ def prepare(settings: ServerSettings) -> Launch:
     Keys(read_settings())
     check_port(settings.host, settings.port)
     on_cpu = find_vllm()
+    check_int8(checkpoint, on_cpu)
     check_patterns(adapters, vllm_version(on_cpu))
     gpu = None if on_cpu else known_gpu()
     check_driver(gpu)
@@ -57,6 +58,19 @@ def check_dtype(dtype: str) -> None:
     """
     if dtype not in DTYPES:
         raise OptionError(f"dtype={dtype} is not offered; choose {', '.join(DTYPES)}")
+
+
+def check_int8(checkpoint: Checkpoint, on_cpu: bool) -> None:
+    """Refuse a checkpoint of int8 where its products would be wrong.
+
+    Raises:
+        OptionError: saying what to serve instead.
+    """
+    if on_cpu and checkpoint.quantized == "int8" and not cpu.int8_is_exact():
+        raise OptionError(
+            "this processor has no VNNI: products of int8 are cut off, and vectors would be wrong. Serve a checkpoint "
+            "that was folded without --quantize int8"
+        )
 
 
 def check_max_pixels(max_pixels: int | None, checkpoint: Checkpoint) -> None:
@@ -125,7 +139,10 @@ def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: 
     if settings.dtype == "auto" and dtype != checkpoint.dtype:
         lines.insert(1, f"this processor is faster in {dtype} than in the checkpoint's {checkpoint.dtype} (--dtype)")
     if on_cpu and checkpoint.quantized == "fp8":
-        lines.insert(1, "a CPU computes fp8 more slowly than int8 and float32: fold with --quantize int8 for it")
+        lines.insert(
+            1,
+            "a CPU computes fp8 slowly: fold without --quantize for it, or with --quantize int8 where the CPU has VNNI",
+        )
     if checkpoint.random_weights:
         lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")
     return "\n".join(lines)
