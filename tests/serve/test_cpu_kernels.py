@@ -242,6 +242,76 @@ def test_vllm_builds_its_layers_as_ours_where_they_are_used(kernels, monkeypatch
         monkeypatch.delitem(op_registry_oot, name)
 
 
+@pytest.fixture
+def products(kernels, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from jina_v4_serve.vllm_side import cpu_products
+
+    for name in ("onednn_mm", "onednn_scaled_mm"):  # to be put back
+        monkeypatch.setattr(cpu_products.kernels, name, getattr(cpu_products.kernels, name))
+    return cpu_products
+
+
+def test_few_numbers_of_rows_are_computed_and_few_rows_too_many(products) -> None:
+    computed = {n: products.n_computed(n) for n in range(1, 2049)}
+    assert all(n <= computed[n] <= max(n + 15, n * 17 / 16) for n in computed)
+    assert len(set(computed.values())) == 64
+
+
+@pytest.mark.parametrize("any_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("shape", [(1,), (16,), (17,), (300,), (2, 33)], ids=str)
+def test_rows_that_are_added_change_no_product(shape: tuple[int, ...], any_dtype: torch.dtype, products) -> None:
+    x, weight, bias = torch.randn(*shape, HIDDEN), torch.randn(96, HIDDEN), torch.randn(96)
+    try:
+        handler = products.kernels.create_onednn_mm(weight.t(), 32)
+    except RuntimeError:
+        pytest.skip(f"oneDNN has no products of {any_dtype} for this processor; vLLM leaves them to torch")
+    for b in (None, bias):
+        exact = torch.nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
+        sizes = torch.nn.functional.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
+        near(products.plain(handler, x, b), exact, HIDDEN * FLOAT32 * sizes)
+
+
+@pytest.mark.parametrize("n_rows", [1, 16, 17, 300])
+def test_nor_one_of_int8(n_rows: int, products) -> None:
+    x = torch.randint(-40, 41, (n_rows, HIDDEN), dtype=torch.int8)  # so small that no processor cuts anything off
+    weight = torch.randint(-40, 41, (96, HIDDEN), dtype=torch.int8)
+    scale, of_weights = torch.rand(n_rows, 1), torch.rand(96, 1)
+    handler = products.kernels.create_onednn_scaled_mm(weight.t(), of_weights, torch.float32, True, False, 32)
+    output = torch.empty(n_rows, 96)
+    assert products.scaled(handler, x, output, scale, None, None, None) is output
+    exact = (x.double() @ weight.double().T) * scale.double() * of_weights.double().T
+    near(output, exact, 4 * FLOAT32 * exact.abs())
+
+
+def test_products_of_int8_are_exact_where_the_launcher_serves_them(products) -> None:
+    from jina_v4_serve.launch.cpu import int8_is_exact
+
+    x, ones, output = torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16, 1), torch.empty(16, 16)
+    handler = products.kernels.create_onednn_scaled_mm(x.t(), ones, torch.float32, True, False, 1)
+    products.scaled(handler, x, output, ones, None, None, None)
+    is_exact = bool((output == 64 * 127 * 127).all())
+    assert is_exact == (int8_is_exact() and os.environ.get("ATEN_CPU_CAPABILITY") != "avx2")
+
+
+def test_vllm_s_linear_layers_use_them(products, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    seen: list[int] = []
+
+    def plain(handler: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        seen.append(len(x))
+        return original(handler, x, bias)
+
+    original = products._plain
+    monkeypatch.setattr(products, "_plain", plain)
+    products.use()
+    layer = torch.nn.Linear(HIDDEN, 96, bias=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    for n_rows in (17, 20, 32):
+        assert layer.cpu_linear(torch.randn(n_rows, HIDDEN), layer.weight, None).shape == (n_rows, 96)
+    assert seen == [32, 32, 32]
+
+
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="this is a processor in disguise")
 @pytest.mark.parametrize("instructions", LIBRARIES)
 def test_all_of_this_on_an_older_processor(instructions: str) -> None:

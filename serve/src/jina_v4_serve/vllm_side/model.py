@@ -223,6 +223,8 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
         if current_platform.is_cpu():
             if kernels := replacement("cpu_kernels"):
                 kernels.use(torch.get_default_dtype())  # vLLM sets the model's while it is built
+            if products := replacement("cpu_products"):
+                products.use()
             give_back_regularly()
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config

@@ -31,7 +31,7 @@ MOVED = {
     "cli_env_setup": ("vllm.entrypoints.common.startup", "vllm.entrypoints.serve.utils.api_utils"),
 }
 # Modules of ours that replace parts of vLLM on a CPU, and the versions that they were measured and compared with.
-REPLACEMENTS = {"cpu_kernels": ((0, 32),), "cpu_lora": ((0, 32),)}
+REPLACEMENTS = {"cpu_kernels": ((0, 32),), "cpu_products": ((0, 32),), "cpu_lora": ((0, 32),)}
 
 
 def find_vllm() -> bool:
