@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -415,6 +416,67 @@ def test_a_text_that_the_server_refuses_or_fails_at_costs_only_its_row(status: i
     assert ("is too long" if status == 400 else "500") in errors[0]["error"]
 
 
+def fail_at(server: Any, *texts: str, breaks: bool = False) -> Callable[[], None]:
+    """Have a server answer 500 to a request with one of these texts; return what mends it.
+
+    With `breaks` it answers 500 to everything once such a text came alone.
+    """
+    play, is_broken = server.routes["/v1/embeddings"], threading.Event()
+
+    def answer(seen: Any) -> Any:
+        found = [item["text"] for item in seen.body["input"] if "text" in item]
+        if breaks and len(found) == 1 and found[0] in texts:
+            is_broken.set()
+        failed = is_broken.is_set() or not set(texts).isdisjoint(found)
+        return server.json_answer({"error": {"message": "not finite"}}, 500) if failed else play(seen)
+
+    server.routes["/v1/embeddings"] = answer
+    return lambda: server.routes.update({"/v1/embeddings": play})
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_behind_ten_at_which_the_server_fails_are_not_skipped(first: int, embed: Embed, server: Any) -> None:
+    """The client gives up the rest of a call after ten."""
+    rows = [{"id": str(i), "text": f"text {i}"} for i in range(16)]
+    fail_at(server, *(row["text"] for row in rows[first : first + 10]))
+    write_jsonl(Path("rows.jsonl"), rows)
+    assert embed("--on-error", "skip", "--id-column", "id", "rows.jsonl", "out.parquet").code == 3
+    kept = rows[:first] + rows[first + 10 :]
+    ids, vectors = read(Path("out.parquet"))
+    assert ids == [row["id"] for row in kept]
+    assert (vectors == vectors_of(server, kept)).all()
+
+
+def test_a_row_that_breaks_the_server_stops_the_run_and_costs_no_other(embed: Embed, server: Any) -> None:
+    rows = [{"text": f"text {i}"} for i in range(40)]
+    mend = fail_at(server, "text 4", breaks=True)
+    write_jsonl(Path("rows.jsonl"), rows)
+    arguments = ("--on-error", "skip", "--workers", 1, "rows.jsonl", "out.parquet")
+    ran = embed(*arguments)
+    assert ran.code == 1
+    assert ran.line.startswith("error: rows rows.jsonl#5 to rows.jsonl#16: ")
+    assert "status 500: not finite; then the server did not embed a plain text either; what is done is kept" in ran.line
+    mend()
+    assert embed(*arguments).code == 0
+    assert (read(Path("out.parquet"))[1] == vectors_of(server, rows)).all()
+
+
+@pytest.mark.parametrize(("n_before", "batch_size"), [(16, 16), (3, 1), (0, 1)])
+def test_a_row_alone_in_its_request_is_skipped_where_the_server_is_well(
+    n_before: int, batch_size: int, embed: Embed, server: Any
+) -> None:
+    fail_at(server, "poison")
+    write_jsonl(Path("rows.jsonl"), [*({"text": f"text {i}"} for i in range(n_before)), {"text": "poison"}])
+    write_jsonl(Path("more.jsonl"), [{"text": "another"}])
+    options = ("--on-error", "skip", "--batch-size", batch_size, "--workers", 1)
+    assert embed(*options, "rows.jsonl", *["more.jsonl"] * (n_before < 16), "out.parquet").code == 3
+    (error,) = map(json.loads, Path("out.parquet.errors.jsonl").read_text().splitlines())
+    assert (error["id"], error["error"].endswith("failed with status 500: not finite")) == (
+        f"rows.jsonl#{n_before + 1}",
+        True,
+    )
+
+
 def test_a_skipped_row_of_a_pipe_is_a_line_that_says_why(embed: Embed) -> None:
     ran = embed("--on-error", "skip", "-", "-", stdin=b'{"text": "x"}\n{}\n{"text": "y"}\n')
     assert ran.code == 3
@@ -430,7 +492,8 @@ def test_what_came_of_a_batch_before_the_server_died_is_kept(embed: Embed, serve
     server.routes["/v1/embeddings"] = lambda seen: play(seen) if next(asked) < 1 else server.json_answer({}, 503)
     arguments = ("--batch-size", 4, "--workers", 1, "--max-retries", 0, "rows.jsonl", "out.parquet")
     ran = embed(*arguments)
-    assert (ran.code, ran.line.startswith("error: rows rows.jsonl#1 to rows.jsonl#4: ")) == (1, True)
+    assert ran.code == 1
+    assert ran.line.startswith(tuple(f"error: rows rows.jsonl#{n} to rows.jsonl#{n + 1}: " for n in (1, 3)))
     server.routes["/v1/embeddings"] = play
     n_before = len(server.bodies("/v1/embeddings"))
     assert embed(*arguments).code == 0
@@ -449,7 +512,7 @@ def test_a_server_that_answers_nothing_stops_the_run_even_where_rows_are_skipped
     assert ran.line.startswith("error: rows rows.jsonl#1 to rows.jsonl#5")
     assert not Path("out.parquet").exists()
     assert not Path("out.parquet.partial").exists()
-    assert len(server.bodies("/v1/embeddings")) <= 2 * 5  # two an item, as the client promises
+    assert len(server.bodies("/v1/embeddings")) <= 2 * 5 + 2  # two an item, as the client promises, and the probe's
 
 
 def test_a_server_that_goes_away_leaves_what_is_done_to_be_gone_on_with(embed: Embed, server: Any) -> None:

@@ -1,11 +1,10 @@
 """The work: rows are read, equal content is found, batches are embedded by several requests at once, results are kept.
 
 One thread reads rows and writes the journal; the others only wait for the server. Whatever is finished is in the
-journal before more is sent: a kill costs what the requests in flight hold and nothing else. What is wrong with one item
-of a batch is the client's to find out (``on_error="skip"``).
+journal before more is sent: a kill costs what the requests in flight hold and nothing else. `encoder` finds out which
+items of a batch are at fault.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -14,14 +13,11 @@ from jina_v4_client.embed.content import Content, Kind, Row, escaped
 from jina_v4_client.embed.encoder import Encode, Outcome
 from jina_v4_client.embed.errors import ChangedError, RowError, StoppedError
 from jina_v4_client.embed.journal import Journal, Settled
-from jina_v4_client.errors import ArgumentError, JinaV4Error, ServerError, ServerFailedError, ServerRefusedError
+from jina_v4_client.errors import JinaV4Error
 from jina_v4_client.results import Vector
 
 _LOOKED_UP = 1024  # rows of which it is asked at once whether they are done
 _SETTLED = 1024  # rows without new vectors (copies, failures) that are kept at once
-_REFUSALS = (400, 413, 415, 422)  # what a server answers because of an item
-_INTERNAL = 500
-PLACE = re.compile(r"^(texts|images|input)\[\d+\]( \([^)]*\))?: ")  # of the batch, which the row knows nothing of
 
 
 @dataclass(frozen=True)
@@ -179,22 +175,16 @@ class Work:
         if (error := future.exception()) is not None:
             return StoppedError(f"{_named(batch)}: {error}") if isinstance(error, JinaV4Error) else error
         outcomes = future.result()
-        errors = [outcome for outcome in outcomes if isinstance(outcome, JinaV4Error)]
-        n_refused = sum(isinstance(error, ServerError) for error in errors)
-        stop: BaseException | None = None
-        if (fatal := owed_to_no_row(errors, len(batch))) is not None:
-            stop = StoppedError(f"{_named(batch)}: {fatal}")
-        elif n_refused == len(batch) and self._journal.n_vectors == 0 and not vectors:
-            # Then it is not the rows that are wrong: a model that is not there, dimensions that it does not have.
-            stop = StoppedError(f"{_named(batch)}, and nothing came through before: {errors[0]}")
+        stops = [(one, error) for one, error in zip(batch, outcomes, strict=True) if isinstance(error, JinaV4Error)]
+        stop = StoppedError(f"{_named([one for one, _ in stops])}: {stops[0][1]}") if stops else None
         for opened, outcome in zip(batch, outcomes, strict=True):
             digest = opened.content.digest
-            if not isinstance(outcome, JinaV4Error):
+            if not isinstance(outcome, Exception):
                 vectors[digest] = outcome
                 self._settled += [Settled(number, row_id, digest) for number, row_id in opened.rows]
             elif stop is None:
                 try:
-                    self._fail(opened.rows, digest, PLACE.sub("", str(outcome)))
+                    self._fail(opened.rows, digest, str(outcome))
                 except StoppedError as error:
                     stop = error
             del self._open[digest]
@@ -220,7 +210,7 @@ class Work:
             if future.exception() is not None:
                 continue
             for opened, outcome in zip(batch, future.result(), strict=True):
-                if not isinstance(outcome, JinaV4Error):
+                if not isinstance(outcome, Exception):
                     vectors[opened.content.digest] = outcome
                     self._settled += [Settled(number, row_id, opened.content.digest) for number, row_id in opened.rows]
         self._keep(vectors)
@@ -241,18 +231,3 @@ class Work:
 def _named(batch: list[_Open]) -> str:
     ids = [row_id for opened in batch for _, row_id in opened.rows]
     return f"row {ids[0]}" if len(ids) == 1 else f"rows {ids[0]} to {ids[-1]}"
-
-
-def owed_to_no_row(errors: list[JinaV4Error], n_items: int) -> JinaV4Error | None:
-    """Return an error that no row is to blame for: the server is gone, or fails for all, or serves something else."""
-    if len(errors) == n_items and all(isinstance(error, ServerFailedError) for error in errors):
-        return errors[0]  # nothing came through that would show that the server is well
-    return next((error for error in errors if not _may_be_of_a_row(error)), None)
-
-
-def _may_be_of_a_row(error: JinaV4Error) -> bool:
-    if isinstance(error, ServerRefusedError):
-        return error.status_code in _REFUSALS
-    if isinstance(error, ServerFailedError):
-        return error.status_code == _INTERNAL
-    return isinstance(error, ArgumentError)

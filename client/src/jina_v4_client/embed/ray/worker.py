@@ -16,12 +16,11 @@ import pyarrow  # type: ignore[import-untyped] # it has no types
 import ray
 
 from jina_v4_client.embed.content import Kind, escaped
-from jina_v4_client.embed.encoder import Outcome, make_encode
-from jina_v4_client.embed.errors import StoppedError
+from jina_v4_client.embed.encoder import make_encode
+from jina_v4_client.embed.errors import RowError, StoppedError
 from jina_v4_client.embed.output import vector_column
 from jina_v4_client.embed.ray.corpus import Plan
-from jina_v4_client.embed.work import PLACE, owed_to_no_row
-from jina_v4_client.errors import JinaV4Error, ServerError
+from jina_v4_client.errors import JinaV4Error
 from jina_v4_client.results import Vector
 
 # Serve's own: starts `jina-v4-serve`, prints its address once it serves, and ends with its standard input.
@@ -44,7 +43,7 @@ class Worker:
     def __init__(self, output: Any, plan: Plan) -> None:
         from jina_v4_client import EmbeddingsClient
 
-        self._plan, self._any_vector = plan, False
+        self._plan = plan
         clients = [EmbeddingsClient(url, **plan.client) for url in plan.urls or [_start_server(plan.server)]]
         for client in clients:
             revision = client.revision()
@@ -69,28 +68,18 @@ class Worker:
         for kind, names in _NAMES.items():
             places = [place for place, name in enumerate(kinds) if name in names]
             values = [contents[place] if kinds[place] == "image" else contents[place].decode() for place in places]
-            for place, outcome in zip(places, self._outcomes(kind, values), strict=True):
-                if not isinstance(outcome, JinaV4Error):
+            outcomes = next(self._encodes)(kind, values) if values else []
+            for place, outcome in zip(places, outcomes, strict=True):
+                if isinstance(outcome, JinaV4Error):
+                    raise StoppedError(str(outcome))
+                if not isinstance(outcome, RowError):
                     vectors[place] = outcome
                     continue
-                errors[place] = escaped(PLACE.sub("", str(outcome)))
+                errors[place] = escaped(str(outcome))
                 if not self._plan.skip:
                     raise StoppedError(f"row {ids[place]}: {errors[place]}")
         made = {"vector": self._column(vectors, len(ids)), "error": pyarrow.array(errors, "string")}
         return pyarrow.table({name: rows[name] for name in ("row", "id", "note")} | made, metadata=self._metadata)
-
-    def _outcomes(self, kind: Kind, values: list[Any]) -> list[Outcome]:
-        if not values:
-            return []
-        outcomes = next(self._encodes)(kind, values)
-        errors = [outcome for outcome in outcomes if isinstance(outcome, JinaV4Error)]
-        fatal = owed_to_no_row(errors, len(values))
-        if not self._any_vector and sum(isinstance(error, ServerError) for error in errors) == len(values):
-            fatal = errors[0]  # not the rows are wrong: a model that is not there, dimensions that it does not have
-        if fatal is not None:
-            raise StoppedError(str(fatal))
-        self._any_vector |= len(errors) < len(values)
-        return outcomes
 
     def _column(self, vectors: Mapping[int, Vector], n_rows: int) -> Any:
         """Make the column of vectors, null where a row has none."""
