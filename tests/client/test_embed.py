@@ -416,6 +416,27 @@ def test_a_text_that_the_server_refuses_or_fails_at_costs_only_its_row(status: i
     assert ("is too long" if status == 400 else "500") in errors[0]["error"]
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"), [(": over 32768 tokens", "over 32768 tokens"), (".text is X", "input.text is X")]
+)
+def test_the_reason_of_a_skipped_row_counts_no_items_of_a_request(
+    said: str, kept: str, embed: Embed, server: Any
+) -> None:
+    play = server.routes["/v1/embeddings"]
+
+    def refuse(seen: Any) -> Any:
+        found = [f"input[{i}]" for i, item in enumerate(seen.body["input"]) if "bad" in item["text"]]
+        message = {"error": {"message": f"{found[0]}{said}", "param": found[0]}} if found else None
+        return server.json_answer(message, 422) if found else play(seen)
+
+    server.routes["/v1/embeddings"] = refuse
+    write_jsonl(Path("rows.jsonl"), [{"text": text} for text in ("a", "b", "bad", "c", "bad too", "d")])
+    assert embed("--on-error", "skip", "rows.jsonl", "out.parquet").code == 3
+    errors = map(json.loads, Path("out.parquet.errors.jsonl").read_text().splitlines())
+    reason = f"{server.url}/v1/embeddings refused with status 422: {kept}"
+    assert [(error["row"], error["error"]) for error in errors] == [(3, reason), (5, reason)]
+
+
 def fail_at(server: Any, *texts: str, breaks: bool = False) -> Callable[[], None]:
     """Have a server answer 500 to a request with one of these texts; return what mends it.
 

@@ -117,6 +117,18 @@ def test_without_skip_the_item_of_the_call_is_named(server: Any, make_client: An
         client.encode_text(TEXTS[5:10] + TEXTS[12:17] + TEXTS[10:12], batch_size=10)
 
 
+def test_with_skip_every_error_names_the_item_of_the_call(server: Any, make_client: Any) -> None:
+    server.play_ours()
+    refusing(server, named(server, 400))
+    found = make_client(server.url).encode_text(TEXTS, batch_size=10, on_error="skip")
+    assert [str(error).partition("input")[2] for error in found.errors.values()] == [
+        "[3] is too long",
+        "[3] is too long (input[3] is item 4 of the call)",
+        "[1] is too long (input[1] is item 11 of the call)",
+        "[8] is too long (input[8] is item 19 of the call)",
+    ]
+
+
 def test_an_item_for_which_the_server_fails_leaves_its_neighbours_alone(server: Any, make_client: Any) -> None:
     server.play_ours()
     refusing(server, lambda _: server.json_answer({"error": "not finite"}, 500))

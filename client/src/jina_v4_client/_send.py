@@ -243,9 +243,10 @@ class _Embedding:
             try:
                 vectors = await self._vectors_of(server, batch)
             except ServerError as error:
+                _locate(error, batch)
                 refused = isinstance(error, ServerRefusedError) and error.status_code in _REFUSED_ITEM_STATUSES
                 if not self._call.skip or (refused and error.param in _OF_THE_CALL):
-                    raise _located(error, batch)  # noqa: B904 - the same error, with the item's place
+                    raise
                 waiting.extend(reversed(self._divide(batch, error, refused=refused)))
                 continue
             self._n_failures = 0
@@ -348,14 +349,13 @@ def _named_item(error: ServerError, batch: Batch) -> int | None:
     return index if 0 <= index < len(batch.items) else None
 
 
-def _located(error: ServerError, batch: Batch) -> ServerError:
+def _locate(error: ServerError, batch: Batch) -> None:
     """Say which item of the call is meant, where the server could only count those of one request."""
     index = _named_item(error, batch)
     if (file := batch.file(0)) is not None:
         error.args = (f"{error} ({file.name})",)
     elif index is not None and batch.places[index] != index:
         error.args = (f"{error} (input[{index}] is item {batch.places[index]} of the call)",)
-    return error
 
 
 def _now() -> float:

@@ -25,7 +25,10 @@ Encode = Callable[[Kind, list[Any]], list[Outcome]]
 _FAILED = 500
 _STATUSES_OF_ROWS = (400, 413, 415, 422, _FAILED)
 _PROBES: dict[Kind, Any] = {"text": "a text", "image": Image.new("RGB", (56, 56))}  # that a server that is well embeds
-_PLACE = re.compile(r"(texts|images|input)\[\d+\]( \([^)]*\))?: | \(input\[\d+\] is item \d+ of the call\)$")
+# Which item of a request or a call is meant: a row knows nothing of these.
+_PLACES = re.compile(
+    r"(texts|images|input)\[\d+\]( \([^)]*\))?: |(?<=input)\[\d+\]| \(input\[\d+\] is item \d+ of the call\)$"
+)
 
 
 def make_encode(
@@ -69,7 +72,7 @@ def make_encode(
                 outcomes[place] = StoppedError(f"{outcome}; then the server did not embed a plain {kind} either")
                 break
             is_of_row = is_refused or isinstance(outcome, ArgumentError)
-            outcomes[place] = RowError(_PLACE.sub("", str(outcome))) if is_of_row else outcome
+            outcomes[place] = RowError(_PLACES.sub("", str(outcome))) if is_of_row else outcome
         return outcomes
 
     return encode
