@@ -159,14 +159,39 @@ def test_an_id_that_is_no_single_value_is_a_broken_row(value: str, kind: str, em
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.csv", b"text,id\nx,1\ny,\nz\n"), ("a.jsonl", b'{"text":"x","id":1}\n{"text":"y","id":""}\n{"text":"z"}\n')],
-    ids=["csv", "jsonl"],
+    [
+        ("a.csv", b"text,id\nx,1\ny,\nz\n"),
+        ("a.jsonl", b'{"text":"x","id":1}\n{"text":"y","id":""}\n{"text":"z"}\n'),
+        ("a.jsonl", b'{"text":"x","id":1}\n{"text":"y","id":NaN}\n{"text":"z","id":NaN}\n'),
+    ],
+    ids=["csv", "jsonl", "NaN"],
 )
 def test_an_empty_id_is_no_id(name: str, content: bytes, embed: Embed) -> None:
     Path(name).write_bytes(content)
     assert embed("--on-error", "skip", "--id-column", "id", name, "out.parquet").code == 3
     assert read(Path("out.parquet"))[0] == ["1"]
     assert [error["id"] for error in read_errors("out.parquet")] == [f"{name}#2", f"{name}#3"]
+
+
+def test_a_time_that_python_cannot_hold_costs_its_row(embed: Embed) -> None:
+    times = pyarrow.array([0, 2**62, 10**6], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table({"text": ["x", "y", "z"], "id": times}), "a.parquet")
+    assert embed("--on-error", "skip", "--id-column", "id", "a.parquet", "out.parquet").code == 3
+    assert read(Path("out.parquet"))[0] == ["1970-01-01 00:00:00", "1970-01-01 00:00:01"]
+    (error,) = read_errors("out.parquet")
+    assert error["id"] == "a.parquet#2"
+    assert error["error"] == (
+        "a value that Python cannot hold (date value out of range) in text: string, id: timestamp[us]"
+    )
+
+
+def test_an_unknown_time_zone_is_named(embed: Embed) -> None:
+    times = pyarrow.array([0], pyarrow.timestamp("us", tz="Mars/Base"))
+    parquet.write_table(pyarrow.table({"text": ["x"], "id": times}), "a.parquet")
+    ran = embed("--id-column", "id", "a.parquet", "out.parquet")
+    assert ran.code == 1
+    assert ran.line.startswith("error: row a.parquet#1: a value that Python cannot hold")
+    assert "id: timestamp[us, tz=Mars/Base]" in ran.line
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

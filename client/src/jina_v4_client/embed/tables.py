@@ -60,7 +60,7 @@ def row_of(record: Mapping[str, Any], number: object, columns: Columns, folder: 
         except UnicodeDecodeError as error:
             where = f"{error.reason} at byte {error.start + 1}"
             return broken_row(number, f"the id in {columns.id!r} is binary and not UTF-8 ({where}); write ids as text")
-    if row_id in (None, ""):
+    if row_id in (None, "") or row_id != row_id:  # NaN, as pandas writes a missing number
         return broken_row(number, f"nothing in the column {columns.id!r}, which holds the ids")
     if isinstance(row_id, Mapping | list):
         return broken_row(number, f"{columns.id!r} holds no id but a value of type {type(row_id).__name__}")
@@ -273,12 +273,15 @@ class Parquet:
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group], columns=columns):
             try:
                 yield from batch.to_pylist()
-            except UnicodeDecodeError:
+            except (ValueError, OverflowError):
                 for i in range(len(batch)):
                     try:
                         yield from batch.slice(i, 1).to_pylist()
                     except UnicodeDecodeError as error:
                         yield f"a text that is not UTF-8 ({error.reason} at byte {error.start + 1})"
+                    except (ValueError, OverflowError) as error:  # a time out of range, or of an unknown zone
+                        types = ", ".join(f"{field.name}: {field.type}" for field in batch.schema)
+                        yield f"a value that Python cannot hold ({error}) in {types}"
 
     def count(self) -> int | None:
         """Count the rows."""
