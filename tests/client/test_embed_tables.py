@@ -173,6 +173,13 @@ def test_an_empty_id_is_no_id(name: str, content: bytes, embed: Embed) -> None:
     assert [error["id"] for error in read_errors("out.parquet")] == [f"{name}#2", f"{name}#3"]
 
 
+def test_repeated_ids_are_counted_at_the_end(server: Any, embed: Embed) -> None:
+    write_jsonl(Path("a.jsonl"), [{"text": "x", "id": name} for name in ("a", "b", "a", "a", "b")])
+    ran = embed_with("--base-url", server.url, "--task", "retrieval")("--id-column", "id", "a.jsonl", "out.parquet")
+    assert ran.code == 0
+    assert "warning: the ids of 3 rows are those of earlier rows" in ran.stderr.splitlines()
+
+
 def test_a_time_that_python_cannot_hold_costs_its_row(embed: Embed) -> None:
     times = pyarrow.array([0, 2**62, 10**6], pyarrow.timestamp("us"))
     parquet.write_table(pyarrow.table({"text": ["x", "y", "z"], "id": times}), "a.parquet")

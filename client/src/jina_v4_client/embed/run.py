@@ -99,6 +99,8 @@ class Run:
                 self._say(progress.summary())
                 if self.shape.multivector:
                     self._say_too_long(journal)
+                if self.options["id-column"] and (n_repeated := journal.n_repeated_ids()):
+                    self._say(f"warning: the ids of {n_repeated:,} rows are those of earlier rows")
             except BaseException:
                 nothing_done = journal.count() == 0
                 journal.close()
