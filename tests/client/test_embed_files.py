@@ -208,6 +208,23 @@ def test_linked_folders_are_followed_once_and_loops_end(embed: Embed, folder: Pa
     assert said[0].endswith("why: folder/above, folder/dead.png, folder/itself, folder/pipe.png")
 
 
+@pytest.mark.parametrize("part", ["favourites", "zfavourites"])  # read before the whole, and after it
+def test_a_linked_folder_is_read_whole_where_another_link_leads_into_it(part: str, embed: Embed, folder: Path) -> None:
+    for path in ("2025/a.png", "2025/more/b.png", "2026/c.png", "d.png"):
+        (folder / "../store" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "../store" / path).write_bytes(written("PNG", picture(*RED)))
+    (folder / part).symlink_to("../store/2025")
+    (folder / "scans").symlink_to("../store")
+    (folder / "../store/2026/all").symlink_to("..")
+    (folder / "../store/2025/up").symlink_to("..")
+    rows, code, said = rows_of(embed, folder)
+    first = part if part == "favourites" else "scans/2025"
+    files = [f"{first}/a.png", f"{first}/more/b.png", "scans/2026/c.png", "scans/d.png"]
+    assert list(rows) == [f"folder/{file}" for file in files]
+    assert code == (3 if part == "favourites" else 0)
+    assert [line.partition("why: ")[2] for line in said] == ["folder/favourites/up"] * (code == 3)
+
+
 def test_frames_of_a_tiff_are_pages(server: Any, embed: Embed, folder: Path) -> None:
     red, blue = picture(*RED), picture(*BLUE)
     (folder / "one.tif").write_bytes(tiff(red))

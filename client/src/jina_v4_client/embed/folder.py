@@ -35,7 +35,7 @@ class _File:
 class Folder:
     """The images and PDF files below a folder, sorted by name; names that begin with a dot are left out.
 
-    A linked folder is followed once, unless what it leads to is below this folder anyway.
+    A linked folder is read once, and not again if it is below this folder or another linked one.
     """
 
     path: str
@@ -84,7 +84,8 @@ def open_file(path: str, kind: Kind, pdf_scale: float) -> ImageFile | Tiff | Pdf
 
 def walk(folder: str) -> Iterator[tuple[str, str]]:
     """Yield the paths of the files below a folder, in order, each with why it cannot be read ("" if it may be)."""
-    return _below(folder, [Path(folder).resolve()])
+    real = Path(folder).resolve()
+    return _below(folder, real, (real,), {real})
 
 
 def _walk(folder: str) -> Iterator[_File | LeftOut]:
@@ -93,8 +94,15 @@ def _walk(folder: str) -> Iterator[_File | LeftOut]:
         yield LeftOut(path, why) if kind is None else _File(path, kind)
 
 
-def _below(folder: str, read: list[Path]) -> Iterator[tuple[str, str]]:
-    """Yield what is below a folder; `read` holds the folders whose whole content is read anyway."""
+def _below(folder: str, real: Path, chain: tuple[Path, ...], read: set[Path]) -> Iterator[tuple[str, str]]:
+    """Yield what is below a folder.
+
+    Args:
+        folder: as it is named in paths.
+        real: the same without links.
+        chain: the input and the linked folders that lead here.
+        read: the input and all linked folders that were entered, which are read as a whole.
+    """
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)  # no more in memory than one folder's names
@@ -106,15 +114,19 @@ def _below(folder: str, read: list[Path]) -> Iterator[tuple[str, str]]:
         path = Path(entry.path)
         try:
             if path.is_dir():
+                target, through = real / entry.name, chain
                 if entry.is_symlink():
                     target = path.resolve()
                     if any(is_read_with(target, other) for other in read):
                         continue
-                    if any(other.is_relative_to(target) for other in read):
+                    if any(other.is_relative_to(target) for other in chain):
                         yield entry.path, "a link to a folder that this one is in"
                         continue
-                    read.append(target)
-                yield from _below(entry.path, read)
+                    through = (*chain, target)
+                    read.add(target)
+                elif target in read:  # an earlier link led into it
+                    continue
+                yield from _below(entry.path, target, through, read)
             elif path.is_file():
                 yield entry.path, ""
             else:
