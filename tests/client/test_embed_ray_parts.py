@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_pages_that_are_lost_between_listing_and_reading_are_errors(tmp_path: Pa
     assert read[3]["error"] == "the file has changed, or cannot be read on this node"
     with pytest.raises(StoppedError, match=r"row .*pages\.tiff#3: the file has changed"):
         read_contents(rows.slice(2), {}, plan(skip=False))
+
+
+@pytest.mark.parametrize("image", ["http://x/\ud83d.png", "\ud83d.png", "data:image/png;base64,\ud83d"])
+def test_an_image_whose_name_is_not_utf_8_is_an_error_of_its_row(image: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": image}))
+    of_images = replace(plan(skip=True), options=OPTIONS | {"text-column": None, "image-column": "image"})
+    files, filesystems, _ = list_files([str(tmp_path / "rows.jsonl")], "out")
+    (task,) = Corpus(files, filesystems, of_images).tasks
+    (row,) = read_contents(pa.concat_tables(task()), {}, of_images).to_pylist()
+    assert row["content"] is None
+    assert row["error"]
 
 
 def test_a_tiff_file_that_is_named_as_an_image_in_an_object_store_is_an_error(tmp_path: Path) -> None:

@@ -72,13 +72,7 @@ def text_content(text: str) -> Content:
     Raises:
         RowError: it holds half of a character, which cannot be sent.
     """
-    try:
-        return Content("text", text, _digest(b"text", text.encode()))
-    except UnicodeEncodeError as error:
-        raise RowError(
-            f"a lone surrogate, {text[error.start]!a}, at character {error.start + 1}: half of a character, "
-            "which UTF-8 does not have"
-        ) from error
+    return Content("text", text, _digest(b"text", _utf8(text)))
 
 
 def bytes_content(file: bytes) -> Content:
@@ -121,7 +115,7 @@ def named_image_content(name: str, folder: Path) -> Content:
     text = name.strip(BLANKS)
     if is_url(text):
         # What is behind a URL is fetched by a worker, so equal URLs are equal content.
-        return Content("image", text, _digest(b"name", text.encode("utf-8", "surrogatepass")))
+        return Content("image", text, _digest(b"name", _utf8(text)))
     try:
         file = read_string(name, folder)
     except ImageError as error:
@@ -133,6 +127,16 @@ def picture_content(picture: Image.Image, note: str | None = None) -> Content:
     """Give a picture as content."""
     size = f"{picture.mode} {picture.width} {picture.height}".encode()
     return Content("image", picture, _digest(size, picture.tobytes()), note)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            f"a lone surrogate, {text[error.start]!a}, at character {error.start + 1}: half of a character, "
+            "which UTF-8 does not have"
+        ) from error
 
 
 def _no_content(message: str) -> Content:
