@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure, Golden
-from jina_v4_merge.errors import OutputError, SourceError
+from jina_v4_merge.errors import OutputError, SourceError, WeightError
 from jina_v4_merge.export import export_adapters, peft_config
 from jina_v4_merge.fold import fold
 from jina_v4_merge.model import open_model
@@ -155,6 +155,22 @@ def test_a_mistake_leaves_nothing(base: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"adapters/adapter_model.safetensors: no such file"):
         export_adapters(str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["adapter", "base"])
+def test_a_value_that_is_not_finite_is_refused(
+    part: str,
+    base: Path,
+    out: Path,
+    edit_adapters: Callable[..., None],
+    edit_weights: Callable[..., None],
+) -> None:
+    adapter = "base_model.model.model.language_model.layers.2.mlp.up_proj.lora_B.retrieval.weight"
+    edit, name = (edit_adapters, adapter) if part == "adapter" else (edit_weights, "model.norm.weight")
+    edit(base, lambda tensors: tensors[name].view(-1)[7].fill_(torch.nan))
+    with pytest.raises(WeightError, match=f"{name} holds a value that is not finite; the file is damaged"):
+        export_adapters(str(base), out, with_base=True)
+    assert not out.exists()
 
 
 @pytest.mark.proof

@@ -29,7 +29,7 @@ from jina_v4_merge.prompts import TASKS
 from jina_v4_merge.shards import MAX_SHARD_BYTES, Shard, ShardSeries, plan, planned
 from jina_v4_merge.staging import publish, require_absent, staging
 from jina_v4_merge.threads import one_thread
-from jina_v4_merge.weights import INDEX_NAME
+from jina_v4_merge.weights import INDEX_NAME, StoredTensor
 
 # The language model's layers by their names in transformers; the vision tower has layers of the same last names.
 _TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -144,9 +144,10 @@ def _write_adapter(model: Model, task: str, folder: Path) -> dict[str, FileDiges
     """Write all of an adapter's folder but the manifest; return the digest of every file."""
     dtype = _adapter_dtype(model, task)
     tensors = {
-        file_name(name, side): model.adapters.tensors[adapter_name(task, name, side)].read().to(dtype)
+        file_name(name, side): _finite(tensor, tensor.read()).to(dtype)
         for name in filter(is_matrix, model.tensors)
         for side in "AB"
+        for tensor in [model.adapters.tensors[adapter_name(task, name, side)]]
     }
     return {
         WEIGHTS_NAME: write_file(folder / WEIGHTS_NAME, save(tensors, {"format": "pt"})),
@@ -169,7 +170,7 @@ def _write_base(model: Model, folder: Path) -> dict[str, FileDigest]:
     with closing(ShardSeries(folder, shards)) as series, progress("base", n_bytes) as written:
         for name in shapes:
             for _, block in model.tensors[name].row_blocks():
-                series.append(name, block.to(dtype))
+                series.append(name, _finite(model.tensors[name], block).to(dtype))
                 written(block.nbytes)
     files = dict(series.digests)
     weight_map = {name: file for file, part in shards for name in part}
@@ -180,6 +181,17 @@ def _write_base(model: Model, folder: Path) -> dict[str, FileDigest]:
         if name != checkpoint.PROMPTS_NAME:
             files[name] = write_file(folder / name, content)
     return files
+
+
+def _finite(stored: StoredTensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the values of a tensor that are all finite.
+
+    Raises:
+        WeightError: one is not.
+    """
+    if (error := damaged([(stored, values)])) is not None:
+        raise error
+    return values
 
 
 def _base_dtype(model: Model) -> torch.dtype:
