@@ -60,6 +60,12 @@ BROKEN: dict[str, tuple[str, bytes, list[str], dict[int, str]]] = {
         ["x", "z"],
         {2: f"line 2: byte 4 of the line, 0xe9, is {LATIN_1}"},
     ),
+    "lines of a text that end with carriage returns": (
+        "a.txt",
+        b"x\r\none\rtwo\nz\r",
+        ["x", "z"],
+        {2: "a carriage return inside a line; if lines end with it, convert the file: tr '\\r' '\\n'"},
+    ),
     "no UTF-8 in parquet": (
         "a.parquet",
         texts_as_parquet(b"x", b"caf\xe9", b"z"),

@@ -25,6 +25,7 @@ _MAX_CELL = (
 )  # characters: longer than any text or image, so that a quote that is not closed does not take all memory
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 _NO_UTF8 = "not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8"
+_LINE_ENDS = "a carriage return inside a line; if lines end with it, convert the file: tr '\\r' '\\n'"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class TextLines:
         for number, line, error in _lines(self.path):
             if error:
                 yield broken_row(number, error)
+            elif "\r" in line:
+                yield broken_row(number, _LINE_ENDS)
             else:
                 yield make_row(number, partial(text_content, line))
 
