@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from jina_v4_client.embed.places import list_files, on_this_machine
 from jina_v4_client.embed.ray.corpus import Corpus, Plan, read_contents
 from jina_v4_client.embed.ray.parts import Output
 from jina_v4_client.embed.ray.run import _errors_in_words
+from jina_v4_client.embed.ray.worker import Worker
 from PIL import Image
 from pyarrow import fs, parquet
 
@@ -55,6 +58,40 @@ def test_pages_that_are_lost_between_listing_and_reading_are_errors(tmp_path: Pa
     assert read[3]["error"] == "the file has changed, or cannot be read on this node"
     with pytest.raises(StoppedError, match=r"row .*pages\.tiff#3: the file has changed"):
         read_contents(rows.slice(2), {}, plan(skip=False))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_worker_blames_a_row_only_where_the_server_is_well(
+    breaks: bool, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.play_ours()
+    play, is_broken = server.routes["/v1/embeddings"], threading.Event()
+
+    def answer(seen: Any) -> Any:
+        if is_broken.is_set() or {"text": "bad"} in seen.body["input"]:
+            is_broken.set() if breaks else None
+            return server.json_answer({"error": {"message": "not finite"}}, 500)
+        return play(seen)
+
+    server.routes["/v1/embeddings"] = answer
+    monkeypatch.setattr(ray, "get", lambda held: held)
+    holder = SimpleNamespace(hold=SimpleNamespace(remote=lambda revision: revision))
+    options = dict.fromkeys(("dimensions", "max-pixels")) | {"multivector": False, "max-length": 64, "dtype": "float32"}
+    options |= {"prompt-name": "passage"}
+    worker = Worker(
+        holder, Plan(options, [server.url], [], {"task": "retrieval", "max_retries": 0}, {"text": 16}, True)
+    )
+    names = [f"text {number}" for number in range(30)]
+    columns = {"row": range(31), "id": ["bad", *names], "content": [b"bad", *map(str.encode, names)]}
+    empty = pa.nulls(31, "string")
+    rows = pa.table({**columns, "kind": ["text"] * 31, "note": empty, "error": empty})
+    if breaks:
+        with pytest.raises(StoppedError, match="status 500: not finite; then the server did not embed a plain text"):
+            worker(rows)
+        return
+    found = worker(rows.slice(0, 1)).to_pylist() + worker(rows.slice(1)).to_pylist()
+    assert [row["id"] for row in found if row["vector"] is None] == ["bad"]
+    assert found[0]["error"].endswith("failed with status 500: not finite")
 
 
 @pytest.mark.parametrize("image", ["http://x/\ud83d.png", "\ud83d.png", "data:image/png;base64,\ud83d"])
