@@ -482,9 +482,54 @@ def test_a_string_that_begins_like_an_image_is_one_everywhere(fields: dict[str, 
     assert (item.image, item.text) == (DATA_URI, None)
 
 
-def test_modality_counts_for_the_strings_of_a_content_too() -> None:
-    (item,) = asked(input={"content": "https://example.org/x.png"}, modality="image").items
-    assert item.image == "https://example.org/x.png"
+URL = "https://example.org/x.png"
+
+
+@pytest.mark.parametrize("content", [URL, [URL]], ids=["a string", "a list of one"])
+def test_modality_counts_for_the_strings_of_a_content_too(content: object) -> None:
+    (item,) = asked(input={"content": content}, modality="image").items
+    assert (item.image, item.text) == (URL, None)
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url", "input_image"])
+@pytest.mark.parametrize("content", [URL, [URL]], ids=["a string", "a list of one"])
+def test_a_type_says_what_a_content_is(kind: str, content: object) -> None:
+    (item,) = asked(input=[{"type": kind, "content": content}], modality="text").items
+    assert (item.image, item.text) == (URL, None)
+    (item,) = asked(input=[{"type": "text", "content": DATA_URI}]).items
+    assert (item.image, item.text) == (None, DATA_URI)
+
+
+@pytest.mark.parametrize(
+    ("item", "held"),
+    [
+        ({"type": "image", "text": URL}, "text"),
+        ({"type": "image_url", "text": URL}, "text"),
+        ({"type": "input_image", "text": URL}, "text"),
+        ({"type": "image", "content": [{"type": "text", "text": URL}]}, "text"),
+        ({"type": "pdf", "text": URL}, "text"),
+        ({"type": "pdf", "content": URL}, "text"),
+        ({"type": "video_url", "content": URL}, "text"),
+        ({"type": "audio", "text": URL}, "text"),
+        ({"type": "text", "image": URL}, "image"),
+        ({"type": "text", "pdf": URL}, "pdf"),
+        ({"type": "image", "pdf": URL}, "pdf"),
+        ({"type": "pdf", "image": URL}, "image"),
+    ],
+    ids=str,
+)
+def test_a_type_that_contradicts_its_item_is_refused(item: dict[str, Any], held: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        asked(input=["x", item])
+    assert (caught.value.status, caught.value.param) == (422, "input[1].type")
+    assert f"type={item['type']} contradicts its content, which is read as {held};" in caught.value.message
+
+
+def test_a_type_that_agrees_or_is_a_programs_own_changes_nothing() -> None:
+    for item in ({"type": "text", "text": "x"}, {"type": "Title", "text": "x"}, {"type": ["a"], "content": "x"}):
+        assert asked(input=[item]).items[0].text == "x"
+    assert asked(input=[{"type": "image", "image": URL}]).items[0].image == URL
+    assert asked(input=[{"type": "pdf", "pdf": URL, "pages": "1"}]).items[0].pdf == URL
 
 
 def test_only_an_empty_text_is_an_empty_answer() -> None:

@@ -324,6 +324,13 @@ PARTS = {
     "text and image fused in content": Bad(422, BOTH, {"input": {"content": [WORDS, PICTURE]}}, "input.content"),
     "text and image fused in an item": Bad(422, BOTH, {"input": [{"text": "x", "image": "y"}]}, "input[0]"),
     "text and image fused in a chat": Bad(422, BOTH, chat(user([PICTURE, WORDS])), "messages[0].content"),
+    "a text of type image": Bad(
+        422, "read as text; send it as", {"input": [{"type": "image", "text": "x"}]}, "input[0].type"
+    ),
+    "an image of type text": Bad(
+        422, "read as image; send it as", {"input": ["x", {"type": "text", "image": IMAGES_BASE64[0]}]}, "input[1].type"
+    ),
+    "a video": Bad(422, "read as text", {"input": ["x", {"type": "video_url", "content": "http://x/"}]}),
     "content and a role": Bad(422, "holds role", {"input": [user("x")]}, "input[0]"),
     "input and messages": Bad(422, "input and messages", chat(user("x"), input="x"), "messages"),
     "messages a text": Bad(422, "messages is a list of messages", {"messages": "x"}, "messages"),
@@ -831,6 +838,9 @@ RANKINGS = {
     "a document that is null": Bad(422, ITEM, RANK | {"documents": ["a", None]}, "documents[1]"),
     "token ids as documents": Bad(422, TOKENS, RANK | {"documents": [1, 2]}, "documents[0]"),
     "a document of other fields": Bad(422, EITHER, RANK | {"documents": [{"title": "x"}]}, "documents[0]"),
+    "a text document of type image": Bad(
+        422, "read as text", RANK | {"documents": [{"type": "image", "text": "x"}]}, "documents[0].type"
+    ),
     "a document with a title": Bad(422, "holds title", RANK | {"documents": [{"text": "x", "title": "y"}]}),
     "two texts in a document": Bad(
         422, "has 2 parts", RANK | {"documents": [{"content": [WORDS, WORDS]}]}, "documents[0].content"

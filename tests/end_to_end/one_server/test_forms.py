@@ -118,6 +118,14 @@ DENSE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "an image as data URI of another case": ({"input": [{"image": "DATA:;BASE64," + IMAGES_BASE64[0]}]}, ["image/0"]),
     "an image as URL": ({"input": [{"image": f"{SITE}/{IMAGES[2].name}"}]}, ["image/2"]),
     "an image behind five redirects": ({"input": [{"image": f"{SITE}/hops/5/{IMAGES[0].name}"}]}, ["image/0"]),
+    "an image URL of type image": (
+        {"input": [{"type": "image", "content": f"{SITE}/{IMAGES[2].name}"}, {"type": "text", "content": TEXTS[1]}]},
+        ["image/2", "query/1"],
+    ),
+    "an image URL in a list, by modality": (
+        {"input": [{"content": [f"{SITE}/{IMAGES[2].name}"]}], "modality": "image"},
+        ["image/2"],
+    ),
     "texts and images mixed": (
         {"input": [{"image": IMAGES_BASE64[1]}, TEXTS[0], {"image": f"{SITE}/{IMAGES[3].name}"}, {"text": TEXTS[4]}]},
         ["image/1", "query/0", "image/3", "query/4"],

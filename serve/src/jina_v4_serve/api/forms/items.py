@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from jina_v4_serve.api.errors import invalid, shorten
-from jina_v4_serve.api.forms.parts import fused, is_part, read_content, read_part, read_string
+from jina_v4_serve.api.forms.parts import fused, held_by_type, is_part, read_content, read_part, read_string
 from jina_v4_serve.api.request import Item
 
 _PAGES = re.compile(r"\d{1,9}(-(\d{1,9})?)?(,\d{1,9}(-(\d{1,9})?)?){0,999}", re.ASCII)
@@ -43,11 +43,21 @@ def _item(value: object, where: str, modality: str | None) -> Item:
         )
     if not isinstance(value, dict):
         raise invalid(where, f'{where} is a text, {{"text": ...}}, {{"image": ...}} or {{"pdf": ...}}', value)
+    item = _object(value, where, modality)
+    said = held_by_type(value)
+    held = "text" if item.text is not None else "image" if item.image is not None else "pdf"
+    if said not in (None, held):
+        message = f"{where}.type={value['type']} contradicts its content, which is read as {held}"
+        raise invalid(f"{where}.type", f"{message}; send it as text, image or pdf, without type", value["type"])
+    return item
+
+
+def _object(value: Mapping[str, object], where: str, modality: str | None) -> Item:
     if is_part(value):
         return read_part(value, where)
     if value.get("content") is not None:
         _check_others(value, {"content"}, where, "an item has its content alone")
-        return read_content(value["content"], f"{where}.content", modality)
+        return read_content(value["content"], f"{where}.content", held_by_type(value) or modality)
     kinds = [kind for kind in ("text", "image", "pdf") if value.get(kind) is not None]
     if {"text", "image"} <= set(kinds):
         raise fused(where)

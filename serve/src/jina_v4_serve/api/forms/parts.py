@@ -22,6 +22,14 @@ _BASE64_FILE = re.compile(
 _TEXTS = {"text": ("text", "value"), "input_text": ("text",)}
 _IMAGES = {"image_url": ("image_url",), "input_image": ("image_url",), "image": ("image", "value")}
 PART_TYPES = (*_TEXTS, *_IMAGES)
+# What a type says that its item holds; another type, as of a program's own records, says nothing.
+_HELD_BY_TYPE = {
+    **dict.fromkeys(_TEXTS, "text"),
+    **dict.fromkeys(_IMAGES, "image"),
+    "pdf": "pdf",
+    **dict.fromkeys(("audio", "audio_url", "input_audio"), "audio"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+}
 # `detail` is the price list of another service; an image is scaled by max_pixels alone.
 _HARMLESS = {"type", "detail", "format", "cache_control", "id", "index", "metadata", "uuid"}
 
@@ -41,6 +49,12 @@ def is_part(value: Mapping[str, object]) -> bool:
     return kind in PART_TYPES and ("image_url" in value or "value" in value or kind == "input_text")
 
 
+def held_by_type(value: Mapping[str, object]) -> str | None:
+    """Return what the type of an item says that it holds: text, image, pdf or what is not offered; None without one."""
+    kind = value.get("type")
+    return _HELD_BY_TYPE.get(kind) if isinstance(kind, str) else None
+
+
 def read_string(value: str, where: str, modality: str | None = None) -> Item:
     """Read a bare string: a text, or an image that begins like one; {"text": ...} is always a text.
 
@@ -49,7 +63,7 @@ def read_string(value: str, where: str, modality: str | None = None) -> Item:
     Args:
         value: the string.
         where: its path.
-        modality: text or image, where the request says which.
+        modality: text or image, where the request or the item's type says which.
     """
     is_image = modality == "image" if modality else _DATA_URI.match(value) or _BASE64_FILE.match(value)
     return Item(image=value, path=f"{where}.image") if is_image else Item(text=value, path=where)
@@ -72,7 +86,7 @@ def read_content(value: object, where: str, modality: str | None = None) -> Item
         return read_part(value, where)
     if not isinstance(value, list) or not value:
         raise invalid(where, f"{where} is a text, or a list of one part: a text or an image", value)
-    items = [read_part(part, f"{where}[{i}]") for i, part in enumerate(value)]
+    items = [read_part(part, f"{where}[{i}]", modality) for i, part in enumerate(value)]
     held = [item for item in items if item.text != ""] or items[:1]
     if len(held) == 1:
         return held[0]
@@ -81,14 +95,19 @@ def read_content(value: object, where: str, modality: str | None = None) -> Item
     raise invalid(where, f"{where} has {len(held)} parts; an item is one text or one image: send each as its own item")
 
 
-def read_part(value: object, where: str) -> Item:
+def read_part(value: object, where: str, modality: str | None = None) -> Item:
     """Read a content part.
+
+    Args:
+        value: the part.
+        where: its path.
+        modality: what a bare string is; None to see by its beginning.
 
     Raises:
         ApiError: 422, naming the field.
     """
     if isinstance(value, str):
-        return read_string(value, where)
+        return read_string(value, where, modality)
     if not isinstance(value, dict):
         raise invalid(where, f'{where} is a content part, such as {{"type": "text", "text": ...}}', value)
     kind = value.get("type")
