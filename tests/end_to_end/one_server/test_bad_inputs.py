@@ -645,6 +645,7 @@ CONFLICTS = {
             ("task", "task_type", "retrieval", "code"),
             ("dimensions", "output_dimension", 128, 256),
             ("output_dimension", "output_dimensionality", 128, 256),
+            ("dimensions", "truncate_dim", 128, 256),
             ("truncate", "truncation", True, False),
             ("embedding_type", "encoding_type", "int8", "float"),
             ("encoding_format", "embedding_types", "float", ["float", "int8"]),
@@ -749,6 +750,12 @@ FIELDS = {
             ("chat_template", "{{ messages }}"),
             ("lora_path", "x"),
             ("images", ["y"]),
+            ("image", "http://10.0.0.1/x.png"),
+            ("pdf", "y"),
+            ("query", "y"),
+            ("documents", ["y"]),
+            ("dimension", 128),
+            ("prefix", "Passage: "),
         )
     },
     "two lengths": Bad(

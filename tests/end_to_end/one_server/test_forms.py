@@ -44,6 +44,7 @@ FIELDS = {
     "task_type",
     "output_dimension",
     "output_dimensionality",
+    "truncate_dim",
     "encoding_type",
     "embedding_types",
     "output_dtype",

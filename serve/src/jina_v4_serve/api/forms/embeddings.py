@@ -170,6 +170,7 @@ def _dimensions(
             "dimensions": request.dimensions,
             "output_dimension": request.output_dimension,
             "output_dimensionality": request.output_dimensionality,
+            "truncate_dim": request.truncate_dim,
         }
     )
     if value is None:

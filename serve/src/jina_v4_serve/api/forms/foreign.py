@@ -28,6 +28,8 @@ class Foreign:
 _UNIT = "dense vectors always have unit length"
 _PREFIX = "the model has two prefixes; send prompt_name, which is query, passage, or none where the texts hold your own"
 _INPUT = "send input"
+_ITEM = 'send it as an item of input: {"text": ...}, {"image": ...} or {"pdf": ...}'
+_RANKING = "it is for rankings, at /v1/rerank or /v1/score; send input"
 _CHAT = "texts have their prefix and images the published prompt before them, whatever the template"
 
 FOREIGN: Mapping[str, Foreign] = {
@@ -48,8 +50,13 @@ FOREIGN: Mapping[str, Foreign] = {
     "padding": Foreign("texts are never padded", ("do_not_pad", False)),
     "instruction": Foreign(_PREFIX),
     "custom_instruction": Foreign(_PREFIX),
+    "instruct": Foreign(_PREFIX),
+    "query_instruction": Foreign(_PREFIX),
+    "prefix": Foreign(_PREFIX),
+    "prompt_type": Foreign(_PREFIX),
     "prompt": Foreign(_PREFIX),
     "prompt_template": Foreign(_PREFIX),
+    "dimension": Foreign("send dimensions"),
     "dimensionality": Foreign("send dimensions"),
     "embed_dtype": Foreign("numbers are float32; Accept: application/x-safetensors; dtype=float16", ("float32",)),
     "endianness": Foreign("base64 is of little-endian numbers", ("little", "native")),
@@ -63,6 +70,12 @@ FOREIGN: Mapping[str, Foreign] = {
     "add_generation_prompt": Foreign(_CHAT, (False,)),
     "inputs": Foreign(_INPUT),
     "images": Foreign(_INPUT),
+    "text": Foreign(_ITEM),
+    "image": Foreign(_ITEM),
+    "pdf": Foreign(_ITEM),
+    "query": Foreign(_RANKING),
+    "queries": Foreign(_RANKING),
+    "documents": Foreign(_RANKING),
 }
 
 # Whatever these hold, the vectors stay the same: the tokenizer adds no special tokens, nothing is cached, and the last

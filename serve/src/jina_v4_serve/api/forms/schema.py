@@ -110,6 +110,7 @@ class EmbeddingsBody(BaseModel):
     dimensions: int | None = Field(None, description="1 to 2048; all if absent.")
     output_dimension: int | None = Field(None, description="Another name of dimensions.")
     output_dimensionality: int | None = Field(None, description="Another name of dimensions.")
+    truncate_dim: int | None = Field(None, description="Another name of dimensions.")
     embedding_type: Encodings = Field(
         None, description="float, base64, int8, uint8, binary, ubinary or a list of them."
     )
