@@ -136,6 +136,8 @@ REFUSED = [
     ({"query": None}, "query", "query is one text or image"),
     ({"query": ["q"]}, "query", "query is one text or image"),
     ({"documents": []}, "documents", "documents is empty"),
+    ({"truncate": False, "max_tokens_per_doc": 5}, "max_tokens_per_doc", "contradicts truncate=false; send one"),
+    ({"truncate": False, "max_tokens_per_query": 5}, "max_tokens_per_query", "contradicts truncate=false; send one"),
     ({"documents": None}, "documents", "documents is a text, an item or a list"),
     ({"documents": ["x"] * 5}, "documents", "at most 4"),
     ({"documents": ["x", 1.5]}, "documents[1]", "is a text"),

@@ -764,6 +764,15 @@ FIELDS = {
         {"input": "x", "max_length": 5, "truncate_prompt_tokens": 6},
         "truncate_prompt_tokens",
     ),
+    "a length and truncate false": Bad(
+        422, "contradicts truncate=false", {"input": "x", "max_length": 5, "truncate": False}, "max_length"
+    ),
+    "a length and truncation NONE": Bad(
+        422,
+        "contradicts truncation=false",
+        {"input": "x", "truncate_prompt_tokens": 5, "truncation": "NONE"},
+        "truncate_prompt_tokens",
+    ),
     "an item with a field beside its text": Bad(
         422, "holds image_url", {"input": ["x", {"text": "y", "image_url": "http://10.0.0.1/"}]}, "input[1]"
     ),
@@ -870,6 +879,9 @@ RANKINGS = {
     "top_n a text": Bad(422, "top_n=3 is not offered", RANK | {"top_n": "3"}, "top_n"),
     "by cosine": Bad(422, "by=cosine is not offered", RANK | {"by": "cosine"}, "by"),
     "return_documents a text": Bad(422, "return_documents=yes", RANK | {"return_documents": "yes"}),
+    "max_tokens_per_doc and truncate false": Bad(
+        422, "contradicts truncate=false", RANK | {"truncate": False, "max_tokens_per_doc": 5}, "max_tokens_per_doc"
+    ),
     "max_tokens_per_doc -1": Bad(422, "max_tokens_per_doc=-1", RANK | {"max_tokens_per_doc": -1}),
     "max_tokens_per_query over the limit": Bad(
         422, f"choose 0 to {MAX_LENGTH}", RANK | {"max_tokens_per_query": MAX_LENGTH + 1}, "max_tokens_per_query"

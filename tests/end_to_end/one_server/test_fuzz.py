@@ -35,7 +35,7 @@ COHERE_SHAPED = (COHERE, COHERE_RERANK)
 HOLDERS = ("input", "content", "texts", "messages", "images", "inputs")
 NAMES = (
     ("task", "task_type"),
-    ("dimensions", "output_dimension", "output_dimensionality"),
+    ("dimensions", "output_dimension", "output_dimensionality", "truncate_dim"),
     ("truncate", "truncation"),
     ("embedding_type", "encoding_format", "encoding_type", "embedding_types", "output_dtype"),
 )
@@ -117,9 +117,10 @@ def bodies(schema: dict[str, Any], *, likely: bool) -> st.SearchStrategy[dict[st
         "task_type": st.sampled_from([TASK, f"{TASK}.query", None]),
         **{
             name: st.sampled_from([1, 96, 128, 200, 256, None])
-            for name in ("dimensions", "output_dimension", "output_dimensionality")
+            for name in ("dimensions", "output_dimension", "output_dimensionality", "truncate_dim")
         },
         "max_length": st.integers(1, 64),
+        **dict.fromkeys(("truncate", "truncation"), st.sampled_from([True, "END", None])),  # false forbids a length
         "max_pixels": st.integers(3136, 602_112),
         "pool_factor": st.sampled_from([1, None]),
     }
@@ -218,9 +219,10 @@ def rankings(schema: dict[str, Any], queries: str, documents: str) -> st.SearchS
         "max_tokens_per_query": st.integers(0, 64),
         "max_tokens_per_doc": st.integers(0, 64),
         "max_pixels": st.integers(3136, 602_112),
+        "truncate": st.sampled_from([True, None]),
         **{
             name: strategy(properties[name])
-            for name in ("by", "truncate", "top_n", "return_documents")
+            for name in ("by", "top_n", "return_documents")
             if name in properties
         },
     }

@@ -106,6 +106,7 @@ def _items(request: EmbeddingsBody, limits: Limits) -> tuple[list[Item], list[st
 
 def _max_length(request: EmbeddingsBody, limits: Limits) -> int | None:
     tokens = request.truncate_prompt_tokens
+    switch, truncates = agreed({"truncate": request.truncate, "truncation": request.truncation})
     name, value = agreed(
         {
             "max_length": request.max_length,
@@ -113,8 +114,9 @@ def _max_length(request: EmbeddingsBody, limits: Limits) -> int | None:
         }
     )
     if value is None:
-        _, truncates = agreed({"truncate": request.truncate, "truncation": request.truncation})
         return limits.max_length if truncates else None
+    if truncates is False:
+        raise invalid(name, f"{name} contradicts {switch}=false; send one of them")
     if not 1 <= value <= limits.max_length:
         raise invalid(name, f"{name}={value} is not offered; choose 1 to {limits.max_length}", value)
     length: int = value

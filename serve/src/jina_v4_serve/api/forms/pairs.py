@@ -98,6 +98,8 @@ def _max_length(request: RankingBody, field: str, limits: Limits) -> int | None:
     value: int | None = getattr(request, field)
     if not value:
         return limits.max_length if request.truncate else None
+    if request.truncate is False:
+        raise invalid(field, f"{field} contradicts truncate=false; send one of them")
     if value > limits.max_length:
         raise invalid(field, f"{field}={value} is not offered; choose 0 to {limits.max_length}", value)
     return value
