@@ -1,5 +1,6 @@
 """What a body of Cohere's form means, and what is refused in it. Real servers answer the same in end_to_end."""
 
+import time
 from typing import Any
 
 import orjson
@@ -40,6 +41,13 @@ def test_long_texts_are_cut_as_cohere_cuts_them() -> None:
     assert asked(**QUERY).max_length == 1000
     assert asked(**QUERY, truncate="END", max_tokens=7).max_length == 7
     assert asked(**QUERY, truncate="NONE").max_length is None
+
+
+def test_a_long_list_of_wrong_texts_is_refused_at_its_first() -> None:
+    began = time.process_time()
+    with pytest.raises(ApiError, match=r"texts\[0\]=1 is not offered"):
+        asked(texts=[1] * 1_000_000)
+    assert time.process_time() - began < 1
 
 
 def test_images_need_no_input_type() -> None:

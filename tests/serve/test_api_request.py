@@ -1,6 +1,7 @@
 """What a request means: every rule, and every contradiction by name. Real servers answer the same in end_to_end."""
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from api_limits import limits
-from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.errors import ApiError, shorten
 from jina_v4_serve.api.forms.embeddings import settle
 from jina_v4_serve.api.forms.errors import error_body
 from jina_v4_serve.api.forms.foreign import FOREIGN, HARMLESS
@@ -416,6 +417,44 @@ def test_the_rest_of_a_request() -> None:
     assert asked(truncate=True).max_length == 1000
     assert asked(truncate=True, max_length=7).max_length == 7
     assert asked(embedding_type=["float", "binary", "float"]).encodings == ["float", "binary"]
+
+
+HOSTILE = {
+    "white space in pages": b'{"input": [{"pdf": "x", "pages": "1' + b" " * 19_000 + b'1"}]}',
+    "white space behind a dash": b'{"input": [{"pdf": "x", "pages": "1-' + b" " * 19_000 + b'x"}]}',
+    "long pages": b'{"input": [{"pdf": "x", "pages": "' + b"1," * 10_000_000 + b'1"}]}',
+    "a list as text": b'{"input": {"text": [' + b'"x",' * 1_000_000 + b'"x"]}}',
+    "an object as text": b'{"input": {"text": {"x": [' + b'"x",' * 1_000_000 + b'"x"]}}}',
+    "wrong outputs": b'{"input": "x", "outputs": [' + b"1," * 1_000_000 + b"1]}",
+    "wrong encodings": b'{"input": "x", "embedding_types": [' + b"1," * 1_000_000 + b"1]}",
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+def test_to_refuse_a_body_takes_no_longer_than_to_read_it(body: bytes) -> None:
+    began = time.process_time()
+    orjson.loads(body)
+    reading_s = time.process_time() - began
+    began = time.process_time()
+    with pytest.raises(ApiError) as caught:
+        settle(parse(body, EmbeddingsBody), limits("retrieval"))
+    answered = error_body(caught.value, "some-id")
+    assert caught.value.status == 422
+    assert len(answered) < 2000
+    assert time.process_time() - began < 0.2 + 10 * reading_s
+
+
+def test_pages_are_read_with_white_space_between_them() -> None:
+    (item,) = asked(input={"pdf": "x", "pages": " 1 - 4 ,\t9, 12 - "}).items
+    assert item.pages == ((1, 4), (9, 9), (12, None))
+    with pytest.raises(ApiError, match="pages has 20001 characters; at most 20000 are read"):
+        asked(input={"pdf": "x", "pages": "1" + " " * 20_000})
+
+
+def test_a_value_in_a_message_looks_as_in_python() -> None:
+    for value in ({}, [], [[]], {"a": 1, "b": [1, "x", None, True, {"c": 1.5}]}, 5, None, ["x", "y"]):
+        assert shorten(value) == repr(value)
+    assert shorten(["y" * 100]) == "['" + "y" * 75 + "..."
 
 
 def test_an_error_can_be_read_by_clients_of_both_kinds() -> None:

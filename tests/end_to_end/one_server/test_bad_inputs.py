@@ -479,6 +479,9 @@ PDFS = {
             [1],
         )
     },
+    "pages of 40,000 characters": Bad(
+        422, "at most 20000 are read", pdf(BOOK, pages="1" + " " * 40_000 + "1"), "input[1].pages"
+    ),
     "a PDF among late chunks": Bad(422, "an image or PDF", pdf(BOOK) | {"late_chunking": True}, "late_chunking"),
     "a private URL of a PDF": Bad(
         422, "leads to an address that is not public", {"input": ["x", {"pdf": "http://10.0.0.1/x.pdf"}]}, PDF

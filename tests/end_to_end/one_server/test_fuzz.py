@@ -220,11 +220,7 @@ def rankings(schema: dict[str, Any], queries: str, documents: str) -> st.SearchS
         "max_tokens_per_doc": st.integers(0, 64),
         "max_pixels": st.integers(3136, 602_112),
         "truncate": st.sampled_from([True, None]),
-        **{
-            name: strategy(properties[name])
-            for name in ("by", "top_n", "return_documents")
-            if name in properties
-        },
+        **{name: strategy(properties[name]) for name in ("by", "top_n", "return_documents") if name in properties},
     }
     item = strategy(properties["query"] if "query" in properties else properties[queries]["anyOf"][0])
     return st.fixed_dictionaries({queries: item, documents: st.lists(item, min_size=1, max_size=4)}, optional=optional)

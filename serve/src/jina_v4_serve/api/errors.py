@@ -3,7 +3,7 @@
 Any other failure is logged with the request id and answered without details.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 
 
@@ -50,6 +50,28 @@ def invalid(param: str, message: str, value: object = None) -> ApiError:
 
 def shorten(value: object) -> str:
     """Show a value in a message, at most 80 characters of it."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(character if character.isprintable() else "?" for character in text[:200])
+    text = ""
+    for piece in [value] if isinstance(value, str) else _repr(value):
+        text += piece[:200]
+        if len(text) > 80:
+            break
+    text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _repr(value: object) -> Iterator[str]:
+    """Write what JSON held, as repr does, in pieces: a caller that stops early does not pay for megabytes."""
+    if isinstance(value, list):
+        yield "["
+        for i, each in enumerate(value):
+            yield ", " if i else ""
+            yield from _repr(each)
+        yield "]"
+    elif isinstance(value, dict):
+        yield "{"
+        for i, (name, each) in enumerate(value.items()):
+            yield f"{', ' if i else ''}{name[:200]!r}: "
+            yield from _repr(each)
+        yield "}"
+    else:
+        yield repr(value[:200] if isinstance(value, str) else value)

@@ -16,7 +16,7 @@ from jina_v4_serve.api.forms.items import check_not_empty
 from jina_v4_serve.api.forms.names import agreed_prompt, check_dimensions, text_prompt
 from jina_v4_serve.api.forms.parts import read_content
 from jina_v4_serve.api.forms.reply import encode
-from jina_v4_serve.api.forms.schema import CONTENT, IMAGE, EmbeddingsBody, Priority, describe, parse
+from jina_v4_serve.api.forms.schema import CONTENT, IMAGE, EmbeddingsBody, ListOf, Priority, describe, parse
 from jina_v4_serve.api.request import FIRST, EmbedRequest, Encoding, Item, Limits
 from jina_v4_serve.api.tasks import choose_task, prompt_of_model, prompt_of_task
 from jina_v4_serve.api.vectors import Vectors
@@ -35,13 +35,13 @@ class CohereBody(BaseModel):
     input_type: Literal["search_query", "search_document", "classification", "clustering", "image"] | None = Field(
         None, description="Required with texts. classification and clustering are for the text-matching model."
     )
-    texts: list[str] | None = Field(None, description="Texts to embed; send texts, images or inputs.")
-    images: list[Annotated[str, WithJsonSchema(IMAGE)]] | None = Field(None, description="Images to embed.")
+    texts: ListOf[str] | None = Field(None, description="Texts to embed; send texts, images or inputs.")
+    images: ListOf[Annotated[str, WithJsonSchema(IMAGE)]] | None = Field(None, description="Images to embed.")
     inputs: Annotated[
         list[Any] | None,
         WithJsonSchema({"type": "array", "items": describe(content=CONTENT), "minItems": 1}),
     ] = Field(None, description="Texts and images mixed, one in each input.")
-    embedding_types: list[Encoding] | None = Field(None, description="float if absent.")
+    embedding_types: ListOf[Encoding] | None = Field(None, description="float if absent.")
     output_dimension: int | None = Field(None, description="1 to 2048; all if absent.")
     truncate: Literal["NONE", "START", "END"] | None = Field(
         None, description="END, the default, cuts long texts at their end; NONE refuses them; START is not offered."

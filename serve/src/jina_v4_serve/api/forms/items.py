@@ -7,7 +7,8 @@ from jina_v4_serve.api.errors import invalid, shorten
 from jina_v4_serve.api.forms.parts import fused, held_by_type, is_part, read_content, read_part, read_string
 from jina_v4_serve.api.request import Item
 
-_PAGES = re.compile(r"\d{1,9}(-(\d{1,9})?)?(,\d{1,9}(-(\d{1,9})?)?){0,999}", re.ASCII)
+_PAGE = re.compile(r"\d{1,9}", re.ASCII)
+_MOST_CHARACTERS = 20_000  # of pages
 _ITEM_HARMLESS = {"type", "id", "index", "metadata"}
 
 
@@ -81,20 +82,22 @@ def _pages(value: object, where: str) -> tuple[tuple[int, int | None], ...]:
     """Read ranges of pages: `2`, `1-4,9` or `10-`."""
     if value is None:
         return ((1, None),)
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
+        raise invalid(where, f"{where} has {len(value)} characters; at most {_MOST_CHARACTERS} are read", value)
     ranges: list[tuple[int, int | None]] = []
     before: int | None = 0
-    compact = re.sub(r"\s*([,-])\s*", r"\1", value.strip()) if isinstance(value, str) else ""
-    if _PAGES.fullmatch(compact):
-        for part in compact.split(","):
-            first, dash, last = part.partition("-")
-            start = int(first)
-            end = int(last) if last else None if dash else start
-            if before is None or start <= before or (end is not None and end < start):
-                break
-            ranges.append((start, end))
-            before = end
-        else:
-            return tuple(ranges)
+    for part in value.split(",") if isinstance(value, str) else [""]:
+        first, dash, last = (each.strip() for each in part.partition("-"))
+        if before is None or not _PAGE.fullmatch(first) or not (last == "" or _PAGE.fullmatch(last)):
+            break
+        start = int(first)
+        end = int(last) if last else None if dash else start
+        if start <= before or (end is not None and end < start):
+            break
+        ranges.append((start, end))
+        before = end
+    else:
+        return tuple(ranges)
     raise invalid(where, f'{where} is numbers and ranges from 1 that ascend, such as "1-4,9" or "10-"', value)
 
 
