@@ -211,7 +211,7 @@ class Site:
     def _send(handler: BaseHTTPRequestHandler, status: int, content: bytes, **headers: str) -> None:
         handler.send_response(status)
         for name, value in headers.items():
-            handler.send_header(name, value)
+            handler.send_header(name, value.encode().decode("latin-1"))
         handler.send_header("content-length", str(len(content)))
         handler.end_headers()
         handler.wfile.write(content)

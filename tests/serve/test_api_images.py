@@ -5,6 +5,8 @@ import base64
 import io
 import random
 import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -40,6 +42,7 @@ def test_public_addresses(address: str) -> None:
         "127.0.0.1", "127.255.0.3", "0.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "224.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1", "not an address",
+        "fec0::1", "64:ff9b:1::7f00:1", "::7f00:1", "::ffff:0:127.0.0.1", "192.0.0.8", "192.0.0.192", "192.88.99.1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
@@ -58,6 +61,11 @@ def test_addresses_that_are_not_public(address: str) -> None:
         "http://0/x.png",
         "HTTP://LOCALHOST:80/x.png",
         "http://user@127.0.0.1/x.png",
+        "http://\uff11\uff12\uff17.\uff10.\uff10.\uff11/x.png",
+        "http://①②⑦.⓪.⓪.①/x.png",
+        "http://127。0。0。1/x.png",
+        "http://\uff11\uff12\uff17.1/x.png",
+        "http://[fec0::1]/x.png",
     ],
 )
 def test_a_url_to_this_machine_is_not_fetched(url: str) -> None:
@@ -86,6 +94,67 @@ def test_a_name_with_a_private_address_beside_a_public_one_is_not_fetched(
         allowed = ImageLoader(Settings(fetch_timeout_s=3, image_hosts=frozenset({"two.example"})))
         in_order[:] = ["127.0.0.1"]
         assert asyncio.run(allowed.load(url, "input")).size == (8, 8), "the name does lead there"
+
+
+# As yarl reads them, and no other parser.
+LOOPBACK = [
+    "\uff11\uff12\uff17.\uff10.\uff10.\uff11",
+    "①②⑦.⓪.⓪.①",
+    "127。0。0。1",
+    "127\uff0e0\uff0e0\uff0e1",
+    "127.0.0.1",
+]
+
+
+@pytest.mark.parametrize("host", LOOPBACK, ids=ascii)
+def test_the_host_that_is_checked_is_the_host_that_is_fetched_from(host: str) -> None:
+    by_name = ImageLoader(Settings(fetch_timeout_s=3, image_hosts=frozenset({"localhost"})))
+    by_address = ImageLoader(Settings(fetch_timeout_s=3, image_hosts=frozenset({"127.0.0.1"})))
+    with opened_site({"x.png": png()}) as site:
+        url = site.url.replace("127.0.0.1", host) + "/x.png"
+        assert asyncio.run(by_address.load(url, "input")).size == (8, 8)
+        n_seen = len(site.seen)
+        for refused in (url, site.url.replace("127.0.0.1", "localhost") + f"/to/{url}"):
+            with pytest.raises(ApiError, match="leads to an address that is not public"):
+                asyncio.run(by_name.load(refused, "input"))
+        assert [path for path in site.seen[n_seen:] if path == "/x.png"] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"http://{'ü' * 1_000_000}/", "the URL has 1000008 characters; at most 16384 are fetched"),
+        (f"http://{'ü.' * 8_000}/", "the URL cannot be fetched"),
+    ],
+    ids=["long", "of a long host"],
+)
+def test_a_long_url_does_not_hold_the_server(url: str, message: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ApiError, match=message):
+        asyncio.run(ImageLoader(LIMITS).load(url, "input"))
+    assert time.process_time() - began < 0.1
+
+
+def test_a_name_server_that_does_not_answer_holds_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def resolve(*_: Any, **__: Any) -> list[Any]:
+        answered.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    async def work_beside() -> None:
+        loader = ImageLoader(Settings(fetch_timeout_s=30))
+        fetches = [loader.load(f"http://h{i}.example/x.png", "input") for i in range(40)]
+        fetching = asyncio.gather(*fetches, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):  # the loop has 32 threads at most for all that is to leave it
+            await asyncio.to_thread(lambda: None)
+        answered.set()
+        assert all(isinstance(failure, ApiError) for failure in await fetching)
+
+    asyncio.run(work_beside())
 
 
 SPELLINGS: dict[str, Callable[[bytes], str]] = {

@@ -527,6 +527,11 @@ URLS = {
             "HTTP://LOCALHOST:8001/x.png",
             "http://127.0.0.1@127.0.0.2/",
             "http://user:word@10.0.0.1/",
+            "http://\uff11\uff16\uff19.254.169.254/latest/meta-data/",
+            "http://169。254。169。254/",
+            "http://①②⑦.0.0.2/",
+            "http://[fec0::1]/",
+            "http://[64:ff9b:1::7f00:1]/",
         )
     },
     **{
@@ -538,7 +543,6 @@ URLS = {
             "http://0177.0.0.2/",
             "http://127.2/",
             "http://localhost./",
-            "http://①②⑦.0.0.2/",
         )
     },
     **{
@@ -572,6 +576,10 @@ URLS = {
     "a redirect to localhost": Bad(422, PRIVATE, url(f"{SITE}/to/http://localhost/"), IMAGE),
     "a redirect without a scheme": Bad(422, PRIVATE, url(f"{SITE}/to///10.0.0.1/"), IMAGE),
     "a redirect to a mapped address": Bad(422, PRIVATE, url(f"{SITE}/to/http://[::ffff:127.0.0.1]/"), IMAGE),
+    "a redirect to an address in wide digits": Bad(
+        422, PRIVATE, url(f"{SITE}/to/http://\uff11\uff12\uff17.0.0.2/"), IMAGE
+    ),
+    "a long URL": Bad(422, "at most 16384 are fetched", url("http://site.example/" + "x" * 20_000), IMAGE),
     "a redirect to a file": Bad(422, UNREACHED, url(f"{SITE}/to/file:///etc/passwd"), IMAGE),
     "a redirect by two steps": Bad(422, PRIVATE, url(f"{SITE}/to/{SITE}/to/http://10.0.0.1/"), IMAGE),
     "a redirect to itself": Bad(422, "more than 5 redirects", url(f"{SITE}/loop"), IMAGE),

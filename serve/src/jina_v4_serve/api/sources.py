@@ -1,18 +1,20 @@
 """The files of a request, images and PDF: from a URL, a data URI or base64 to bytes.
 
 A URL may only lead to public addresses: each name is resolved here, every address is checked, and the connection goes
-to the checked address. Redirects are checked in the same way. Names on the allow-list may be private.
+to the checked address. Redirects are checked in the same way. Names on the allow-list may be private. A URL is parsed
+once, by yarl as aiohttp does: another parser can read another host in it.
 """
 
 import asyncio
 import ipaddress
+import re
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
+from yarl import URL
 
 from jina_v4_serve.api.encoded import read_base64
 from jina_v4_serve.api.errors import ApiError, invalid
@@ -22,7 +24,13 @@ from jina_v4_serve.settings import Settings
 
 MAX_REDIRECTS = 5
 BLANKS = " \t\r\n\f\v\ufeff"  # around a source
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+MAX_URL_CHARACTERS = 16_384
+# A name has 253 characters, a user's name may stand before it. To read one of a million takes yarl 14 s.
+_SHORT_HOST = re.compile(r"https?://[^/?#]{0,512}(?:[/?#]|\Z)", re.IGNORECASE)
+LOOK_UPS = 16  # names at a time; one whose name server does not answer takes 10 s and more
+_IPV6_INTERNET = ipaddress.ip_network("2000::/3")  # all of it; outside are NAT64, site-local and wrapped addresses
+# Python calls parts of these global: protocol assignments, which clouds use inside, and relays of 6to4.
+_IPV4_RESERVED = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24")))
 
 
 def is_public(address: str) -> bool:
@@ -34,29 +42,52 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif ip.sixtofour is not None or ip.teredo is not None or ip in _NAT64:
+        elif ip.sixtofour is not None or ip.teredo is not None or ip not in _IPV6_INTERNET:
             return False
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _IPV4_RESERVED)
 
 
 class _PublicResolver(AbstractResolver):
-    """Resolves names to public addresses only, but for those on the allow-list."""
+    """Resolves names to public addresses only, but for those on the allow-list.
 
-    def __init__(self, hosts: frozenset[str]) -> None:
+    It has threads of its own: a name server that does not answer must not hold those that other requests need.
+    """
+
+    def __init__(self, hosts: frozenset[str], threads: ThreadPoolExecutor) -> None:
         self._hosts = hosts
-        self._resolver = ThreadedResolver()
+        self._threads = threads
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Resolve a name; a name with any address that is not public has none."""
-        found = await self._resolver.resolve(host, port, family)
-        if host.lower() not in self._hosts and not all(is_public(entry["host"]) for entry in found):
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, _look_up, host, port, family)
+        if host not in self._hosts and not all(is_public(entry["host"]) for entry in found):
             raise PrivateAddressError(host)
         return found
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    found: list[ResolveResult] = []
+    for kind, _, protocol, _, address in socket.getaddrinfo(
+        host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+    ):
+        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of a link-local IPv6 address
+        found.append(
+            ResolveResult(
+                hostname=host,
+                host=f"{address[0]}{zone}",
+                port=port,
+                family=kind,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+        )
+    return found
 
 
 class PrivateAddressError(OSError):
@@ -81,6 +112,7 @@ class SourceReader:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._look_ups = ThreadPoolExecutor(LOOK_UPS, "look-up")
 
     async def read(self, source: str, where: str, kind: FileKind, max_bytes: int) -> bytes:
         """Fetch or decode one file.
@@ -100,9 +132,15 @@ class SourceReader:
                 return await self._fetch(source, where, kind, max_bytes)
         return await asyncio.to_thread(_decode_base64, source, where, kind, max_bytes)
 
-    async def _fetch(self, url: str, where: str, kind: FileKind, max_bytes: int) -> bytes:
-        resolver = _PublicResolver(self.settings.image_hosts)
+    async def _fetch(self, source: str, where: str, kind: FileKind, max_bytes: int) -> bytes:
+        if len(source) > MAX_URL_CHARACTERS:
+            message = f"{where}: the URL has {len(source)} characters; at most {MAX_URL_CHARACTERS} are fetched"
+            raise invalid(where, message, source)
+        resolver = _PublicResolver(self.settings.image_hosts, self._look_ups)
         try:
+            if not _SHORT_HOST.match(source):
+                raise ValueError("not the name of a host")
+            url = self._checked(URL(source))
             async with (
                 aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False),
@@ -114,14 +152,13 @@ class SourceReader:
                 asyncio.timeout(self.settings.fetch_timeout_s),
             ):
                 for _ in range(MAX_REDIRECTS + 1):
-                    self._check_address(url)
                     async with session.get(url, allow_redirects=False) as response:
                         if response.status in (301, 302, 303, 307, 308) and "location" in response.headers:
-                            url = urljoin(url, response.headers["location"])
+                            url = self._checked(url.join(URL(response.headers["location"])))
                             continue
                         if response.status != 200:
                             message = f"{where}: the URL answered with status {response.status}"
-                            raise _not_fetched("status", where, message, url)
+                            raise _not_fetched("status", where, message, source)
                         content = bytearray()
                         async for chunk in response.content.iter_any():
                             content += chunk
@@ -133,26 +170,23 @@ class SourceReader:
                         return bytes(content)
         except TimeoutError as error:
             message = f"{where}: the URL was not fetched within {self.settings.fetch_timeout_s:g} s"
-            raise _not_fetched("timeout", where, message, url) from error
+            raise _not_fetched("timeout", where, message, source) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if any(isinstance(cause, PrivateAddressError) for cause in (error, error.__cause__, error.__context__)):
                 message = f"{where}: the URL leads to an address that is not public; those are fetched only if allowed"
-                raise _not_fetched("private", where, message, url) from error
-            raise _not_fetched("unreachable", where, f"{where}: the URL cannot be fetched", url) from error
-        raise _not_fetched("redirects", where, f"{where}: more than {MAX_REDIRECTS} redirects", url)
+                raise _not_fetched("private", where, message, source) from error
+            raise _not_fetched("unreachable", where, f"{where}: the URL cannot be fetched", source) from error
+        raise _not_fetched("redirects", where, f"{where}: more than {MAX_REDIRECTS} redirects", source)
 
-    def _check_address(self, url: str) -> None:
+    def _checked(self, url: URL) -> URL:
         """Check what aiohttp would not ask the resolver about: other schemes and bare addresses."""
-        parts = urlsplit(url)
-        host = (parts.hostname or "").lower()
-        if parts.scheme not in ("http", "https") or not host:
+        host = url.raw_host
+        if url.scheme not in ("http", "https") or not host:
             raise ValueError("not an http(s) URL")
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            return
-        if host not in self.settings.image_hosts and not is_public(host):
+        is_address = ":" in host or host.replace(".", "").isdigit()  # as aiohttp tells them from names
+        if is_address and host not in self.settings.image_hosts and not is_public(host):
             raise PrivateAddressError(host)
+        return url
 
 
 def _decode_base64(source: str, where: str, kind: FileKind, max_bytes: int) -> bytes:
