@@ -1,6 +1,7 @@
 """Before and after every route: key, routes, request id, headers; and the token budget."""
 
 import asyncio
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,18 +207,42 @@ def test_what_is_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_budget_refuses_what_does_not_fit_beside_the_rest() -> None:
     budget = TokenBudget(100)
-    with budget.spend(60):
-        with pytest.raises(ApiError) as caught, budget.spend(60):
+    with budget.spend(70):
+        with pytest.raises(ApiError) as caught, budget.spend(40):
             pass
         assert caught.value.status == 429
         assert caught.value.headers() == {"retry-after": "30"}  # nothing was ever finished: no rate is known
-        with budget.spend(40), pytest.raises(ApiError):
+        with budget.spend(30), pytest.raises(ApiError):
             budget.check()
         budget.check()
-    with budget.spend(1000):  # alone, a request may be larger than the budget
+    with budget.spend(1000):  # a request may be larger than the budget
         with pytest.raises(ApiError) as caught:
             budget.check()
         assert 1 <= int(caught.value.headers()["retry-after"]) <= 30
+
+
+def test_a_large_request_needs_half_of_the_budget() -> None:
+    budget = TokenBudget(100)
+    for priority in (0, 999):
+        refused = pytest.raises(ApiError, match=r"at work on 1012 .* try again later$")
+        with budget.spend(12), budget.spend(1000, priority), refused, budget.spend(1, 999):
+            pass
+        with budget.spend(51), pytest.raises(ApiError) as caught, budget.spend(1000, priority):
+            pass
+        assert caught.value.message.endswith("send fewer items in one request: this one has about 1000 tokens")
+        with budget.spend(50), budget.spend(60, priority):
+            pass
+
+
+def test_a_budget_forgets_what_was_finished_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    budget = TokenBudget(100)
+    for _ in range(1000):
+        now += 1
+        with budget.spend(1):
+            pass
+    assert len(budget._done) == 31
 
 
 def test_a_failed_request_gives_its_tokens_back() -> None:

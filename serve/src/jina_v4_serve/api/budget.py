@@ -1,7 +1,8 @@
 """Back-pressure: counts the tokens in flight, and refuses requests past the budget. Nothing is queued.
 
-Live queries, of priority 0, count themselves alone; any other priority counts all that is in flight. So bulk work is
-refused first, and in all no more than twice the limit is in flight, but for what one request may have.
+Live queries, of priority 0, count themselves alone; any other priority counts all that is in flight, so bulk work is
+refused first. A request counts as half of the limit at most, so that a large one is accepted while others come and go:
+it needs no more than half of the limit to be free.
 """
 
 import math
@@ -22,7 +23,7 @@ class TokenBudget:
     """Counts the tokens of accepted requests until they are answered.
 
     Attributes:
-        limit: tokens in flight past which a priority's requests are refused; one request alone may have more.
+        limit: tokens in flight past which a priority's requests are refused; a large request may go past it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -57,13 +58,14 @@ class TokenBudget:
             ApiError: 429 when there is no room beside what is in flight.
         """
         ahead = self._ahead(priority)
-        if ahead and ahead + tokens > self.limit:
-            raise self._refusal(priority)
+        if ahead and ahead + min(tokens, self.limit // 2) > self.limit:
+            raise self._refusal(priority, tokens)
         self._in_flight[priority] = self._in_flight.get(priority, 0) + tokens
         IN_FLIGHT_TOKENS.inc(tokens)
         try:
             yield
             self._done.append((time.monotonic(), tokens))
+            self._forget()
         finally:
             self._in_flight[priority] -= tokens
             if not self._in_flight[priority]:
@@ -74,16 +76,23 @@ class TokenBudget:
         """Return the tokens in flight that count against a priority's next request."""
         return self._in_flight.get(FIRST, 0) if priority == FIRST else self.in_flight
 
-    def _refusal(self, priority: int) -> ApiError:
-        ahead = self._ahead(priority)
-        now = time.monotonic()
-        while self._done and self._done[0][0] < now - _WINDOW_S:
+    def _forget(self) -> None:
+        """Forget what was finished before the window of time that the rate is of."""
+        begin = time.monotonic() - _WINDOW_S
+        while self._done and self._done[0][0] < begin:
             self._done.popleft()
+
+    def _refusal(self, priority: int, tokens: int = 0) -> ApiError:
+        ahead = self._ahead(priority)
+        self._forget()
         rate = sum(tokens for _, tokens in self._done) / _WINDOW_S  # tokens/s
         wait_s = math.ceil(ahead / rate) if rate else _LONGEST_WAIT_S
+        message = f"the server is at work on {ahead} tokens, its limit is {self.limit}; try again later"
+        if tokens > self.limit // 2:
+            message += f", or send fewer items in one request: this one has about {tokens} tokens"
         return ApiError(
             429,
-            f"the server is at work on {ahead} tokens, its limit is {self.limit}; try again later",
+            message,
             code="OVERLOADED",
             retry_after_s=min(max(wait_s, 1), _LONGEST_WAIT_S),
         )
