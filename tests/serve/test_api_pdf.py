@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import io
 import json
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,10 @@ from jina_v4_serve.api.door import Door
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.images import ImageLoader
 from jina_v4_serve.api.pdf import PdfReader
-from jina_v4_serve.api.prompts import Prompt
+from jina_v4_serve.api.prompts import OpenImage, Prompt
 from jina_v4_serve.api.record import Record, recording
 from jina_v4_serve.api.request import EmbedRequest, Item, Limits
-from jina_v4_serve.api.service import Service
+from jina_v4_serve.api.service import CONCURRENT_IMAGES, Service
 from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.checkpoint import Prompts
 from jina_v4_serve.settings import Settings
@@ -280,11 +282,24 @@ class FakeEngine:
     def __init__(self) -> None:
         self.service: Any = None
         self.in_flight: list[int] = []
+        self.pictures: list[weakref.ref[Image.Image]] = []
+        self.most_pictures = 0
 
     async def embed(self, prompts: Sequence[Prompt], request_id: str, **_: object) -> list[Vectors]:
         assert request_id == "id"
         self.in_flight.append(self.service.budget.in_flight)
-        sizes = [0 if prompt.image is None else prompt.image.width for prompt in prompts]
+
+        async def width(prompt: Prompt) -> int:
+            if prompt.image is None:
+                return 0
+            async with prompt.image() as picture:
+                self.pictures.append(weakref.ref(picture))
+                alive = [each for each in self.pictures if each() is not None]
+                self.most_pictures = max(self.most_pictures, len(alive))
+                await asyncio.sleep(0.001)
+                return picture.width
+
+        sizes = await asyncio.gather(*map(width, prompts))
         return [Vectors(np.full((1, 8), size, np.float32), np.empty((0, 128), np.float32), 5) for size in sizes]
 
 
@@ -300,7 +315,7 @@ def make_service(budget: int) -> tuple[Service, FakeEngine]:
 class PagesAlone:
     """Makes prompts without a tokenizer."""
 
-    def image(self, image: Image.Image) -> Prompt:
+    def image(self, image: OpenImage) -> Prompt:
         return Prompt([], image)
 
     def texts(self, texts: Sequence[str], *_: object) -> list[Prompt]:
@@ -332,6 +347,18 @@ def test_pages_are_charged_before_they_are_rendered_and_given_back() -> None:
     assert (caught.value.status, caught.value.code) == (429, "OVERLOADED")
     with service.budget.spend(1):
         assert len(asyncio.run(service.embed(asked(item(book(3), pages=((2, 2),))), "id"))) == 1
+
+
+def test_few_pictures_of_a_request_are_decoded_at_a_time() -> None:
+    service, engine = make_service(budget=10**6)
+    items = []
+    for i in range(40):
+        file = io.BytesIO()
+        Image.new("RGB", (100 + i, 100)).save(file, "PNG")
+        items.append(Item(image=base64.b64encode(file.getvalue()).decode(), path=f"input[{i}].image"))
+    found = asyncio.run(service.embed(asked(*items), "id"))
+    assert [each.dense[0, 0] for each in found] == [100 + i for i in range(40)]
+    assert 1 < engine.most_pictures <= CONCURRENT_IMAGES
 
 
 def test_no_child_is_left() -> None:

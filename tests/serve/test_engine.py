@@ -5,6 +5,7 @@ No vLLM can be had that returns another size, so a stub stands for it.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_every_request_names_its_spans(kind: str, monkeypatch: pytest.MonkeyPatc
     prompt = {
         "text": Prompt([1] * N_TOKENS),
         "late-chunked": Prompt([1] * 20, spans=(Span(0, 9), Span(9, 20))),
-        "image": Prompt([1] * 9, Image.new("RGB", (28, 28))),
+        "image": Prompt([1] * 9, lambda: nullcontext(Image.new("RGB", (28, 28)))),
         "no dense vector": Prompt([1] * N_TOKENS),
     }[kind]
     is_dense = kind != "no dense vector"
@@ -116,6 +117,39 @@ def test_every_request_names_its_spans(kind: str, monkeypatch: pytest.MonkeyPatc
             "no dense vector": (),
         }[kind]
     ]
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's imports
+def test_a_picture_is_closed_when_it_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jina_v4_serve.api.prompts import Prompt
+    from jina_v4_serve.vllm_side import engine as module
+    from PIL import Image
+    from vllm.multimodal.inputs import PlaceholderRange
+
+    monkeypatch.setattr(module, "pooling_params", lambda _: None)
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Image.Image]:
+        seen.append("opened")
+        yield Image.new("RGB", (28, 28))
+        seen.append("closed")
+
+    async def embed() -> None:
+        stub = Stub(HIDDEN)
+        stub.finish.clear()
+        place = PlaceholderRange(offset=4, length=6)
+        stub.rendered = {"prompt_token_ids": [1] * 20, "mm_placeholders": {"image": [place]}}
+        outputs = {"dense": True, "multivector": False, "dimensions": None, "max_pixels": None}
+        engine = module.VllmEngine(stub, {}, 1)
+        work = asyncio.create_task(engine.embed([Prompt([1] * 9, opened)], "some-id", task="retrieval", **outputs))
+        while not stub.encoding:
+            await asyncio.sleep(0)
+        assert seen == ["opened", "closed"], "before the engine is done with it"
+        stub.finish.set()
+        await work
+
+    asyncio.run(embed())
 
 
 @pytest.mark.filterwarnings("ignore")  # vLLM's imports

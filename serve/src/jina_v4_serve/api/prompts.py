@@ -4,7 +4,8 @@ Texts are read as plain text: `<|image_pad|>` in a text is those characters, nev
 can change the structure of its prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from PIL import Image
@@ -17,18 +18,21 @@ LATE = "input, late-chunked into one text,"
 CHUNK_JOINER = " "  # between the parts of a late-chunked text; the hosted service's is not published
 
 
+OpenImage = Callable[[], AbstractAsyncContextManager[Image.Image]]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One sequence for the model.
 
     Attributes:
         token_ids: of the whole sequence; an image is one token in it, which vLLM repeats.
-        image: the picture, in an image prompt.
+        image: opens the picture of an image prompt. It is let go of when it is closed: decoded, one has megabytes.
         spans: what dense vectors are means of; None is the published span.
     """
 
     token_ids: list[int]
-    image: Image.Image | None = None
+    image: OpenImage | None = None
     spans: tuple[Span, ...] | None = None
 
 
@@ -52,7 +56,7 @@ class PromptMaker:
         # A token covers at most as many characters as it has bytes, and its name has one character for each byte.
         self._max_token_chars = max(map(len, tokenizer.get_vocab()))
 
-    def image(self, image: Image.Image) -> Prompt:
+    def image(self, image: OpenImage) -> Prompt:
         """Make the prompt of an image."""
         return Prompt(self._image_ids, image)
 

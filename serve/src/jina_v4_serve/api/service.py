@@ -3,9 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
+
+from PIL import Image
 
 from jina_v4_serve import heartbeat
 from jina_v4_serve.api import metrics, threads
@@ -27,7 +31,7 @@ logger = logging.getLogger("jina_v4_serve")
 
 READY_AGE_S = 10.0  # work finished so lately proves that the engine works
 PROBE_TIMEOUT_S = 4.0
-CONCURRENT_IMAGES = 8  # of one request, fetched and decoded at a time
+CONCURRENT_IMAGES = 8  # of one request, fetched, decoded and prepared at a time
 BYTES_A_TEXT = 64  # what a text costs beside its letters, in the time that so many letters take
 BYTES_PER_TOKEN = 4  # of text, for the budget only, before anything is tokenised
 
@@ -60,6 +64,12 @@ class Engine(Protocol):
 def pool(vectors: Sequence[Vectors], factor: int) -> list[Vectors]:
     """Return the vectors with fewer rows in each multi-vector."""
     return [replace(each, multivector=pool_tokens(each.multivector, factor)) for each in vectors]
+
+
+@asynccontextmanager
+async def _kept(picture: Image.Image) -> AsyncIterator[Image.Image]:
+    """Open a picture that is decoded already."""
+    yield picture
 
 
 class Service:
@@ -199,24 +209,28 @@ class Service:
         if request.late_chunking:
             return {Origin(0): await asyncio.to_thread(self.prompts.chunks, list(texts.values()), request.prefix)}
         at_once = asyncio.Semaphore(CONCURRENT_IMAGES)
-
-        async def load(source: str, path: str) -> Prompt:
-            async with at_once:
-                return self.prompts.image(await self.images.load(source, path))
-
+        images = {
+            Origin(i): partial(self._opened, item.image, item.path, at_once)
+            for i, item in enumerate(request.items)
+            if item.image is not None
+        }
         async with asyncio.TaskGroup() as group:
             rendered = group.create_task(pages.pictures())
-            made = {
-                Origin(i): group.create_task(load(item.image, item.path))
-                for i, item in enumerate(request.items)
-                if item.image is not None
-            }
             paths = [request.items[i].path for i in texts]
             n_bytes = sum(BYTES_A_TEXT + len(text.encode(errors="replace")) for text in texts.values())
             made_texts = await threads.run(
                 n_bytes, self.prompts.texts, list(texts.values()), request.prefix, request.max_length, paths
             )
         whole = dict(zip(map(Origin, texts), made_texts, strict=True))
-        whole |= {origin: task.result() for origin, task in made.items()}
-        whole |= dict(zip(pages.origins, map(self.prompts.image, rendered.result()), strict=True))
+        whole |= {origin: self.prompts.image(opened) for origin, opened in images.items()}
+        for origin, picture in zip(pages.origins, rendered.result(), strict=True):
+            whole[origin] = self.prompts.image(partial(_kept, picture))
         return dict(sorted(whole.items(), key=lambda each: (each[0].item, each[0].page or 0)))
+
+    @asynccontextmanager
+    async def _opened(self, source: str, path: str, at_once: asyncio.Semaphore) -> AsyncIterator[Image.Image]:
+        """Hold a picture while the engine prepares it; the next is loaded when one of those before it is prepared."""
+        async with at_once:
+            with current().stage("preprocessing"):
+                picture = await self.images.load(source, path)
+            yield picture

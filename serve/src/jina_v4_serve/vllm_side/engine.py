@@ -72,7 +72,8 @@ class VllmEngine:
 
         Raises:
             NonFiniteError: a vector is not finite; none is given.
-            ApiError: 400 for an image that is longer than the longest prompt, 503 when the engine dropped the request.
+            ApiError: 400 for an image that is longer than the longest prompt, 422 for one that cannot be loaded, 503
+                when the engine dropped the request.
         """
         adapter = self.adapters[task] if self.adapters and adapted else None
         # None is the published span, which each prompt's own makes exact.
@@ -96,12 +97,14 @@ class VllmEngine:
 
     async def _render_image(self, prompt: Prompt, max_pixels: int | None) -> Mapping[str, Any]:
         """Have vLLM scale a picture and cut it into patches."""
-        item: dict[str, Any] = {"prompt_token_ids": prompt.token_ids, "multi_modal_data": {"image": prompt.image}}
-        if max_pixels is not None:
-            item["mm_processor_kwargs"] = {"min_pixels": self.min_pixels, "max_pixels": max_pixels}
+        open_image: Any = prompt.image
         rendered: Mapping[str, Any]
-        with current().stage("preprocessing"):
-            (rendered,) = await self.client.renderer.render_cmpl_async([item])
+        async with open_image() as picture:
+            item: dict[str, Any] = {"prompt_token_ids": prompt.token_ids, "multi_modal_data": {"image": picture}}
+            if max_pixels is not None:
+                item["mm_processor_kwargs"] = {"min_pixels": self.min_pixels, "max_pixels": max_pixels}
+            with current().stage("preprocessing"):
+                (rendered,) = await self.client.renderer.render_cmpl_async([item])
         return rendered
 
     async def _embed_one(
