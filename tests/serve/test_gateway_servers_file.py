@@ -233,6 +233,17 @@ def test_a_file_is_not_read_while_it_is_being_written(tmp_path: Path) -> None:
     run(program())
 
 
+def test_a_file_that_becomes_readable_is_read_again(tmp_path: Path) -> None:
+    async def program() -> None:
+        path = tmp_path / "servers"
+        path.write_text("one")
+        file = WatchedFile(path)
+        path.chmod(0o400)  # as its content, so its owner and mode: before that it may have been unreadable
+        await file.changed()
+
+    run(program())
+
+
 def test_sighup_has_the_file_read_at_once(tmp_path: Path) -> None:
     async def program() -> None:
         one, two = Upstream("retrieval"), Upstream("code")

@@ -169,3 +169,29 @@ def test_half_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     os.utime(file, (past, past))
     monkeypatch.setattr(time, "monotonic", lambda: looked_at + 4)
     assert (keys.name_of(f"Bearer {OLD}"), keys.name_of(f"bearer  {NEW}")) == (None, "a")
+
+
+def test_a_file_that_could_not_be_read_once_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was replaced by one of another owner, say, or the disk was away; nothing of the file changes after that."""
+    file = tmp_path / "keys"
+    file.write_text(f"a: {OLD}")
+    keys = Keys(Settings(api_key_file=str(file)))
+    write(file, f"a: {NEW}")
+    past = time.time() - 5
+    os.utime(file, (past, past))
+    begin = time.monotonic()
+    read = Path.read_text
+
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    for look in (2, 4):
+        monkeypatch.setattr(time, "monotonic", lambda now=begin + look: now)
+        assert keys.name_of(f"Bearer {OLD}") == "a"
+    assert caplog.text.count("the API keys stay as they were: JINA_V4_API_KEY_FILE: cannot read") == 1
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(time, "monotonic", lambda: begin + 6)
+    assert (keys.name_of(f"Bearer {OLD}"), keys.name_of(f"Bearer {NEW}")) == (None, "a")

@@ -6,16 +6,19 @@ from pathlib import Path
 
 _POLL_S = 1.0
 
-Signature = tuple[int, int, int] | None  # None: there is no such file
+Signature = tuple[int, int, int, int] | None  # None: there is no such file
 
 
 def signature(path: Path) -> Signature:
-    """Return what changes when a file is written or replaced: time in ns, bytes, inode."""
+    """Return what changes when a file is written, replaced, or becomes readable.
+
+    That is the time of its content in ns, its bytes, its inode, and the time of its owner and mode in ns.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 
 class WatchedFile:

@@ -38,6 +38,7 @@ class Keys:
         self._looked_at = time.monotonic()
         self._signature = signature(self._file) if self._file else None
         self._keys = read_key_file(self._file) if self._file else _only(settings.api_key)
+        self._failure = ""
 
     @property
     def open(self) -> bool:
@@ -75,12 +76,15 @@ class Keys:
         # A file that was written just now may not be whole yet.
         if found == self._signature or (found and 0 <= time.time() - found[0] / 1e9 < _CHECK_S):
             return
-        self._signature = found
         try:
             self._keys = read_key_file(self._file)
-            logger.warning("API keys read again: %s", ", ".join(self._keys))
-        except OptionError as error:
-            logger.error("the API keys stay as they were: %s", error)
+        except OptionError as error:  # perhaps in passing: it is read again at the next look
+            if str(error) != self._failure:
+                logger.error("the API keys stay as they were: %s", error)
+            self._failure = str(error)
+            return
+        self._signature, self._failure = found, ""
+        logger.warning("API keys read again: %s", ", ".join(self._keys))
 
 
 def read_key_file(path: Path) -> dict[str, str]:
