@@ -32,6 +32,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(503 if broken else 200)
         if "another" not in traits:
             self.send_header(STARTED_HEADER, os.environ[STARTED])
+        self.send_header("x-jina-v4-task", folder.name)  # a fleet's folders have the names of their tasks
         self.end_headers()
         if "hung" in broken:
             self.wfile.write(b'{"status": "hung", "reason": "no step for 9 s"}')

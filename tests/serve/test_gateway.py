@@ -20,7 +20,7 @@ from jina_v4_serve.gateway import GatewaySettings, parse_servers
 from jina_v4_serve.gateway.metrics import GatewayMetrics, merge
 from jina_v4_serve.gateway.routing import find_task
 from jina_v4_serve.gateway.run import running
-from jina_v4_serve.gateway.servers import is_of
+from jina_v4_serve.gateway.servers import may_answer
 from servers import BIN, PATIENCE_S, free_port
 from upstreams import Upstream, listening
 
@@ -529,6 +529,7 @@ def test_a_server_that_dies_between_two_looks_is_503_and_comes_back() -> None:
                     assert answer.status == 503
             application = web.Application()
             application.router.add_route("*", "/{path:.*}", upstream.handle)
+            application.on_response_prepare.append(upstream.name_task)
             runner = web.AppRunner(application)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -547,10 +548,10 @@ def test_a_server_that_dies_between_two_looks_is_503_and_comes_back() -> None:
     run(program())
 
 
-def test_a_server_that_is_not_ready_gets_no_requests_and_an_old_one_is_asked_for_its_health() -> None:
+def test_a_server_that_is_not_ready_gets_no_requests() -> None:
     async def program() -> None:
-        starting, old = Upstream("code", ready=503), Upstream("retrieval", ready=404)
-        async with listening(starting), listening(old), gateway(starting, old) as client:
+        starting, live = Upstream("code", ready=503), Upstream("retrieval")
+        async with listening(starting), listening(live), gateway(starting, live) as client:
             async with embed(client) as answer:
                 assert answer.status == 503
             assert starting.seen == []
@@ -563,10 +564,10 @@ def test_a_server_that_is_not_ready_gets_no_requests_and_an_old_one_is_asked_for
     run(program())
 
 
-@pytest.mark.parametrize("names_task", [True, False], ids=["its probe says so", "its reply says so"])
-def test_a_server_of_another_task_is_not_used(names_task: bool) -> None:
+@pytest.mark.parametrize("probed_as", ["code", "retrieval"], ids=["its probe says so", "its reply says so"])
+def test_a_server_of_another_task_is_not_used(probed_as: str) -> None:
     async def program() -> None:
-        code = Upstream("code", names_task=names_task)
+        code = Upstream("code", probed_as=probed_as)
         async with listening(code):
             wrong = Upstream("retrieval", url=code.url)
             async with gateway(wrong, default_task="retrieval") as client:
@@ -574,11 +575,61 @@ def test_a_server_of_another_task_is_not_used(names_task: bool) -> None:
                     assert answer.status == 503
                     assert (await answer.json())["error"]["code"] == "SERVER_NOT_READY"
                 async with client.get("/ready") as answer:
-                    assert answer.status == (503 if names_task else 200)
-                assert bool(code.seen) is not names_task
-            assert is_of("code", {"x-jina-v4-task": "retrieval,code"})
+                    state = "wrong server" if probed_as == "code" else "ready"
+                    assert (await answer.json())["tasks"] == {"retrieval": state}
+                assert bool(code.seen) is (probed_as == "retrieval")
 
     run(program())
+
+
+def test_a_stock_vllm_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """Its `/health` is 200, it has no `/ready`, and it pools in another way."""
+
+    async def program() -> None:
+        stock = Upstream("code", ready=404, names_task=False)
+        async with listening(stock), gateway(stock) as client:
+            async with embed(client) as answer:
+                assert answer.status == 503
+            for _ in range(2):
+                async with client.get("/ready") as answer:
+                    assert (answer.status, await answer.json()) == (
+                        503,
+                        {"ready": False, "tasks": {"code": "wrong server"}},
+                    )
+            assert stock.seen == []
+            message = f"{stock.url} is no server of jina-v4-serve: not used for code. Correct the address"
+            assert caplog.text.count(message) == 1
+
+    run(program())
+
+
+def test_vectors_of_a_server_that_names_no_task_are_not_passed_on() -> None:
+    """Since it was probed, another program has come to the address."""
+
+    async def program() -> None:
+        other = Upstream("code", names_task=False, probed_as="code")
+        async with listening(other), gateway(other) as client, embed(client) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (503, "SERVER_NOT_READY")
+            assert len(other.seen) == 1
+
+    run(program())
+
+
+@pytest.mark.parametrize(
+    ("status", "tasks", "passed"),
+    [
+        (200, "retrieval,code", True),
+        (401, "code", True),
+        (429, "retrieval", False),
+        (200, None, False),
+        (302, None, False),
+        (404, None, False),
+        (413, None, True),  # of a proxy before our server
+        (502, None, True),
+    ],
+)
+def test_which_answers_are_passed_on(status: int, tasks: str | None, passed: bool) -> None:
+    assert may_answer("code", status, {} if tasks is None else {"x-jina-v4-task": tasks}) is passed
 
 
 @pytest.mark.parametrize("when", ["before its answer", "in its headers"])

@@ -9,7 +9,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.record import current
-from jina_v4_serve.gateway.servers import Servers, is_of
+from jina_v4_serve.gateway.servers import Servers, may_answer
 
 RETRY_AFTER_S = 5
 # RFC 9110, 7.6.1, and what HTTP libraries add to it; these are between neighbours, and we are one of them.
@@ -51,7 +51,7 @@ async def forward(
     """Send a request to the server of a task, and yield its answer.
 
     Raises:
-        ApiError: 503 for a server that cannot be reached, hangs up or is another task's, 504 for one that is silent.
+        ApiError: 503 for a server that cannot be reached, hangs up or is the wrong one, 504 for one that is silent.
     """
     url = servers.urls[task]
     data = body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
@@ -59,7 +59,7 @@ async def forward(
         async with servers.session.post(
             url.joinpath(path.lstrip("/")), data=data, headers=headers, allow_redirects=False
         ) as answer:
-            if not is_of(task, answer.headers):  # since it was probed, another has come to this address
+            if not may_answer(task, answer.status, answer.headers):  # since it was probed, another has come to this address
                 servers.note(task, url, "not ready")
                 raise unavailable(task)
             yield answer

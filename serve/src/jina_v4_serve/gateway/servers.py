@@ -18,7 +18,7 @@ from yarl import URL
 
 logger = logging.getLogger(__name__)
 
-State = Literal["ready", "not ready", "down"]
+State = Literal["ready", "not ready", "down", "wrong server"]  # the last: it is not ours, or another task's
 _POLL_S = 1.0
 _POLL_TIMEOUT_S = 6.0  # a server's own probe takes 4 s until it gives up
 CONNECT_TIMEOUT_S = 2.0
@@ -97,14 +97,14 @@ class Servers:
     async def _state(self, task: str, url: URL) -> State:
         try:
             page = await self._page(url.with_path("/ready"))
-            if page.status == HTTPStatus.NOT_FOUND:  # a server without readiness
-                page = await self._page(url.with_path("/health"))
         except (aiohttp.ClientError, TimeoutError):
             return "down"
-        if not is_of(task, page.headers):
-            if self.states.get(task) != "not ready":
-                logger.error("%s is a server for %s, not for %s: not used", url, page.headers[_TASK_HEADER], task)
-            return "not ready"
+        if not may_answer(task, page.status, page.headers):
+            if self.states.get(task) != "wrong server":
+                found = page.headers.get(_TASK_HEADER)
+                what = f"a server for {found}" if found else "no server of jina-v4-serve"
+                logger.error("%s is %s: not used for %s. Correct the address", url, what, task)
+            return "wrong server"
         return "ready" if page.status == HTTPStatus.OK else "not ready"
 
     async def _page(self, url: URL, headers: Mapping[str, str] | None = None) -> Page:
@@ -141,7 +141,13 @@ class Servers:
         return found
 
 
-def is_of(task: str, headers: Mapping[str, str]) -> bool:
-    """Tell whether an answer is of a server of a task; a server that names none in its headers is taken for it."""
+def may_answer(task: str, status: int, headers: Mapping[str, str]) -> bool:
+    """Tell whether an answer may be passed on as one of a server of a task.
+
+    Every answer of our servers names their tasks, errors too. A stock vLLM names none, and its vectors are pooled in
+    another way. So an answer without a task is passed on only as the error of a proxy before our server.
+    """
     tasks = headers.get(_TASK_HEADER)
-    return tasks is None or task in [name.strip() for name in tasks.split(",")]
+    if tasks is None:
+        return status >= HTTPStatus.BAD_REQUEST and status != HTTPStatus.NOT_FOUND
+    return task in [name.strip() for name in tasks.split(",")]
