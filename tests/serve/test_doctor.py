@@ -24,6 +24,7 @@ from jina_v4_serve.doctor.finding import GIB
 from jina_v4_serve.doctor.programs import TYPED
 from jina_v4_serve.launch import cpu, gpu
 from jina_v4_serve.launch.gpu import Gpu
+from jina_v4_serve.launch.variables import FIXED_VARIABLES
 from jina_v4_serve.settings import read_settings
 from servers import BIN, PATIENCE_S, free_port
 
@@ -34,7 +35,8 @@ T4 = Gpu("Tesla T4", "580.1", 16 * GIB, 15 * GIB, 7.5, mig=False)
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*settings.KNOWN, *settings.HARMFUL, *settings.NOTEWORTHY, "VLLM_PLUGINS", "CUDA_VISIBLE_DEVICES"):
+    of_vllm = (*settings.HARMFUL, *settings.NOTEWORTHY, *FIXED_VARIABLES, "VLLM_PLUGINS", "CUDA_VISIBLE_DEVICES")
+    for name in (*settings.KNOWN, *of_vllm):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -496,6 +498,17 @@ def test_a_variable_of_vllm_that_does_harm_is_found_when_it_is_on(name: str, mon
     (finding,) = settings.check_vllm_variables()
     assert finding.verdict == ("FAIL" if name in settings.HARMFUL else "warn")
     assert name in finding.found
+
+
+def test_a_variable_that_changes_vectors_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_FLOAT32_MATMUL_PRECISION", "highest")
+    assert [finding.verdict for finding in settings.check_vllm_variables()] == ["ok"]
+    monkeypatch.setenv("VLLM_FLOAT32_MATMUL_PRECISION", "medium")
+    (finding,) = settings.check_vllm_variables()
+    assert (finding.verdict, finding.found) == (
+        "FAIL",
+        "VLLM_FLOAT32_MATMUL_PRECISION=medium: float32 would be multiplied in a coarser type; no server starts",
+    )
 
 
 def test_other_plugins_than_ours_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

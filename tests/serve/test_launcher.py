@@ -25,6 +25,7 @@ from jina_v4_serve.launch.checks import banner, check_int8, environment, prepare
 from jina_v4_serve.launch.revision import precision, revision
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes
+from jina_v4_serve.launch.variables import FIXED_VARIABLES, check_variables
 from servers import BIN, PATIENCE_S, free_port
 
 pytestmark = pytest.mark.long
@@ -162,6 +163,32 @@ def test_the_command_refuses_an_option_of_vllm_that_would_change_the_vectors(che
     code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", port, "--", "--enable-prefix-caching")
     assert code == 1
     assert "error: --enable-prefix-caching cannot be changed: " in message.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", FIXED_VARIABLES)
+def test_a_variable_that_would_change_the_vectors_is_refused(name: str) -> None:
+    harmless, effect = FIXED_VARIABLES[name]
+    for value in ("", harmless, harmless.upper()):
+        check_variables({name: value})
+    with pytest.raises(OptionError, match=rf"^{name}=medium cannot be served: {effect}\. Unset it$"):
+        check_variables({name: "medium"})
+
+
+def test_the_command_refuses_a_variable_that_would_change_the_vectors(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_FLOAT32_MATMUL_PRECISION", "high")
+    code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", str(free_port()))
+    assert code == 1
+    assert message.startswith("error: VLLM_FLOAT32_MATMUL_PRECISION=high cannot be served: ")
+
+
+def test_refused_variables_are_some_that_vllm_reads() -> None:
+    """A name that nobody reads would guard nothing; two are oneDNN's."""
+    from vllm import envs
+
+    unknown = {name for name in FIXED_VARIABLES if name not in envs.environment_variables}
+    assert unknown == {"ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"}
 
 
 def test_random_weights_are_not_served_in_the_place_of_a_checkpoint() -> None:

@@ -12,6 +12,7 @@ from jina_v4_serve.api.keys import Keys
 from jina_v4_serve.doctor.finding import Finding
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.heartbeat import HEARTBEAT
+from jina_v4_serve.launch.variables import harmful
 from jina_v4_serve.phases import STARTED
 from jina_v4_serve.settings import (
     PREFIX,
@@ -123,6 +124,10 @@ def check_vllm_variables() -> list[Finding]:
         Finding("FAIL", "vLLM's", f"{name}={values[name]}: {effect}", f"unset {name}")
         for name, effect in HARMFUL.items()
         if name in values
+    ]
+    findings += [
+        Finding("FAIL", "vLLM's", f"{name}={os.environ[name]}: {effect}; no server starts", f"unset {name}")
+        for name, effect in harmful(os.environ)
     ]
     findings += [
         Finding("warn", "vLLM's", f"{name} is set: {effect}", "unset it unless you mean it")

@@ -18,6 +18,7 @@ from jina_v4_serve.launch.driver import check_driver
 from jina_v4_serve.launch.gpu import Gpu, known_gpu
 from jina_v4_serve.launch.server import DTYPES, Launch, ServerSettings
 from jina_v4_serve.launch.sizing import served_dtype, step_of
+from jina_v4_serve.launch.variables import check_variables
 from jina_v4_serve.settings import read_settings, served_environment
 from jina_v4_serve.vllm_side.versions import find_vllm, vllm_version
 
@@ -28,8 +29,9 @@ def prepare(settings: ServerSettings) -> Launch:
     Raises:
         CheckpointError: the folder is not whole or of another task.
         PortError: the address cannot be listened on.
-        OptionError: an option or a setting is out of range, or the GPU's driver too old.
+        OptionError: an option, a setting or a variable is out of range, or the GPU's driver too old.
     """
+    check_variables(os.environ)
     check_dtype(settings.dtype)
     settings = replace(settings, n_servers=max(settings.n_servers, read_settings().servers_on_machine))
     checkpoint = read_checkpoint(settings.checkpoint, settings.task)
