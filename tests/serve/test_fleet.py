@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TASKS
-from jina_v4_serve.errors import PortError
+from jina_v4_serve.errors import OptionError, PortError
 from jina_v4_serve.launch.fleet import FleetSettings, choose_port, serve_fleet
 from jina_v4_serve.launch.supervisor import Policy
 from servers import BIN, PATIENCE_S, free_port
@@ -205,6 +205,12 @@ def test_a_server_has_its_own_port_or_else_a_free_one() -> None:
 def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> None:
     with pytest.raises(PortError, match=r"127\.0\.0\.1:0: a port is 1 to 65535"):
         asyncio.run(serve_fleet(FleetSettings(tmp_path, port=0)))
+
+
+def test_tls_is_not_the_servers_where_a_gateway_stands_before_them(tmp_path: Path) -> None:
+    settings = FleetSettings(tmp_path, port=free_port(), vllm_options=("--ssl_certfile=c.pem", "--ssl-keyfile=k.pem"))
+    with pytest.raises(OptionError, match="Put a proxy that speaks HTTPS before it"):
+        asyncio.run(serve_fleet(settings))
 
 
 def test_missing_checkpoints_are_named(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from jina_v4_serve.facts import PORTS
 from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import FIXED, api_processes, check_options
 from jina_v4_serve.launch.checks import banner, check_int8, environment, prepare
+from jina_v4_serve.launch.options import says_parallel
 from jina_v4_serve.launch.revision import precision, revision
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes
@@ -133,6 +134,7 @@ CHANGING_VECTORS = [
     ['--kv-transfer-config={"kv_connector":"ExampleConnector","kv_role":"kv_both"}'],
     ["--kv-offloading-size=1"],
 ]
+UNREADABLE = [["--max-num-batched-token=512"], ["--enable-prefix-cach"]]  # argparse would complete these
 # In one process, because vLLM is imported for 8 s.
 READ_ALL = """
     import json, sys
@@ -143,17 +145,21 @@ READ_ALL = """
     for options in cases:
         try:
             print(json.dumps(vars(read_options(arguments, options))["max_num_seqs"]))
-        except OptionError as error:
+        except (OptionError, SystemExit) as error:
             print(json.dumps(str(error)))
 """
 
 
 def test_options_of_vllm_that_would_change_the_vectors_are_refused(checkpoint: Path) -> None:
     launch = prepare(ServerSettings("retrieval", checkpoint, port=free_port()))
-    cases = json.dumps([launch.arguments, *CHANGING_VECTORS, ["--max-num-seqs=7"]])
+    cases = json.dumps([launch.arguments, *UNREADABLE, *CHANGING_VECTORS, ["--max-num-seqs=7"]])
     command = [sys.executable, "-c", textwrap.dedent(READ_ALL), cases]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    *refusals, allowed = map(json.loads, done.stdout.splitlines()[-len(CHANGING_VECTORS) - 1 :])
+    n_cases = len(UNREADABLE) + len(CHANGING_VECTORS) + 1
+    *refusals, allowed = map(json.loads, done.stdout.splitlines()[-n_cases:])
+    unreadable, refusals = refusals[: len(UNREADABLE)], refusals[len(UNREADABLE) :]
+    assert unreadable == ["2"] * len(UNREADABLE)
+    assert all(f"error: unrecognized arguments: {option}\n" in done.stderr for (option,) in UNREADABLE)
     assert all("cannot be changed: " in refusal for refusal in refusals), refusals
     assert allowed == 7
 
@@ -163,6 +169,18 @@ def test_the_command_refuses_an_option_of_vllm_that_would_change_the_vectors(che
     code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", port, "--", "--enable-prefix-caching")
     assert code == 1
     assert "error: --enable-prefix-caching cannot be changed: " in message.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["--config", "--config=c.yaml"])
+def test_a_file_of_options_is_refused(option: str, checkpoint: Path) -> None:
+    with pytest.raises(OptionError, match=r"^--config is not offered: write the options of the file behind the --$"):
+        prepare(ServerSettings("retrieval", checkpoint, port=free_port(), vllm_options=(option,)))
+
+
+@pytest.mark.parametrize("options", [["-t", "2"], ["-tp=2"], ["-dcp", "2"], ["--tensor_parallel_size=2"]], ids=str)
+def test_options_that_spread_a_server_are_known(options: list[str]) -> None:
+    assert says_parallel(options)
+    assert not says_parallel(["--max-num-seqs=2", "-q", "fp8"])
 
 
 @pytest.mark.parametrize("name", FIXED_VARIABLES)

@@ -16,6 +16,7 @@ from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import vllm_arguments
 from jina_v4_serve.launch.driver import check_driver
 from jina_v4_serve.launch.gpu import Gpu, known_gpu
+from jina_v4_serve.launch.options import check_readable
 from jina_v4_serve.launch.server import DTYPES, Launch, ServerSettings
 from jina_v4_serve.launch.sizing import served_dtype, step_of
 from jina_v4_serve.launch.variables import check_variables
@@ -32,6 +33,7 @@ def prepare(settings: ServerSettings) -> Launch:
         OptionError: an option, a setting or a variable is out of range, or the GPU's driver too old.
     """
     check_variables(os.environ)
+    check_readable(settings.vllm_options)
     check_dtype(settings.dtype)
     settings = replace(settings, n_servers=max(settings.n_servers, read_settings().servers_on_machine))
     checkpoint = read_checkpoint(settings.checkpoint, settings.task)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jina_v4_serve.checkpoint import BASE
-from jina_v4_serve.errors import PortError
+from jina_v4_serve.errors import OptionError, PortError
 from jina_v4_serve.facts import GATEWAY_PORT, PORTS, TASKS, model_name
 from jina_v4_serve.gateway.run import GatewaySettings, running
 from jina_v4_serve.gateway.servers import State
 from jina_v4_serve.launch.checks import check_port, prepare
+from jina_v4_serve.launch.options import says_tls
 from jina_v4_serve.launch.screen import Screen, example, open_logs, say, say_checked
 from jina_v4_serve.launch.server import Launch, ServerSettings
 from jina_v4_serve.launch.supervisor import LOCAL, Supervisor, first, free_port, on_signals, server_url, supervisor_of
@@ -54,6 +55,11 @@ async def serve_fleet(settings: FleetSettings) -> int:
         ServeError: a setting, a checkpoint or an address is wrong; nothing was started.
     """
     began = time.monotonic()
+    if says_tls(settings.vllm_options):
+        raise OptionError(
+            "--ssl-* is for a server alone: under `all` the gateway answers callers, and it speaks HTTP."
+            " Put a proxy that speaks HTTPS before it"
+        )
     check_port(settings.host, settings.port)
     os.environ[variable_of("max_body_bytes")] = str(settings.max_body_bytes)  # the servers' limit is the gateway's
     folders = {task: settings.checkpoints / model_name(task) for task in TASKS}

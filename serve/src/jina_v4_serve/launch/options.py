@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from jina_v4_serve.errors import OptionError
+
 # What vLLM lets follow a number: 16k is 16,000 tokens, 16K is 16,384.
 _UNITS = {
     "": 1,
@@ -15,6 +17,21 @@ _DATA_PARALLEL = ("--data-parallel", "-dp", "--headless")
 
 # Options by which one GPU holds less than the sums say.
 _HOLDING_LESS = ("--quantization", "-q", "--cpu-offload", "--offload", "--kv-cache-memory-bytes")
+
+
+def check_readable(options: Sequence[str]) -> None:
+    """Refuse a file of options: ours would win over it, and our sums would not see it.
+
+    Raises:
+        OptionError: saying what to do.
+    """
+    if any(option.split("=")[0] == "--config" for option in options):
+        raise OptionError("--config is not offered: write the options of the file behind the --")
+
+
+def says_tls(options: Sequence[str]) -> bool:
+    """Tell whether by the options a server speaks HTTPS."""
+    return any(option.replace("_", "-").startswith("--ssl-") for option in options)
 
 
 def value_of(options: Sequence[str], name: str) -> str | None:
@@ -40,9 +57,8 @@ def count_of(options: Sequence[str], name: str) -> int | None:
 
 def says_parallel(options: Sequence[str]) -> bool:
     """Tell whether the options spread a server over several devices or machines."""
-    return any(
-        "parallel" in option or option.split("=")[0] in ("-tp", "-dp", "-pp", "--headless") for option in options
-    )
+    # -tp, -dp, -dcp, -pp and others; argparse takes -t for -tp.
+    return any("parallel" in option or option[:2] in ("-t", "-d", "-p") or option == "--headless" for option in options)
 
 
 def says_data_parallel(options: Sequence[str]) -> bool:

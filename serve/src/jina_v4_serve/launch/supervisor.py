@@ -24,6 +24,7 @@ import aiohttp
 
 from jina_v4_serve.heartbeat import HUNG
 from jina_v4_serve.launch.arguments import DRAIN_S
+from jina_v4_serve.launch.options import says_tls
 from jina_v4_serve.launch.screen import Screen, say
 from jina_v4_serve.launch.server import Launch, ServerSettings
 from jina_v4_serve.phases import STARTED, STARTED_HEADER, started
@@ -291,7 +292,7 @@ def free_port() -> int:
 def server_url(host: str, port: int, options: Sequence[str] = ()) -> str:
     """Return where a server that listens on an address can be reached from this machine."""
     reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
-    scheme = "https" if any(option.replace("_", "-").startswith("--ssl-certfile") for option in options) else "http"
+    scheme = "https" if says_tls(options) else "http"
     return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
 
 

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from jina_v4_serve.errors import ServeError
 from jina_v4_serve.facts import model_name
 from jina_v4_serve.launch.arguments import ONE_PROCESS, api_processes
+from jina_v4_serve.launch.options import says_tls
 from jina_v4_serve.launch.supervisor import LOCAL, free_port
 from jina_v4_serve.ray.settings import ServerSettings, Task
 
@@ -42,8 +43,10 @@ class Child:
             environment: all of its variables.
 
         Raises:
-            ServeError: it is not installed on this node.
+            ServeError: it is not installed on this node, or would not speak HTTP.
         """
+        if says_tls(arguments):
+            raise ServeError("--ssl-* is not offered under Ray: this program alone calls the server, by HTTP")
         port = free_port()
         self.url = f"http://{LOCAL}:{port}"
         self._task = task

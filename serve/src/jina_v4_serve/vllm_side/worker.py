@@ -88,7 +88,9 @@ def read_options(arguments: Sequence[str], options: Sequence[str]) -> Namespace:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     make_arg_parser = moved("make_arg_parser")
-    parser = make_arg_parser(FlexibleArgumentParser(prog="jina-v4-serve ... --", usage="any option of `vllm serve`"))
+    # Abbreviations would reach vLLM, but not our sums, which read the full names.
+    empty = FlexibleArgumentParser("jina-v4-serve ... --", "any option of `vllm serve`", allow_abbrev=False)
+    parser = make_arg_parser(empty)
     ours: Namespace = parser.parse_args(list(arguments))
     replaced = {option.split("=")[0].replace("_", "-") for option in options}
     kept = [argument for argument in arguments if argument.split("=")[0] not in replaced]
