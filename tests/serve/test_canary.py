@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from jina_v4_merge.prompts import IMAGE_PROMPT, text_prefixes
-from jina_v4_serve.api import canary
+from jina_v4_serve.api import canary, start_check
 from jina_v4_serve.api.request import EmbedRequest, Limits
-from jina_v4_serve.api.vectors import Floats, Vectors
+from jina_v4_serve.api.vectors import Floats, NonFiniteError, Vectors
 from jina_v4_serve.checkpoint import Prompts
+from jina_v4_serve.errors import EngineError
 from prometheus_client import REGISTRY
 
 PROMPTS = {"retrieval": Prompts(text_prefixes("retrieval"), IMAGE_PROMPT)}
@@ -163,9 +164,11 @@ def test_a_broken_canary_is_not_passed_over(spoil: Callable[[Any], object], chec
     assert (failure(checkpoint) or "").startswith("canary.json is broken (")
 
 
-def test_an_engine_that_fails_or_hangs_is_not_right(
+def test_an_engine_that_fails_or_hangs_ends_the_start(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What it would compute is not known: a new start may be all it needs."""
+
     async def fail(asked: EmbedRequest, request_id: str) -> list[Vectors]:
         raise RuntimeError("out of memory")
 
@@ -173,11 +176,37 @@ def test_an_engine_that_fails_or_hangs_is_not_right(
         await asyncio.sleep(60)
         return []
 
-    found = asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, fail))
-    assert found == "the canary could not be embedded; the log says why"
-    assert "out of memory" in caplog.text
-    monkeypatch.setattr(canary, "TIMEOUT_S", 0.05)
-    found = asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, hang))
-    assert found == "the canary could not be embedded; the log says why"
-    assert "TimeoutError" in caplog.text
-    assert sum(entry.getMessage().startswith("not serving: ") for entry in caplog.records) == 2
+    monkeypatch.setattr(start_check, "TIMEOUT_S", 0.05)
+    for embed, reason in ((fail, r"RuntimeError\('out of memory'\)"), (hang, r"none within 0\.05 s")):
+        with pytest.raises(EngineError, match=rf"no vectors for the canary \({reason}\); the server ends"):
+            asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, embed))
+    assert "not serving: " not in caplog.text
+
+
+def test_a_machine_that_needs_long_for_all_texts_is_not_taken_for_one_that_hangs(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_check, "TIMEOUT_S", 1.0)
+
+    async def embed(asked: EmbedRequest, request_id: str) -> list[Vectors]:
+        await asyncio.sleep(0.5)
+        (item,) = asked.items
+        dense, multivector = rows(asked.prefix, item.text or "")
+        return [Vectors(dense, multivector, len(multivector))]
+
+    assert asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, embed)) is None
+
+
+def test_an_engine_that_finds_its_vectors_not_finite_computes_wrong_ones(checkpoint: Path) -> None:
+    async def embed(asked: EmbedRequest, request_id: str) -> list[Vectors]:
+        raise ExceptionGroup("of a task group", [NonFiniteError(request_id)])
+
+    found = asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, embed)) or ""
+    assert found.startswith("the canary's texts embed to NaN or infinity")
+
+
+def test_a_text_that_no_request_could_hold_is_named(checkpoint: Path) -> None:
+    content = json.loads((checkpoint / "canary.json").read_text())
+    content["entries"][0]["prompt_name"] = "nonsense"
+    (checkpoint / "canary.json").write_text(json.dumps(content))
+    assert (failure(checkpoint) or "").startswith("a text of the canary cannot be embedded: ")

@@ -13,11 +13,11 @@ import torch
 from conftest import GOLDEN, TASKS
 from gpus import Machine
 from jina_v4_merge.export import export_adapters
-from jina_v4_serve.api import adapter_check as comparing
+from jina_v4_serve.api import start_check
 from jina_v4_serve.api.adapter_check import adapters_failure
-from jina_v4_serve.api.vectors import Floats
+from jina_v4_serve.api.vectors import Floats, NonFiniteError
 from jina_v4_serve.checkpoint import BASE, Checkpoint, read_checkpoint
-from jina_v4_serve.errors import CheckpointError, OptionError
+from jina_v4_serve.errors import CheckpointError, EngineError, OptionError
 from jina_v4_serve.exported import Adapter, check_patterns, read_adapters
 from jina_v4_serve.gateway.metrics import GatewayMetrics, merge
 from jina_v4_serve.gateway.pages import merge_models
@@ -236,7 +236,7 @@ def test_an_adapter_that_does_nothing_is_named(changes: dict[str, list[float]], 
     assert found.endswith("an adapter is not applied")
 
 
-def test_adapters_that_cannot_be_compared_are_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_that_cannot_be_compared_end_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_: str | None) -> Floats:
         raise RuntimeError("no")
 
@@ -244,9 +244,14 @@ def test_adapters_that_cannot_be_compared_are_not_right(monkeypatch: pytest.Monk
         await asyncio.sleep(60)
         raise AssertionError
 
-    monkeypatch.setattr(comparing, "TIMEOUT_S", 0.05)
+    async def not_finite(_: str | None) -> Floats:
+        raise NonFiniteError("probe-0")
+
+    monkeypatch.setattr(start_check, "TIMEOUT_S", 0.05)
     for embed in (fail, hang):
-        assert asyncio.run(adapters_failure(TASKS, embed)) == "the adapters could not be compared; the log says why"
+        with pytest.raises(EngineError, match="no vectors for the comparison of adapters"):
+            asyncio.run(adapters_failure(TASKS, embed))
+    assert "NaN or infinity" in (asyncio.run(adapters_failure(TASKS, not_finite)) or "")
 
 
 def test_one_server_of_several_tasks_is_counted_once_by_the_labels_of_its_own() -> None:

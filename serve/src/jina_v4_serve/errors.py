@@ -1,7 +1,8 @@
-"""Errors before vLLM starts.
+"""Errors before and while vLLM starts.
 
 ServeError
 ├── CheckpointError   the folder is not a whole merged checkpoint, or is of another task
+├── EngineError       the engine fails or hangs at the start
 ├── OptionError       an option that cannot be served, or that would change the vectors
 └── PortError         the address is in use, or this user may not listen on it
 """
@@ -13,6 +14,10 @@ class ServeError(Exception):
 
 class CheckpointError(ServeError):
     """The folder is not a whole merged checkpoint, or is of another task."""
+
+
+class EngineError(ServeError):
+    """The engine fails or hangs at the start."""
 
 
 class OptionError(ServeError):

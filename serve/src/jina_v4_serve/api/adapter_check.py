@@ -4,21 +4,20 @@ Elsewhere adapters were left out silently, and answers with status 200 held the 
 and more; this check needs none.
 """
 
-import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
-from jina_v4_serve.api.vectors import Floats
+from jina_v4_serve.api.start_check import computed
+from jina_v4_serve.api.vectors import Floats, NonFiniteError
 
 logger = logging.getLogger("jina_v4_serve")
 
 TEXT = "The lighthouse keeper counted 17 ships before the fog came in, and wrote down the names of nine."
 # 1 - cosine. The same vector computed twice differs by 1e-7; vectors of two adapters of random weights by 0.5.
 LEAST = 1e-4
-TIMEOUT_S = 300.0
 
 
 async def adapters_failure(tasks: Sequence[str], embed: Callable[[str | None], Awaitable[Floats]]) -> str | None:
@@ -30,13 +29,18 @@ async def adapters_failure(tasks: Sequence[str], embed: Callable[[str | None], A
 
     Returns:
         What is wrong, for any caller to read; None if all differ.
+
+    Raises:
+        EngineError: the engine computed no vectors.
     """
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            rows = {task or "no adapter": await embed(task) for task in (*tasks, None)}
-    except Exception:  # whatever it is, no adapter was seen to do anything
-        logger.warning("the adapters could not be compared", exc_info=True)
-        return "the adapters could not be compared; the log says why"
+        rows = {
+            task or "no adapter": await computed(embed(task), "the comparison of adapters") for task in (*tasks, None)
+        }
+    except NonFiniteError:
+        failure = "a text embeds to NaN or infinity with some adapter: a damaged file, or a dtype that is too small"
+        logger.error("not serving: %s", failure)
+        return failure
     distances = {
         f"{one} and {other}": 1 - float(np.sum(rows[one] * rows[other], dtype=np.float64))
         for one, other in itertools.combinations(rows, 2)

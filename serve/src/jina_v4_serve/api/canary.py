@@ -5,7 +5,6 @@ the server listens: weights, adapter, projector, tokenizer, kernels and pooling 
 Weights do not change while a server runs, so once is enough. `/ready` finds out whether the engine still works.
 """
 
-import asyncio
 import base64
 import json
 import logging
@@ -15,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.forms.embeddings import settle
 from jina_v4_serve.api.forms.schema import EmbeddingsBody
 from jina_v4_serve.api.metrics import CANARY_DISTANCE, CANARY_OK
 from jina_v4_serve.api.request import EmbedRequest, Limits
-from jina_v4_serve.api.vectors import Floats, Vectors
+from jina_v4_serve.api.start_check import computed
+from jina_v4_serve.api.vectors import Floats, NonFiniteError, Vectors
 from jina_v4_serve.checkpoint import CANARY
 from jina_v4_serve.errors import CheckpointError
 from jina_v4_serve.facts import PROJECTOR_DIM
@@ -37,7 +38,6 @@ BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 # (simulated), 1.8e-4 and 2.2e-3 on 36. Matrices that vLLM itself makes fp8 add the weights' rounding: 1.0e-2 on 3.
 QUANTIZED_BOUNDS = {"int8": 3e-2, "fp8": 1e-1}
 QUANTIZED_BOUND = 1e-1
-TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,9 @@ async def canary_failure(
 
     Returns:
         What is wrong, for any caller to read; None if all is well, or if there is no canary.
+
+    Raises:
+        EngineError: the engine computed no vectors.
     """
     (task,) = limits.tasks
     CANARY_DISTANCE.labels(task).set(float("nan"))
@@ -119,8 +122,7 @@ async def canary_failure(
         coarse = (QUANTIZED_BOUNDS.get(part, QUANTIZED_BOUND) for part in quantized)
         bound = max(BOUNDS[dtype], BOUNDS[canary.dtype], *coarse)
         precision = "+".join((dtype, *quantized))
-        async with asyncio.timeout(TIMEOUT_S):
-            distance = await _largest_distance(entries, limits, embed)
+        distance = await _largest_distance(entries, limits, embed)
         CANARY_DISTANCE.labels(task).set(distance)
         if distance <= bound:
             CANARY_OK.labels(task).set(1)
@@ -137,9 +139,10 @@ async def canary_failure(
             failure += f". Or {', '.join(quantized)} is too coarse for this model: serve it without"
     except CheckpointError as error:
         failure = str(error)
-    except Exception:  # whatever it is, no vector of this server was seen to be right
-        logger.warning("the canary could not be embedded", exc_info=True)
-        failure = "the canary could not be embedded; the log says why"
+    except NonFiniteError:
+        failure = (
+            "the canary's texts embed to NaN or infinity: a damaged file, or a dtype that is too small for this model"
+        )
     CANARY_OK.labels(task).set(0)
     logger.error("not serving: %s", failure)
     return failure
@@ -154,7 +157,11 @@ async def _largest_distance(entries: Sequence[Entry], limits: Limits, embed: Emb
             "prompt_name": entry.prompt_name,
             "outputs": ["dense", "multivector"],
         }
-        (vectors,) = await embed(settle(EmbeddingsBody.model_validate(body), limits), f"canary-{i}")
+        try:
+            request = settle(EmbeddingsBody.model_validate(body), limits)
+        except (ApiError, ValueError) as error:
+            raise CheckpointError(f"a text of the canary cannot be embedded: {error}") from error
+        (vectors,) = await computed(embed(request, f"canary-{i}"), "the canary")
         for found, expected in ((vectors.dense, entry.dense[None]), (vectors.multivector, entry.multivector)):
             if found.shape != expected.shape:
                 raise CheckpointError(f"a text of the canary gives {found.shape} and not {expected.shape} values")
