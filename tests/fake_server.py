@@ -2,9 +2,9 @@
 
 It writes its process id and that of a grandchild into FOLDER, a file a start. Traits: `broken` ends with 3 before it
 answers; `broken-later` does so from the second start on; `mortal` ends with 5 half a second after its first answer;
-`deaf` ignores SIGTERM; `slow` starts in 1 s; `waits` answers once a server has started in each folder beside FOLDER.
-After its first three answers `sick` turns /health into 503, `hung` says there that its engine is hung, and `mute`
-answers no more. `another` does not say which start it is of.
+`deaf` ignores SIGTERM; `slow` starts in 1 s; `stuck-later` answers nothing from the second start on; `waits` answers
+once a server has started in each folder beside FOLDER. After its first three answers `sick` turns /health into 503,
+`hung` says there that its engine is hung, and `mute` answers no more. `another` does not say which start it is of.
 """
 
 import itertools
@@ -51,6 +51,8 @@ grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60
 (folder / f"start-{start}").write_text(f"{time.monotonic()} {os.getpid()} {grandchild.pid}")
 if "slow" in traits:
     time.sleep(1)
+while "stuck-later" in traits and start > 1:
+    time.sleep(0.05)
 while "waits" in traits and not all((beside / "start-1").exists() for beside in folder.parent.iterdir()):
     time.sleep(0.05)
 server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

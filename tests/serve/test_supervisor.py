@@ -229,6 +229,73 @@ def test_servers_that_share_a_lock_start_one_after_the_other(make: Callable[...,
     assert two[0] - one[0] >= 1
 
 
+def test_a_restart_that_hangs_is_killed_and_holds_no_other_server_up(
+    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policy = replace(QUICK, max_restarts=1, start_s=2.0)
+
+    async def program() -> int:
+        starting = asyncio.Lock()
+        hanging = make("mortal", "stuck-later", name="one", policy=policy, starting=starting)
+        task = await started(hanging)
+        while len(starts(tmp_path / "one")) < 2:
+            await asyncio.sleep(0.02)
+        other = make(name="two", starting=starting)
+        await started(other)
+        other.stop()
+        return await task
+
+    assert run(program()) == 137
+    assert "the fake server is not ready 2 s after its start, and is killed\n" in capfd.readouterr().err
+    assert all_gone(tmp_path / "one")
+
+
+def test_a_first_start_that_takes_long_is_told_once_and_goes_on(
+    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def program() -> int:
+        supervisor = make("slow", policy=replace(QUICK, start_s=0.1))
+        task = await started(supervisor)
+        supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+    assert len(starts(tmp_path)) == 1
+    assert capfd.readouterr().err.count("the fake server is not ready 0.1 s after its start; its log says") == 1
+
+
+@pytest.mark.parametrize("was_ready", [True, False])
+def test_a_process_that_cannot_be_made_is_a_start_that_failed(
+    make: Callable[..., Supervisor],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    was_ready: bool,
+) -> None:
+    """The limit of processes is reached, or memory is short, for a while."""
+    real, succeeds = asyncio.create_subprocess_exec, iter([True, False, True] if was_ready else [False])
+
+    async def limited(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        if next(succeeds):
+            return await real(*arguments, **options)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", limited)
+
+    async def program() -> int:
+        supervisor = make("mortal")
+        task = asyncio.create_task(supervisor.run())
+        if was_ready:
+            while supervisor.n_restarts < 2:
+                await asyncio.sleep(0.02)
+            await supervisor.ready.wait()
+            supervisor.stop()
+        return await task
+
+    assert run(program()) == (0 if was_ready else 1)
+    message = "error: no process for the fake server could be started: [Errno 11] Resource temporarily unavailable\n"
+    assert capfd.readouterr().err.count(message) == 1
+
+
 def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     port = free_port()
     program = f"""

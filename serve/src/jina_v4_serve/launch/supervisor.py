@@ -8,6 +8,7 @@ This process imports no vLLM and holds no model: it is small, and it does not fa
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -17,12 +18,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from random import SystemRandom
 
 import aiohttp
 
-from jina_v4_serve.heartbeat import HUNG
+from jina_v4_serve.launch.answers import failure_of, hung_reason
 from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.options import says_tls
 from jina_v4_serve.launch.screen import Screen, say
@@ -46,6 +46,8 @@ class Policy:
         unhealthy_s: a server that was ready is killed when it has answered with failures only for so long.
         silent_s: a server that was ready is killed when it has not answered our probes for so long.
         answer_s: how long to wait for one answer.
+        start_s: a server that was ready before is killed when it has not become so again within that time. At the first
+            start of all the operator is told, and decides.
         stop_s: a server is killed when it has not ended so long after the signal to stop.
         stop_starting_s: the same for a server that was not ready yet.
     """
@@ -57,6 +59,7 @@ class Policy:
     unhealthy_s: float = 20.0
     silent_s: float = 180.0
     answer_s: float = 5.0
+    start_s: float = 1800.0  # weights from a slow disk, kernels that are compiled
     stop_s: float = 2 * DRAIN_S + 15.0
     stop_starting_s: float = 5.0
 
@@ -156,14 +159,18 @@ class Supervisor:
                 return 0
             output = self._screen.begin() if self._screen else None
             start = started()
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=self._environment | start,
-                start_new_session=True,
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    env=self._environment | start,
+                    start_new_session=True,
+                )
+            except OSError as error:  # too many processes, or no memory for one more
+                say(f"error: no process for the {self.name} server could be started: {error}")
+                return 1
             watch = asyncio.create_task(self._watch(session, start[STARTED]))
             try:
                 await first(process.wait(), self._stop.wait(), self.ready.wait(), watch)
@@ -190,11 +197,12 @@ class Supervisor:
     async def _watch(self, session: aiohttp.ClientSession, start: str) -> None:
         """Set `ready` at the first good answer; return when the server is to be killed.
 
-        That is when its engine hangs (`api.liveness` has the rule), when it answers with failures only, or not at all.
+        That is when its engine hangs (`api.liveness` has the rule), when it answers with failures only, or not at all,
+        or when it was ready before and takes too long to be so again.
         It is also when another program answers on its port: several API processes listen with SO_REUSEPORT, and two
         servers that started at the same time would then share the requests between them.
         """
-        good_at = time.monotonic()
+        good_at = began = time.monotonic()
         silent_s = 0.0  # a sum of waits, not a difference of times: a machine that was suspended waited for nothing
         while True:
             healthy, silent = False, False
@@ -227,6 +235,13 @@ class Supervisor:
                 self.ready.set()
                 if self._screen and not was_ready:
                     self._screen.ready(self.url, await failure_of(self.url, session))
+            elif not self.ready.is_set() and time.monotonic() - began > self._policy.start_s:
+                late = f"the {self.name} server is not ready {self._policy.start_s:g} s after its start"
+                if self._was_ever_ready:
+                    say(f"{late}, and is killed")
+                    return
+                say(f"{late}; its log says what it does")
+                began = math.inf  # that is said once
             elif self.ready.is_set() and time.monotonic() - good_at > self._policy.unhealthy_s:
                 say(f"the {self.name} server has answered nothing but failures for {self._policy.unhealthy_s:g} s")
                 return
@@ -253,26 +268,6 @@ async def first(*awaitables: Awaitable[object], timeout_s: float | None = None) 
         for awaitable, future in zip(awaitables, futures, strict=True):
             if future is not awaitable:
                 future.cancel()
-
-
-def hung_reason(body: bytes) -> str | None:
-    """Return why a server calls its engine hung, by its answer to /health; None where it does not."""
-    try:
-        content = json.loads(body)
-        return str(content["reason"]) if content["status"] == HUNG else None
-    except (ValueError, LookupError, TypeError):
-        return None
-
-
-async def failure_of(url: str, session: aiohttp.ClientSession) -> str | None:
-    """Return why a server that answers computes no vectors; None where it does, or does not tell."""
-    try:
-        async with session.get(f"{url}/ready") as response:
-            if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
-                return str(json.loads(await response.read())["reason"])
-    except (TimeoutError, aiohttp.ClientError, ValueError, LookupError, TypeError):
-        pass
-    return None
 
 
 def worker_command(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
