@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -352,6 +353,65 @@ def test_a_large_request_arrives_whole_and_a_larger_one_is_refused() -> None:
                 except aiohttp.ClientOSError as error:  # it hung up before the client had sent all
                     print(f"hung up: {error}")
             assert len(upstream.seen) == 1
+
+    run(program())
+
+
+def test_the_bodies_in_flight_have_a_limit_together() -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        reached.set()
+        await go_on.wait()
+        return web.Response()
+
+    async def program() -> None:
+        upstream = Upstream("code", answer)
+        body = json.dumps({"input": "x" * 2_000_000, "task": "code"}).encode()
+        async with listening(upstream), gateway(upstream, max_bodies_bytes=1_500_000) as client:
+
+            async def post() -> int:
+                async with client.post(URL, data=body_in_pieces(body)) as answer_:
+                    if answer_.status == 429:
+                        assert answer_.headers["Retry-After"] == "5"
+                        check_error(await answer_.json(), answer_.headers, "OVERLOADED")
+                    return answer_.status
+
+            first = asyncio.create_task(post())  # alone, it may be larger
+            await reached.wait()
+            assert await post() == 429
+            go_on.set()
+            assert await first == 200
+            assert await post() == 200  # the first body is not held any more
+            assert [sent for _, _, sent in upstream.seen] == [body, body]
+
+    run(program())
+
+
+def test_a_large_body_is_held_once() -> None:
+    async def program() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def waits(request: web.Request) -> web.Response:
+            if request.path == URL:  # nothing of the body is read meanwhile
+                begun.set()
+                await go_on.wait()
+            return web.Response()
+
+        upstream = Upstream("code")
+        upstream.handle = waits  # type: ignore[method-assign]
+        body = json.dumps({"input": "x" * 30_000_000, "task": "code"}).encode()
+        async with listening(upstream), gateway(upstream) as client:
+            tracemalloc.start()
+            request = asyncio.create_task(client.post(URL, data=body_in_pieces(body)).__aenter__())
+            await begun.wait()
+            await asyncio.sleep(1)
+            held, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            print(f"{held / len(body):.2f} of a body")
+            assert held < 1.5 * len(body)
+            go_on.set()
+            await request
 
     run(program())
 

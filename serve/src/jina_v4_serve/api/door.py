@@ -4,6 +4,7 @@ Headers are always a mapping that ignores case.
 """
 
 import asyncio
+import io
 import logging
 import re
 import uuid
@@ -114,18 +115,18 @@ class Door:
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > largest:
             raise too_large
-        body = bytearray()
+        body = io.BytesIO()  # whose bytes can be had without a copy
         try:
             async with asyncio.timeout(longest_s):
                 async for part in parts:
-                    body += part
-                    current().request_bytes = len(body)
-                    if len(body) > largest:
+                    body.write(part)
+                    current().request_bytes = body.tell()
+                    if body.tell() > largest:
                         raise too_large
         except TimeoutError as error:
             message = f"the body did not arrive within {longest_s:g} s"
             raise ApiError(408, message, code="BODY_TOO_SLOW", closes=True) from error
-        return bytes(body)
+        return body.getvalue()
 
 
 def not_http() -> ApiError:

@@ -14,6 +14,7 @@ from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.forms.errors import error_body
 from jina_v4_serve.api.log import log_request
 from jina_v4_serve.api.record import CLOSED_REQUEST, Record, current, recording
+from jina_v4_serve.gateway.bodies import Bodies
 from jina_v4_serve.gateway.forward import end_to_end, for_server, forward, unavailable
 from jina_v4_serve.gateway.metrics import GatewayMetrics, merge
 from jina_v4_serve.gateway.pages import good, merge_models, ready_page
@@ -36,6 +37,7 @@ class Gateway:
         servers: Servers,
         metrics: GatewayMetrics,
         door: Door,
+        bodies: Bodies,
         log: LogStyle = "plain",
         default_task: str | None = None,
     ) -> None:
@@ -46,6 +48,7 @@ class Gateway:
         self.in_flight = 0
         self.draining = False
         self._door = door
+        self._bodies = bodies
         self._logs_requests = log == "json"
         self._handlers: dict[str, Handler] = {
             **dict.fromkeys(EMBEDDING_ROUTES, self._embeddings),
@@ -93,9 +96,9 @@ class Gateway:
         return await self._handlers[request.path](request)
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
-        with self.metrics.in_flight.track_inprogress():
+        with self.metrics.in_flight.track_inprogress(), self._bodies.of_request() as counted:
             try:
-                body = await self._door.read_body(request.headers, _parts(request))
+                body = await self._door.read_body(request.headers, counted(_parts(request)))
             except (aiohttp.ClientPayloadError, HttpProcessingError) as error:
                 raise not_http() from error
             current().task = task = find_task(body, self.servers.urls, self._default_task)

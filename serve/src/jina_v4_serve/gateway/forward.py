@@ -1,7 +1,6 @@
 """A request's way to its server and back: which headers pass, how it is sent, which error a lost server becomes."""
 
 import contextlib
-import io
 from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
@@ -25,7 +24,7 @@ _HOP_BY_HOP = (
     "Upgrade",
 )
 _SETTLED = ("Host", "Expect", "Content-Length", "Origin")  # of a request: its sender and we have settled these
-_LARGE_BYTES = 2**20  # aiohttp wants a body over this size as a file, to send it piece by piece
+_PIECE_BYTES = 2**18  # of a body: whatever is larger, aiohttp or asyncio would copy as a whole
 
 
 def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str], *dropped: str) -> CIMultiDict[str]:
@@ -54,12 +53,18 @@ async def forward(
         ApiError: 503 for a server that cannot be reached, hangs up or is the wrong one, 504 for one that is silent.
     """
     url = servers.urls[task]
-    data = body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
+    is_large = len(body) > _PIECE_BYTES
+    sized = CIMultiDict(headers)
+    sized["Content-Length"] = str(len(body))  # else pieces would go out in chunks
     try:
         async with servers.session.post(
-            url.joinpath(path.lstrip("/")), data=data, headers=headers, allow_redirects=False
+            url.joinpath(path.lstrip("/")),
+            data=_pieces(body) if is_large else body,
+            headers=sized,
+            allow_redirects=False,
         ) as answer:
-            if not may_answer(task, answer.status, answer.headers):  # since it was probed, another has come to this address
+            # Since it was probed, another may have come to this address.
+            if not may_answer(task, answer.status, answer.headers):
                 servers.note(task, url, "not ready")
                 raise unavailable(task)
             yield answer
@@ -70,6 +75,11 @@ async def forward(
         raise ApiError(504, f"the {task} server did not answer in time", code="SERVER_TIMEOUT") from None
     except aiohttp.ClientError:
         raise unavailable(task) from None
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for begin in range(0, len(body), _PIECE_BYTES):
+        yield body[begin : begin + _PIECE_BYTES]
 
 
 def unavailable(*tasks: str) -> ApiError:

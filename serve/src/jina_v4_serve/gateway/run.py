@@ -16,9 +16,11 @@ from jina_v4_serve.api.log import log_lines
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.facts import GATEWAY_PORT, TASKS
 from jina_v4_serve.gateway.app import Gateway
+from jina_v4_serve.gateway.bodies import Bodies
 from jina_v4_serve.gateway.connection import Listener
 from jina_v4_serve.gateway.metrics import GatewayMetrics
 from jina_v4_serve.gateway.servers import Servers
+from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.checks import check_port
 from jina_v4_serve.launch.screen import say
@@ -28,6 +30,7 @@ from jina_v4_serve.watched_file import WatchedFile
 
 # A request that a client sent before it could know that we stop arrives within this time.
 _LINGER_S = 0.5
+_SHARE = 4  # of the memory, a quarter is for bodies: under `all` the servers have the rest
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class GatewaySettings:
         host: to listen on.
         port: to listen on.
         max_body_bytes: of a request.
+        max_bodies_bytes: of all requests in flight together; None for a quarter of the memory.
         timeout_s: longest silence of a server before and within its answer.
         drain_s: time to answer the requests that are in flight at a SIGTERM.
         servers_file: names the servers instead, and is read again when it changes and on SIGHUP.
@@ -49,6 +53,7 @@ class GatewaySettings:
     host: str = "127.0.0.1"
     port: int = GATEWAY_PORT
     max_body_bytes: int = 64 * 2**20
+    max_bodies_bytes: int | None = None
     timeout_s: float = 600.0
     drain_s: float = DRAIN_S
     servers_file: Path | None = None
@@ -124,7 +129,8 @@ async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIte
     if settings.default_task is not None and settings.default_task not in urls:
         raise OptionError(f"--default-task {settings.default_task} has no server; choose {', '.join(urls)}")
     servers = Servers(urls, settings.timeout_s)
-    gateway = Gateway(servers, GatewayMetrics(), Door(common), common.log, settings.default_task)
+    bodies = Bodies(settings.max_bodies_bytes or cpu.memory_bytes() // _SHARE)
+    gateway = Gateway(servers, GatewayMetrics(), Door(common), bodies, common.log, settings.default_task)
     runner = web.ServerRunner(Listener(gateway.handle, handler_cancellation=True), shutdown_timeout=1.0)
     await runner.setup()
     watches: list[asyncio.Task[None]] = []
