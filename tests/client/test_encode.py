@@ -1,6 +1,7 @@
 """encode, in the form of sentence-transformers; progress; and that both clients offer the same."""
 
 import base64
+import errno
 import inspect
 import sys
 from pathlib import Path
@@ -102,6 +103,82 @@ def test_a_file_that_is_no_image_is_a_text_and_a_broken_image_is_an_error(
     np.testing.assert_array_equal(client.encode(text, "query"), server.vector(f"Query: {text}"))
     with pytest.raises(ImageError, match=r"sentences\[1\] .*half\.png"):
         client.encode(["a", str(tmp_path / "half.png")], "query")
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+# By the name of the file or by how it begins; nothing of these may be embedded as the text of its path.
+BROKEN = {
+    "empty.png": (b"", "not an image"),
+    "zeros.PNG": (bytes(5000), "not an image"),
+    "page.jpg": (b"<!DOCTYPE html><html>log in</html>", "not an image"),
+    "photo.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which needs|not an image"),
+    "drawing.svg": (SVG, "SVG, a drawing without pixels"),
+    "report.pdf": (b"%PDF-1.4 x", "a PDF file; encode_pdf embeds its pages"),
+    "a drawing": (SVG, "SVG, a drawing without pixels"),
+    "a report": (b"\n%PDF-1.4 x", "a PDF file; encode_pdf embeds its pages"),
+    "half a photo": (b"\xff\xd8\xff\xe0 and no more", "not an image|a broken image"),
+    "raw.nef": (b"II*\0 of a camera", "not an image|a broken image"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [(name, *of) for name, of in BROKEN.items()], ids=BROKEN)
+def test_the_path_of_an_image_that_cannot_be_read_is_an_error_and_never_a_text(
+    server: Any, make_client: Any, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    server.play_ours()
+    (tmp_path / name).write_bytes(content)
+    client, path = make_client(server.url), str(tmp_path / name)
+    with pytest.raises(ImageError, match=rf"sentences\[1\] .*{name}.*({message})"):
+        client.encode(["a", path], "passage")
+    with pytest.raises(ImageError, match=name):
+        client.encode_both(path, "passage")
+    assert server.seen == []
+
+
+def test_nor_is_that_of_a_file_that_cannot_be_opened(
+    server: Any, make_client: Any, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.play_ours()
+    client, unnamed = make_client(server.url), tmp_path / "picture"
+    unnamed.write_bytes(picture.read_bytes())
+    expected = client.encode([picture, unnamed])
+    np.testing.assert_array_equal(client.encode([str(picture), str(unnamed)]), expected)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for method in ("open", "is_file"):  # the file, or its folder
+        monkeypatch.setattr(Path, method, refuse)
+        with pytest.raises(ImageError, match=r"sentences\[0\] .*cannot be read \(Permission denied\)"):
+            client.encode([str(picture)])
+    np.testing.assert_array_equal(
+        client.encode("/locked/is a folder", "query"), server.vector("Query: /locked/is a folder")
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ImageError, match=r"sentences\[0\] .*cannot be read \(Permission denied\)"):
+        client.encode([str(unnamed)])
+
+
+def test_an_image_without_a_mark_of_its_own_is_known_by_its_name(
+    server: Any, make_client: Any, tmp_path: Path, picture: Path
+) -> None:
+    server.play_ours()
+    with Image.open(picture) as image:
+        image.convert("RGB").save(tmp_path / "page.TGA")
+    client = make_client(server.url)
+    np.testing.assert_array_equal(client.encode(str(tmp_path / "page.TGA")), client.encode(tmp_path / "page.TGA"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"BMW is a maker of cars", b"P2 is the second", b"# A title\n", b"II. and III."], ids=str
+)
+def test_the_path_of_a_plain_text_file_is_a_text(server: Any, make_client: Any, tmp_path: Path, content: bytes) -> None:
+    server.play_ours()
+    for name in ("README.txt", "README"):
+        (tmp_path / name).write_bytes(content)
+        path = str(tmp_path / name)
+        np.testing.assert_array_equal(make_client(server.url).encode(path, "query"), server.vector(f"Query: {path}"))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,18 @@ _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]")
 _SVG = re.compile(
     rb"\xef?\xbb?\xbf?(?:\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg.*?>)*+<svg\b", re.DOTALL | re.IGNORECASE
 )
+HEAD_BYTES = 1024
+IMAGE_ENDINGS = frozenset(
+    [
+        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".icb", ".j2c", ".j2k", ".jfif"),
+        *(".jif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+        *(".qoi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"),
+    ]
+)
+PDF_ENDING = ".pdf"
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# How files begin that are images even if Pillow cannot open them: PNG, JPEG, GIF, TIFF, JPEG XL, Photoshop, EPS.
+_MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", *TIFF_MARKS, b"\0\0\0\x0cJXL ", b"\xff\x0a", b"8BPS", b"%!PS")
 NOT_READ = "not an image, or in a format that is not read here"
 _NO_FILE = "no such file, and neither an http(s) URL, a data URI nor the base64 of an image file"
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
@@ -81,13 +93,32 @@ def is_data_uri(text: str) -> bool:
 
 
 def is_image_file(text: str) -> bool:
-    """Tell whether this names a file that begins like an image; most texts do not even name a file."""
+    """Tell whether this names a file that is meant as an image or a PDF file; most texts do not even name a file.
+
+    By its name or by how it begins, also if it is broken: the path of an image must never be embedded as a text.
+    """
+    path = Path(text)
+    named = path.suffix.lower() in (*IMAGE_ENDINGS, PDF_ENDING)
     try:
-        if not Path(text).is_file():
-            return False
-        with Image.open(text, formats=_formats()):
+        is_there = path.is_file()
+    except OSError as error:  # such as a name too long for a file
+        return named and error.errno == errno.EACCES
+    if named or not is_there:
+        return is_there
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return True
+    return head.startswith(_MARKS) or why_not_read(head) != NOT_READ or opens_as_image(path)
+
+
+def opens_as_image(path: Path) -> bool:
+    """Tell whether a file begins like an image that is read here."""
+    try:
+        with Image.open(path, formats=_formats()):
             return True
-    except (OSError, ValueError):  # also UnidentifiedImageError, and names too long for a file
+    except (OSError, ValueError):  # also UnidentifiedImageError
         return False
     except Image.DecompressionBombError:
         return True  # and says so when it is read
@@ -99,7 +130,9 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def why_not_read(head: bytes) -> str:
-    """Say why a file that begins like this is not read; head has up to 1024 bytes."""
+    """Say why a file that begins like this is not read; head has up to HEAD_BYTES."""
+    if head.lstrip().startswith(b"%PDF-"):
+        return "a PDF file; encode_pdf embeds its pages"
     if _is_heic(head) and "HEIF" not in _formats():
         return "HEIC, which needs the package pillow-heif; install it with: pip install 'jina-v4-client[heif]'"
     if _SVG.match(head):
@@ -173,7 +206,7 @@ def _prepared(source: bytes | Image.Image) -> tuple[PreparedImage, str]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(why_not_read(source[:1024])) from error
+        raise ImageError(why_not_read(source[:HEAD_BYTES])) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"more pixels than Pillow allows, see PIL.Image.MAX_IMAGE_PIXELS ({error})") from error
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
@@ -231,7 +264,7 @@ def _image_in_base64(text: str) -> bytes | None:
         with Image.open(io.BytesIO(content), formats=_formats()):
             return content
     except UnidentifiedImageError:
-        return None if why_not_read(content[:1024]) == NOT_READ else content
+        return None if why_not_read(content[:HEAD_BYTES]) == NOT_READ else content
     except ValueError:
         return None
     except Exception:  # it begins like an image, and is broken or too large: said when it is read

@@ -309,7 +309,8 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
         """Embed texts and images in the form of sentence-transformers.
 
         A string that is an http or https URL, a data URI or the path of an image file is an image; so is a PIL image.
-        Texts are cut to 8192 tokens, as in the published code.
+        A file is one by its name or how it begins, and an error if it is broken. Texts are cut to 8192 tokens, as in
+        the published code.
 
         Without prompt_name nothing is put before a text, as in sentence-transformers: other vectors than those of
         ``encode_text``, which puts "Query: " then. For retrieval and code say which side a text is of.

@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Literal
 
-from jina_v4_client._images import NOT_READ, is_image_file, why_not_read
+from jina_v4_client._images import (
+    HEAD_BYTES,
+    IMAGE_ENDINGS,
+    NOT_READ,
+    PDF_ENDING,
+    TIFF_MARKS,
+    opens_as_image,
+    why_not_read,
+)
 
 Kind = Literal["image", "tiff", "pdf"]
-HEAD_BYTES = 1024
-_IMAGE_ENDINGS = frozenset(
-    [
-        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".icb", ".j2c", ".j2k", ".jfif"),
-        *(".jif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
-        *(".qoi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"),
-    ]
-)
-_PDF_ENDING = ".pdf"
-_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TABLE_ENDINGS = frozenset([".csv", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt"])
 
 
@@ -35,15 +33,15 @@ def kind_of(path: str | Path) -> tuple[Kind | None, str]:
         return kind_by_name(ending), f"cannot be read: {error.strerror}"
     if head.lstrip().startswith(b"%PDF-"):
         return "pdf", ""
-    if head.startswith(_TIFF_MARKS):
+    if head.startswith(TIFF_MARKS):
         # A camera's raw file, for one, is a TIFF file whose first picture is a thumbnail.
-        known = ending == "" or ending in _IMAGE_ENDINGS
+        known = ending == "" or ending in IMAGE_ENDINGS
         return ("tiff", "") if known else (None, f"a kind of TIFF that is not read here ({ending})")
     why = why_not_read(head)
     if why != NOT_READ:
         return None, why
     named = kind_by_name(ending)
-    if named != "image" and is_image_file(str(path)):
+    if named != "image" and opens_as_image(Path(path)):
         return "image", ""
     if named is None and ending in _TABLE_ENDINGS:
         why = "a text or a table; give it as an INPUT of its own"
@@ -52,6 +50,6 @@ def kind_of(path: str | Path) -> tuple[Kind | None, str]:
 
 def kind_by_name(ending: str) -> Kind | None:
     """Tell by the ending of a name, in small letters, whether a file is meant as an image or a PDF file."""
-    if ending == _PDF_ENDING:
+    if ending == PDF_ENDING:
         return "pdf"
-    return "image" if ending in _IMAGE_ENDINGS else None
+    return "image" if ending in IMAGE_ENDINGS else None
