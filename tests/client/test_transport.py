@@ -53,6 +53,15 @@ def test_a_dead_server_is_named_with_a_way_to_start_one(free_port: int) -> None:
     assert isinstance(caught.value.__cause__, openai.APIConnectionError)
 
 
+def test_a_host_name_that_cannot_be_looked_up_is_named(make_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise UnicodeError("label too long")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(ServerConnectionError, match=r"no server answers at http://host \(ConnectError: label too long"):
+        make_client("http://host", max_retries=0).encode_text("a")
+
+
 def test_an_unknown_host_is_named() -> None:
     with (
         EmbeddingsClient("http://no-such-host.invalid", task="code", max_retries=0) as client,

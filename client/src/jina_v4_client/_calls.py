@@ -208,7 +208,8 @@ def check_base_url(base_url: object) -> str:
         raise ArgumentError(f"base_url must be a str, not {type(base_url).__name__}")
     try:
         parts = urlsplit(base_url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        labels = (parts.hostname or "").removesuffix(".").split(".")
+        whole = parts.scheme in ("http", "https") and parts.port != 0 and all(0 < len(label) < 64 for label in labels)
     except ValueError:
         whole = False
     if not whole:

@@ -58,7 +58,7 @@ async def _connecting(timeout: float | None) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise httpcore2.ConnectTimeout from error
-    except OSError as error:  # ssl.SSLError is one
+    except (OSError, UnicodeError) as error:  # also ssl.SSLError, and a name that cannot be looked up
         raise httpcore2.ConnectError(str(error)) from error
 
 
