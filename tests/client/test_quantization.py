@@ -253,6 +253,16 @@ OFFSETS = np.array([0, 1, 3])
         pytest.param(lambda: search(DENSE[0], BITS, 0), "top_k=0", id="top_k"),
         pytest.param(lambda: search(DENSE[0], BITS, oversample=0), "oversample=0", id="oversample"),
         pytest.param(lambda: search(DENSE[0], BITS, rescore_with=DENSE[:2]), "has 2 vectors", id="others"),
+        pytest.param(
+            lambda: search(MULTI[0], quantize_binary([*MULTI, MULTI[0]]), rescore_with=DENSE),
+            "rescore_with is one array (n, dim)",
+            id="rescored as one multi-vector",
+        ),
+        pytest.param(
+            lambda: search(DENSE[0], quantize_binary(unit(16, 16)), rescore_with=DENSE[0]),
+            "rescore_with is one vector",
+            id="rescored as one vector",
+        ),
     ],
 )
 def test_what_cannot_be_quantised_or_searched_is_refused(call: Callable[[], Any], fragment: str) -> None:

@@ -146,6 +146,8 @@ def test_rank_dispatches_by_the_query() -> None:
     hits = rank(rows[2], rows)
     assert (hits[0].index, round(hits[0].score, 4), len(hits)) == (2, 5.0, 4)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert [hit.index for hit in rank(rows[2], [rows[2]])] == [0]
+    assert rank(rows[2], np.stack([rows[2], -rows[2]]))[0].index == 0
 
 
 # --- refusals ---
@@ -170,6 +172,8 @@ NAN[1, 2], INFINITE[1, 2], HUGE[1, 2], ZERO[1] = np.nan, -np.inf, 1e30, 0
         pytest.param(lambda: cosine(DENSE, MULTI), "a dense vector has (dim,)", id="multi-vectors as dense"),
         pytest.param(lambda: rank(DENSE[0], MULTI), "a dense vector has (dim,)", id="a dense query"),
         pytest.param(lambda: rank(MULTI[0], list(DENSE)), "a multi-vector has (n_tokens, dim)", id="a multi query"),
+        pytest.param(lambda: rank(DENSE[:1], DENSE), "pass query[0]", id="a dense query in an array"),
+        pytest.param(lambda: rank(MULTI[0], DENSE), "pass [documents]", id="one multi-vector alone"),
         pytest.param(lambda: rank(unit(2, 2, 8), MULTI), "it must be one", id="two queries"),
         pytest.param(lambda: cosine(DENSE, NAN), "documents[1] holds NaN", id="nan"),
         pytest.param(lambda: cosine(INFINITE, DENSE), "queries[1] holds NaN", id="infinity"),

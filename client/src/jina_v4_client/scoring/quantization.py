@@ -221,7 +221,9 @@ def search(
         return [Hit(int(i), float(scores[i])) for i in best(scores, top_k)]
     n_candidates = None if top_k is None else top_k * oversample
     candidates = np.sort(best(scores, n_candidates))  # in their order, so that equal scores keep it
-    finer = score_one(query, _take(rescore_with, candidates))  # (n_candidates,)
+    finer = score_one(query, _take(rescore_with, candidates), "rescore_with")  # (n_candidates,)
+    if len(finer) != len(candidates):
+        raise ArgumentError("rescore_with is one vector; pass (n, dim), or a list of (n_tokens, dim)")
     return [Hit(int(candidates[i]), float(finer[i])) for i in best(finer, top_k)]
 
 

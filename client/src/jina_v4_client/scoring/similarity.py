@@ -98,7 +98,8 @@ def rank(query: NDArray[Any], documents: Vectors, top_k: int | None = None) -> l
 
     Args:
         query: (dim,) for dense documents, scored by cosine, or (n_tokens, dim) for multi-vectors, scored by MaxSim.
-        documents: (n, dim), a list of (dim,) or a list of (n_tokens, dim), or Int8Vectors or BinaryVectors.
+        documents: dense (n, dim) or a list of (dim,); multi-vectors, a list of (n_tokens, dim) even if it is one; or
+            Int8Vectors or BinaryVectors.
         top_k: how many; all of them if None, or if there are no more.
 
     Returns:
@@ -111,11 +112,16 @@ def rank(query: NDArray[Any], documents: Vectors, top_k: int | None = None) -> l
     return [Hit(int(i), float(scores[i])) for i in best(scores, check_top_k(top_k))]
 
 
-def score_one(query: NDArray[Any], documents: Vectors) -> Vector:
+def score_one(query: NDArray[Any], documents: Vectors, name: str = "documents") -> Vector:
     """Score one query, dense or multi-vector as its ndim says; (n_documents,) float32."""
     query = np.asarray(query)
     if query.ndim == 1:
         (scores,) = cosine(query, documents)
+    elif query.ndim == 2 and isinstance(documents, np.ndarray) and documents.ndim == 2:
+        raise ArgumentError(
+            f"query has shape {query.shape}, which is a multi-vector, and {name} is one array (n, dim). For dense "
+            f"vectors pass query[0], of shape (dim,); for a multi-vector alone pass [{name}]"
+        )
     elif query.ndim == 2:
         (scores,) = maxsim(query, documents)
     else:
