@@ -77,6 +77,7 @@ def test_a_long_one_is_clustered_part_by_part(monkeypatch: pytest.MonkeyPatch) -
     parts = [pool_tokens(rows[start : start + 18], 3) for start in (0, 18, 36)]
     np.testing.assert_array_equal(pooled, np.concatenate(parts))
     assert len(pooled) == 50 // 3
+    assert len(pool_tokens(unit(41, 16), 2)) == 10 + 10 + 1  # each part keeps a row
 
 
 @pytest.mark.parametrize(

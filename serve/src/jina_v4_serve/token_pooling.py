@@ -26,7 +26,7 @@ def pool_tokens(tokens: Floats, pool_factor: int) -> Floats:
 
     Returns:
         (n_pooled, dim) with rows of unit length, in the order of their first tokens. n_pooled is
-        n_tokens // pool_factor, but 1 at the least.
+        n_tokens // pool_factor, but 1 at the least; summed over parts of up to 1024 rows, so 1025 rows become 513.
     """
     unit: Floats = tokens / np.sqrt(np.einsum("nd,nd->n", tokens, tokens))[:, None]
     if len(unit) < 2:

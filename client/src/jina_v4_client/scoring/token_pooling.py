@@ -38,7 +38,8 @@ def pool_tokens(
     Returns:
         One (n_pooled, dim) float32 with rows of unit length, or a list of them. Protected rows come first, then the
         means in the order of their first tokens. n_pooled is n_protected + (n_tokens - n_protected) // pool_factor, but
-        one mean at the least.
+        one mean at the least. Parts of up to 1024 rows are pooled one by one, each to one mean at the least: with a
+        factor of 2, 1025 rows become 513.
 
     Raises:
         ArgumentError: an argument is not allowed, scipy is missing, or rows that `maxsim` would refuse.
