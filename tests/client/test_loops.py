@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import multiprocessing
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from jina_v4_client import (
     EmbeddingsClient,
     ServerConnectionError,
 )
+from jina_v4_client._transport import Transport
 
 pytestmark = pytest.mark.proof
 
@@ -438,6 +440,32 @@ def test_a_reply_without_the_id_that_was_sent_is_refused(server: Any, make_clien
     server.routes[path] = answer
     with pytest.raises(BadReplyError, match=f"answered with X-Request-ID: {told}, and "):
         make_client(server.url).encode_text("a")
+
+
+@pytest.mark.parametrize("end", ["_disconnect", "close"])
+def test_connections_that_end_before_a_request_of_another_call_are_an_error_in_words(
+    server: Any, make_client: Any, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """As when another call got a reply that was not its own, or somebody closed the client."""
+    server.play_ours()
+    connect, n_ends = Transport._connected, itertools.count()
+
+    async def connect_and_end(transport: Transport) -> Any:
+        api = await connect(transport)
+        if next(n_ends) == 0:
+            await getattr(transport, end)()
+        return api
+
+    monkeypatch.setattr(Transport, "_connected", connect_and_end)
+    client = make_client(server.url, max_retries=1)
+    if end == "close":
+        with pytest.raises(ArgumentError, match="this client was closed in the middle of the call"):
+            client.encode_text("a")
+        return
+    assert right(server, client, "a")
+    n_ends = itertools.count()
+    with pytest.raises(ServerConnectionError, match=rf"the connections to {server.url} were closed"):
+        make_client(server.url, max_retries=0).encode_text("a")
 
 
 def test_a_stock_server_need_not_repeat_the_id_but_must_not_change_it(server: Any, make_client: Any) -> None:

@@ -112,8 +112,7 @@ class Transport:
 
     async def send(self, request: Request, timeout_s: float) -> Reply:
         """Send one request and return its reply; refuse another status than 2xx, and a reply to another request."""
-        if self.closed:
-            raise ArgumentError("this client was closed in the middle of the call")
+        self._check_open()
         if self._is_parents:
             raise ArgumentError("the connections that were passed to this client are the parent's; make a new client")
         api = self._callers or await self._connected()
@@ -142,12 +141,20 @@ class Transport:
                 raise
             raise ServerTimeoutError(f"{url} did not answer within timeout_s={timeout_s:g}") from error
         except RuntimeError as error:
-            if self._callers is None:
+            self._check_open()
+            if self._callers is not None:
+                message = f"the HTTP client that was passed cannot be used ({error}): it is closed, or of another loop"
+                raise ArgumentError(message) from error
+            if not api.is_closed():
                 raise
-            message = f"the HTTP client that was passed cannot be used ({error}): it is closed, or of another loop"
-            raise ArgumentError(message) from error
+            # By another call, whose reply was not its own; of this request nothing was sent.
+            raise ServerConnectionError(f"the connections to {self.url} were closed; repeat the call") from error
         await self._check_id(response, request_id, path)
         return Reply(response.headers, response.content)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ArgumentError("this client was closed in the middle of the call")
 
     async def close(self, *, callers: bool = False) -> None:
         """Close the connections of this loop; those that a caller brought only with `callers`."""
