@@ -5,6 +5,7 @@ import contextlib
 import gc
 import itertools
 import multiprocessing
+import os
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from jina_v4_client import (
     ServerConnectionError,
 )
 from jina_v4_client._transport import Transport
+from PIL import Image
 
 pytestmark = pytest.mark.proof
 
@@ -227,6 +229,68 @@ def test_a_result_goes_when_the_caller_lets_go_of_it(server: Any, make_client: A
         gc.enable()
 
 
+class SlowPath(os.PathLike[str]):
+    """The path of a picture on a file system that does not answer for a while."""
+
+    def __init__(self, path: Path) -> None:
+        self.opened = threading.Event()
+        self.n_opened = self.most = 0
+        self._path, self._lock = path, threading.Lock()
+
+    def __fspath__(self) -> str:
+        with self._lock:
+            self.n_opened += 1
+            self.most = max(self.most, self.n_opened)
+        assert self.opened.wait(PATIENCE_S)
+        with self._lock:
+            self.n_opened -= 1
+        return str(self._path)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> SlowPath:
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    return SlowPath(tmp_path / "a.png")
+
+
+def image_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("jina-v4-images")]
+
+
+def test_the_name_of_a_host_is_looked_up_while_images_are_read(server: Any, slow: SlowPath) -> None:
+    """asyncio does it in the threads of the loop, here one, in which images must not be read."""
+    server.play_ours()
+
+    async def call() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        url = server.url.replace("127.0.0.1", "localhost")
+        async with AsyncEmbeddingsClient(url, task="retrieval", max_retries=0) as client:
+            images = asyncio.create_task(client.encode_image([slow]))
+            while not slow.n_opened:
+                await asyncio.sleep(0.01)
+            try:
+                np.testing.assert_array_equal(await client.encode_text("a"), server.vector("Query: a"))
+            finally:
+                slow.opened.set()
+            assert len(await images) == 1
+
+    asyncio.run(call())
+
+
+def test_the_images_of_many_calls_are_read_in_few_threads_that_end(
+    server: Any, client: EmbeddingsClient, slow: SlowPath
+) -> None:
+    server.play_ours()
+    with ThreadPoolExecutor(16) as pool:
+        calls = [pool.submit(client.encode_image, [slow] * 3) for _ in range(16)]
+        assert right(server, client, "a")
+        assert until(lambda: slow.n_opened == (os.cpu_count() or 1))
+        slow.opened.set()
+        assert [len(call.result()) for call in calls] == [3] * 16
+    assert slow.most == os.cpu_count()
+    assert until(lambda: not image_threads())
+
+
 # --- forks ---
 
 
@@ -314,6 +378,23 @@ child = os.fork()
 shape = client.encode_text("a").shape
 if child: os.waitpid(child, 0); print(shape)
 """
+FORKED_WHILE_IMAGES_ARE_READ = """
+import os, sys, threading
+from PIL import Image
+from jina_v4_client import EmbeddingsClient
+client = EmbeddingsClient(sys.argv[1], task="retrieval")
+reading, go_on = threading.Event(), threading.Event()
+class Path(os.PathLike):
+    def __fspath__(self): reading.set(); go_on.wait(); return "nowhere.png"
+thread = threading.Thread(target=client.encode_image, args=[[Path()] * 40], kwargs={"on_error": "skip"})
+thread.start()
+reading.wait()
+child = os.fork()
+if child == 0: print(client.encode_image(Image.new("RGB", (30, 30))).shape); sys.exit()
+go_on.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 PASSED = """
@@ -334,10 +415,14 @@ def test_a_child_does_not_use_the_connections_that_were_passed_to_its_parent(ser
     )
 
 
-@pytest.mark.parametrize("script", [NEVER_CLOSED, IN_A_FUNCTION, FORKED], ids=["never closed", "dropped", "forked"])
+@pytest.mark.parametrize(
+    "script",
+    [NEVER_CLOSED, IN_A_FUNCTION, FORKED, FORKED_WHILE_IMAGES_ARE_READ],
+    ids=["never closed", "dropped", "forked", "forked while images are read"],
+)
 def test_a_program_ends_in_silence(server: Any, script: str) -> None:
     server.play_ours()
-    fork = ["-W", "ignore::DeprecationWarning"] if script is FORKED else []  # from 3.12 on: forked with threads
+    fork = ["-W", "ignore::DeprecationWarning"] if "fork" in script else []  # from 3.12 on: forked with threads
     assert run(script, server, *fork) == "(256,)\n"
 
 

@@ -11,6 +11,7 @@ import httpx2  # the HTTP library that openai 3 is built on and depends on
 from jina_v4_client._calls import Call
 from jina_v4_client._images import PreparedImage, prepare
 from jina_v4_client._items import located
+from jina_v4_client._loop import in_thread
 from jina_v4_client.errors import ImageError, JinaV4Error
 
 MAX_FETCHED_BYTES = 64 * 2**20
@@ -36,7 +37,7 @@ async def fetch_images(
         async with at_once:
             try:
                 content = await fetch_image(http, urls[place], deadline - asyncio.get_running_loop().time())
-                images[place] = await asyncio.to_thread(prepare, content)
+                images[place] = await in_thread(prepare, content)
             except ImageError as error:
                 errors[place] = located(call, place, error)
                 for other, task in tasks.items():

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +16,18 @@ from jina_v4_client.errors import ArgumentError
 
 T = TypeVar("T")
 Close = Callable[[], Awaitable[None]]
+
+# Of this process, while one of its calls needs it; a forked child has none of the threads.
+_IMAGE_THREADS: weakref.WeakValueDictionary[int, ThreadPoolExecutor] = weakref.WeakValueDictionary()
+
+
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Read files and images in a few threads that all calls share, and that end with the last of these.
+
+    Not in the threads of asyncio, which must stay free: it looks up the names of hosts there.
+    """
+    pool = _IMAGE_THREADS.setdefault(os.getpid(), ThreadPoolExecutor(os.cpu_count(), "jina-v4-images"))
+    return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
 
 
 class _Running(NamedTuple):
@@ -108,8 +122,6 @@ class BackgroundLoop:
 
 def _run_loop(loop: asyncio.AbstractEventLoop, ending: asyncio.Event, close: Close) -> None:
     """Run a loop until it is told to end; asyncio.run would start a thread for that, too late at a program's end."""
-    pool = ThreadPoolExecutor(thread_name_prefix="jina-v4-client")
-    loop.set_default_executor(pool)
     main = loop.create_task(_until_ended(ending, close))
     try:
         while not main.done():
@@ -118,7 +130,6 @@ def _run_loop(loop: asyncio.AbstractEventLoop, ending: asyncio.Event, close: Clo
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
-        pool.shutdown(wait=False)  # it may be in a thread of the pool that the client is collected
 
 
 async def _until_ended(ending: asyncio.Event, close: Close) -> None:

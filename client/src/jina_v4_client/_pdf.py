@@ -1,6 +1,5 @@
 """PDF files: read here, rendered by a server of ours, and embedded page by page."""
 
-import asyncio
 import base64
 import os
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jina_v4_client._calls import Call, as_list, check_count
 from jina_v4_client._images import describe
+from jina_v4_client._loop import in_thread
 from jina_v4_client._progress import Post
 from jina_v4_client.errors import ArgumentError
 from jina_v4_client.results import Vector
@@ -50,7 +50,7 @@ async def embed_files(core: "Core", call: dict[str, Any], files: Any, pages: Seq
     requested, _ = as_list("pages", [1] if pages is None else pages, (int,))
     numbers = sorted({check_count("pages", page, at_least=1) for page in requested})
     sources, _ = as_list("files", files, (str, os.PathLike, bytes))
-    read = await asyncio.to_thread(lambda: [*map(_read, sources)])
+    read = await in_thread(lambda: [*map(_read, sources)])
     left = [PdfPage(file, number) for file in read for number in numbers]
     while left:
         vectors, _ = await core.embed(Call(items=[*left], **call), post, requests)

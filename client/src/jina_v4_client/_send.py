@@ -25,6 +25,7 @@ from jina_v4_client import _stock as stock
 from jina_v4_client._calls import Call, Limits, check_model
 from jina_v4_client._fetch import fetch_images
 from jina_v4_client._items import Batch, Item, check_widths, cut, read_items
+from jina_v4_client._loop import in_thread
 from jina_v4_client._model import Task
 from jina_v4_client._progress import Meter, Post
 from jina_v4_client._server import Known, Server, check_unchanged
@@ -186,7 +187,7 @@ class _Embedding:
         if call.name == "pages":  # whose files were read
             return [Batch(call, call.items, range(len(call.items)))]
         is_quick = call.name == "texts"  # no file is read
-        ready, urls, self._errors = read_items(call) if is_quick else await asyncio.to_thread(read_items, call)
+        ready, urls, self._errors = read_items(call) if is_quick else await in_thread(read_items, call)
         if urls:
             images, errors = await fetch_images(call, urls, requests.limits.max_concurrency, requests.deadline)
             ready.update(images)
