@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from jina_v4_client import ArgumentError, EmbeddingsClient, JinaV4Error
+from jina_v4_client.embed import errors as embed_errors
 
 from document_search.documents import find_files, read_document
 from document_search.errors import DocumentError, SearchError, UsageError
@@ -43,7 +44,7 @@ def index(
     """Embed PDF files and pictures into an index. Files that are in it and have not changed are left as they are."""
     n_failed = 0
     with _told_in_a_line(), _client(base_url) as client:
-        files = find_files(inputs)
+        files, left_out = find_files(inputs, folder)
         store = Store.open_or_make(folder, client.encode_text(PROBE_TEXT))
         for file in files:
             try:
@@ -57,6 +58,8 @@ def index(
                 _say(f"error: {broken}")
             n_failed += len(indexed.broken)
         print(f"{folder} holds {len(store)} pages")
+        for line in left_out:
+            _say(f"left out: {line}")
     if n_failed:
         raise typer.Exit(1)
 
@@ -146,7 +149,7 @@ def _told_in_a_line() -> Iterator[None]:
     """Say in one line why a command ends, without a traceback."""
     try:
         yield
-    except (UsageError, ArgumentError) as error:
+    except (UsageError, ArgumentError, embed_errors.UsageError) as error:
         _end(f"error: {error}", 2)
     except (SearchError, JinaV4Error) as error:
         _end(f"error: {error}", 1)

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jina_v4_client._images import open_image, why_not_read
+from jina_v4_client.embed.content import Row
 from jina_v4_client.embed.errors import RowError
-from jina_v4_client.embed.pages import open_pdf, render_page
+from jina_v4_client.embed.files import kind_of
+from jina_v4_client.embed.folder import walk
+from jina_v4_client.embed.pages import Tiff, open_pdf, render_page
 from PIL import Image, UnidentifiedImageError
 
 from document_search.errors import DocumentError, UsageError
 
-# By the start of their content. EPS is left out: Pillow would start Ghostscript on a file from anywhere.
+# Of files that are dropped on the page, by the start of their content.
 PICTURE_FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 PICTURE_FORMATS |= {"TIFF": ".tiff"}
-_PICTURE_SUFFIXES = {*PICTURE_FORMATS.values(), ".jpeg", ".tif"}
 MAX_PICTURE_PIXELS = 64_000_000  # what a server takes (JINA_V4_MAX_IMAGE_PIXELS)
 _PDFIUM = threading.Lock()  # pdfium may be called by one thread at a time, whatever the documents
 
@@ -139,20 +142,59 @@ class Picture(Document):
 
     def _open(self) -> Image.Image:
         try:
-            with Image.open(io.BytesIO(self.content), formats=_readers()) as picture:
-                if picture.width * picture.height > MAX_PICTURE_PIXELS:
-                    raise DocumentError(f"{self.path}: more than {MAX_PICTURE_PIXELS // 10**6} million pixels")
+            with open_image(io.BytesIO(self.content)) as picture:
+                _check_size(picture, str(self.path))
                 return picture.convert("RGB")
         except DocumentError:
             raise
         except UnidentifiedImageError as error:
-            raise DocumentError(f"{self.path}: not a picture, or in a format that is not read here") from error
+            raise DocumentError(f"{self.path}: {why_not_read(self.content[:1024])}") from error
         except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
             raise DocumentError(f"{self.path}: a broken picture ({type(error).__name__}: {error})") from error
 
 
+class Scan(Document):
+    """A TIFF file of several pages, the same as `jina-v4-embed` makes of it. It is read again, by its path."""
+
+    def count(self) -> int:
+        """Count the pages."""
+        return Tiff(str(self.path)).count() or 0
+
+    def pages(self, scale: float) -> Iterator[Rendered | DocumentError]:  # noqa: ARG002 - as of any document
+        """Give all pages."""
+        for number, row in enumerate(Tiff(str(self.path)).rows(), 1):
+            try:
+                yield self._render(number, row)
+            except DocumentError as error:
+                yield error
+        if hashlib.sha256(self.path.read_bytes()).hexdigest() != self.digest:
+            raise DocumentError(f"{self.path}: it changed while it was read")
+
+    def page(self, number: int, scale: float) -> Image.Image:  # noqa: ARG002 - as of any document
+        """Give one page."""
+        for n, row in enumerate(Tiff(str(self.path)).rows(), 1):
+            if n == number:
+                return self._render(number, row).picture
+        raise DocumentError(f"{self.path} has no page {number}")
+
+    def _render(self, number: int, row: Row) -> Rendered:
+        try:
+            picture = row.read().value
+        except RowError as error:
+            raise DocumentError(f"{self.path}, page {number}: {error}") from error
+        if not isinstance(picture, Image.Image):
+            raise DocumentError(f"{self.path} has changed since it was opened")
+        _check_size(picture, f"{self.path}, page {number}")
+        return Rendered(number, picture, picture)
+
+
+def _check_size(picture: Image.Image, where: str) -> None:
+    if picture.width * picture.height > MAX_PICTURE_PIXELS:
+        raise DocumentError(f"{where}: more than {MAX_PICTURE_PIXELS // 10**6} million pixels")
+
+
 def read_document(path: Path) -> Document:
-    """Read a PDF file or a picture, by the end of its name.
+    """Read a PDF file or a picture, as `jina-v4-embed` tells them apart.
 
     Raises:
         DocumentError: it cannot be read, or its name cannot be stored.
@@ -167,8 +209,10 @@ def read_document(path: Path) -> Document:
         ) from error
     except OSError as error:
         raise DocumentError(f"{path} cannot be read: {error.strerror}") from error
-    kind = Pdf if path.suffix.lower() == ".pdf" else Picture
-    return kind(path, content, hashlib.sha256(content).hexdigest())
+    kind, _ = kind_of(path)
+    several = kind == "tiff" and (Tiff(str(path)).count() or 0) > 1
+    document = Pdf if kind == "pdf" else Scan if several else Picture
+    return document(path, content, hashlib.sha256(content).hexdigest())
 
 
 def suffix_of(content: bytes) -> str | None:
@@ -182,37 +226,37 @@ def suffix_of(content: bytes) -> str | None:
         return None
 
 
-def find_files(inputs: Sequence[Path]) -> list[Path]:
-    """Find the files to index.
+def find_files(inputs: Sequence[Path], index: Path) -> tuple[list[Path], list[str]]:
+    """Find the files to index, in folders those that `jina-v4-embed` finds.
 
     Args:
         inputs: PDF files, pictures, and folders that are searched for both.
+        index: the folder of the index, whose own files are passed over.
 
     Returns:
-        Each file once.
+        Each file once; and the files of folders that are left out, each with why.
 
     Raises:
-        UsageError: one does not exist or has another kind of name, or there are none.
+        UsageError: one does not exist or is of another kind, or there are none.
     """
-    files: list[Path] = []
+    files: dict[Path, None] = {}
+    left_out: list[str] = []
     for path in inputs:
-        if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if _is_document(file) and file.is_file())
-        elif not path.exists():
+        if not path.exists():
             raise UsageError(f"{path} does not exist")
-        elif not _is_document(path):
-            raise UsageError(
-                f"{path} is neither a PDF file nor a picture by its name; it must end with .pdf, .png, ..."
-            )
-        else:
-            files.append(path)
+        is_folder = path.is_dir()
+        for name, why_not in walk(str(path)) if is_folder else [(str(path), "")]:
+            kind, why = (None, why_not) if why_not else kind_of(name)
+            why = why.removesuffix("; give it as an INPUT of its own")  # which is for jina-v4-embed
+            if kind is not None:
+                files[Path(name).resolve()] = None
+            elif is_folder and not Path(name).resolve().is_relative_to(index.resolve()):
+                left_out.append(f"{name}: {why}")
+            elif not is_folder:
+                raise UsageError(f"{name} is neither a PDF file nor a picture ({why})")
     if not files:
         raise UsageError(f"no PDF files or pictures in {', '.join(map(str, inputs))}")
-    return list(dict.fromkeys(file.resolve() for file in files))
-
-
-def _is_document(path: Path) -> bool:
-    return path.suffix.lower() in {".pdf", *_PICTURE_SUFFIXES} and not path.name.startswith(".")
+    return [*files], left_out
 
 
 def _readers() -> list[str]:

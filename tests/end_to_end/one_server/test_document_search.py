@@ -285,6 +285,42 @@ def test_a_picture_is_a_page_and_embedded_as_the_client_embeds_it(run: Run, wire
     assert Path("document-search/best-page.png").exists()
 
 
+def test_a_folder_has_the_pages_that_jina_v4_embed_finds_and_the_rest_is_named(run: Run, wire_server: Server) -> None:
+    first, *others = [Image.open(image).convert("RGB") for image in IMAGES[:3]]
+    Path("in/.hidden").mkdir(parents=True)
+    first.save("in/scan.tif", save_all=True, append_images=others)
+    first.save("in/.hidden/hidden.png")
+    others[0].save("in/page.jpe", "JPEG")
+    others[0].save("in/page.tga")
+    others[1].save("in/unnamed", "PNG")
+    Path("elsewhere").mkdir()
+    others[1].save("elsewhere/linked.png")
+    Path("in/link").symlink_to(Path("elsewhere").absolute())
+    Path("in/notes.txt").write_text("notes")
+    Path("in/drawing.svg").write_text("<svg/>")
+    done = run("index", "--index", "in/ix", "in")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == [
+        "left out: in/drawing.svg: SVG, a drawing without pixels; convert it to PNG",
+        "left out: in/notes.txt: a text or a table",
+    ]
+    assert pages_of(Path("in/ix")) == {
+        "linked.png": [1],
+        "page.jpe": [1],
+        "page.tga": [1],
+        "scan.tif": [1, 2, 3],
+        "unnamed": [1],
+    }
+    assert run("index", "--index", "in/ix", "in").stdout.count("unchanged") == 5
+    rows = Store.open(Path("in/ix"))._table.to_arrow().to_pylist()
+    dense = [row["dense"] for row in sorted(rows, key=lambda row: row["page"]) if row["file"].endswith("scan.tif")]
+    with EmbeddingsClient(wire_server.base_url, task=TASK) as client:
+        assert_near(list(map(np.asarray, dense)), client.encode_image([first, *others]))
+    found = run("search", "x", "--index", "in/ix", "--top-k", 10)
+    assert len(ranking(found)) == 7
+    assert Path("document-search/best-page.png").exists()
+
+
 def test_the_page_finds_what_the_command_finds(run: Run, indexed: Path, wire_server: Server, tmp_path: Path) -> None:
     port = free_port()
     options = {"port": port, "base-url": wire_server.base_url, "index": indexed / "ix", "uploads": tmp_path / "uploads"}
