@@ -10,7 +10,7 @@ from jina_v4_client import EmbeddingsClient
 from jina_v4_merge.fold import fold
 from jina_v4_merge.reference import make_canary
 from jina_v4_merge.verify import verify
-from jina_v4_serve.launch.cpu import int8_is_exact
+from jina_v4_serve.launch.cpu import has_amx, int8_is_exact
 from servers import engine_server
 
 pytestmark = [
@@ -29,7 +29,8 @@ def test_int8_is_near_the_published_vectors(golden: Golden, tmp_path: Path, figu
     make_canary(checkpoint)
     log = tmp_path / "log"
     # --verbose has vLLM's log on the screen, which is read below.
-    with engine_server(TASK, made.folder, log, dtype="float32", own=["--verbose"], JINA_V4_LOG="plain") as server:
+    dtype = "bfloat16" if has_amx() else "float32"
+    with engine_server(TASK, made.folder, log, dtype=dtype, own=["--verbose"], JINA_V4_LOG="plain") as server:
         server.wait_ready()
         with EmbeddingsClient(base_url=server.base_url) as client:
             found: dict[str, np.ndarray] = {}
@@ -50,7 +51,7 @@ def test_int8_is_near_the_published_vectors(golden: Golden, tmp_path: Path, figu
         largest = max(distance for name, distance in distances.items() if name.endswith(kind))
         figure(f"int8, {kind}: 1 - cosine {largest:.1e} at most")
     assert 1e-5 < max(distances.values()) < BOUND, "further off than float32, and near all the same"
-    assert "-float32+int8-" in str(revision)
+    assert f"-{dtype}+int8-" in str(revision)
     said = log.read_text()
     assert "Selected CPUInt8ScaledMMLinearKernel" in said
-    assert re.search(r"the canary lives: 1 - cosine is \S+, at most 3e-02 is allowed in float32\+int8", said)
+    assert re.search(rf"the canary lives: 1 - cosine is \S+, at most 3e-02 is allowed in {dtype}\+int8", said)

@@ -334,13 +334,29 @@ def test_int8_is_served_where_its_products_are_exact(
     plain = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
     quantized = replace(plain, quantized="int8")
     with nullcontext() if exact else pytest.raises(OptionError, match="no VNNI: products of int8 are cut off"):
-        check_int8(quantized, on_cpu=True)
+        check_int8(quantized, True, "bfloat16")
     assert check_dtype([plain, quantized], "auto", True, []).verdict == ("ok" if exact else "FAIL")
     for served in (plain, replace(plain, quantized="fp8")):
-        check_int8(served, on_cpu=True)
-    check_int8(quantized, on_cpu=False)
+        check_int8(served, True, "bfloat16")
+    check_int8(quantized, False, "bfloat16")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    check_int8(quantized, on_cpu=True)
+    check_int8(quantized, True, "bfloat16")
+
+
+def test_int8_is_not_computed_in_float32_with_amx(
+    folded: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx512f avx512_vnni amx_bf16 amx_int8 amx_tile lm\n")
+    plain = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
+    quantized = replace(plain, quantized="int8")
+    with pytest.raises(OptionError, match="does not compute int8 in float32: add --dtype bfloat16"):
+        check_int8(quantized, True, "float32")
+    assert check_dtype([quantized], "float32", True, []).verdict == "FAIL"
+    assert check_dtype([quantized], "auto", True, []).verdict == "ok"
+    check_int8(quantized, True, "bfloat16")
+    check_int8(plain, True, "float32")
+    check_int8(quantized, False, "float32")
 
 
 def test_a_server_takes_its_weights_and_its_keys_and_values(folded: Callable[[str], Path]) -> None:

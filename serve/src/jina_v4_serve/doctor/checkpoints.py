@@ -115,7 +115,7 @@ def check_dtype(checkpoints: Sequence[Checkpoint], dtype: str, on_cpu: bool, gpu
         found = f"{chosen}, the checkpoint's"
     try:
         for checkpoint in checkpoints:
-            check_int8(checkpoint, on_cpu)
+            check_int8(checkpoint, on_cpu, chosen)
     except OptionError as error:
         return Finding("FAIL", "dtype", str(error), "docs/merge.md#half-the-weights")
     too_old = [gpu for gpu in gpus if (gpu.compute_capability or OLDEST_BFLOAT16) < OLDEST_BFLOAT16]

@@ -42,7 +42,7 @@ def prepare(settings: ServerSettings) -> Launch:
     Keys(read_settings())
     check_port(settings.host, settings.port)
     on_cpu = find_vllm()
-    check_int8(checkpoint, on_cpu)
+    check_int8(checkpoint, on_cpu, served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu))
     check_patterns(adapters, vllm_version(on_cpu))
     gpu = None if on_cpu else known_gpu()
     check_driver(gpu)
@@ -64,17 +64,21 @@ def check_dtype(dtype: str) -> None:
         raise OptionError(f"dtype={dtype} is not offered; choose {', '.join(DTYPES)}")
 
 
-def check_int8(checkpoint: Checkpoint, on_cpu: bool) -> None:
-    """Refuse a checkpoint of int8 where its products would be wrong.
+def check_int8(checkpoint: Checkpoint, on_cpu: bool, dtype: str) -> None:
+    """Refuse a checkpoint of int8 where its products would be wrong, or vLLM has none for the dtype of the rest.
 
     Raises:
         OptionError: saying what to serve instead.
     """
-    if on_cpu and checkpoint.quantized == "int8" and not cpu.int8_is_exact():
+    if not on_cpu or checkpoint.quantized != "int8":
+        return
+    if not cpu.int8_is_exact():
         raise OptionError(
             "this processor has no VNNI: products of int8 are cut off, and vectors would be wrong. Serve a checkpoint "
             "that was folded without --quantize int8"
         )
+    if dtype == "float32" and cpu.has_amx():
+        raise OptionError("on a processor with AMX vLLM does not compute int8 in float32: add --dtype bfloat16")
 
 
 def check_max_pixels(max_pixels: int | None, checkpoint: Checkpoint) -> None:

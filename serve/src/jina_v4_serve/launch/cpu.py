@@ -112,6 +112,11 @@ def int8_is_exact() -> bool:
     return platform.machine() != "x86_64" or bool(_VNNI & set(_read(_CPU_INFO).split()))
 
 
+def has_amx() -> bool:
+    """Tell whether the processor has AMX; vLLM's kernels of int8 for it take bfloat16 and float16, and no float32."""
+    return "amx_tile" in _read(_CPU_INFO).split()
+
+
 def _unbound(n_threads: int) -> dict[str, str]:
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(n_threads)}
 
