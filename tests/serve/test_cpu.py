@@ -15,7 +15,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 6 * 2**20}.__getitem__)
+    memory, real = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 6 * 2**20}, os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: memory.get(name) or real(name))  # libraries ask for more
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for name in ("_CPU_MAX", "_MEMORY_MAX", "_CPU_INFO"):
         monkeypatch.setattr(cpu, name, tmp_path / name)
