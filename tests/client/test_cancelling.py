@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from jina_v4_client import AsyncEmbeddingsClient, ServerTimeoutError
+from jina_v4_client import AsyncEmbeddingsClient, ServerRefusedError, ServerTimeoutError
 
 CARD = b'{"data": [{"id": "jina-embeddings-v4-retrieval", "max_model_len": 4096}]}'
 HEAD = b"HTTP/1.1 200 OK\r\nx-jina-v4-task: retrieval\r\nx-jina-v4-pooling: engine\r\ncontent-length: %d\r\n"
@@ -114,6 +114,26 @@ def test_an_error_closes_the_connections_of_the_other_requests(server: Any, mute
                 await client.encode_text(["a", "b", "c"], batch_size=1)
             for _ in range(3):
                 assert await asyncio.to_thread(mute.ended.acquire, timeout=100)
+
+    asyncio.run(call())
+
+
+def test_when_an_error_comes_the_other_requests_have_ended(server: Any) -> None:
+    server.play_ours()
+
+    def refuse_one(seen: Any) -> Any:
+        if "bad" in str(seen.body):
+            return server.json_answer({"error": {"message": "a bad text"}}, 400)
+        server.closing.wait(100)
+        return server.json_answer({}, 500)
+
+    server.routes["/v1/embeddings"] = refuse_one
+
+    async def call() -> None:
+        async with AsyncEmbeddingsClient(server.url, task="retrieval", max_retries=0) as client:
+            with pytest.raises(ServerRefusedError):
+                await client.encode_text(["a", "b", "bad"], batch_size=1)
+            assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(call())
 

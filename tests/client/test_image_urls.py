@@ -150,7 +150,7 @@ def test_what_was_on_its_way_before_an_error_is_seen_through(album: Album, make_
 
 
 def test_a_mistake_of_ours_is_not_hidden(album: Album, make_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("_items", "_fetch"):
+    for module in ("_calls", "_fetch"):
         monkeypatch.setattr(f"jina_v4_client.{module}.prepare", lambda _: 1 / 0)
     for images in (album.urls, PICTURES):
         with pytest.raises(ZeroDivisionError):

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,25 @@ def test_a_client_that_would_wait_for_itself_says_so(server: Any) -> None:
     client = hooked(server, lambda: client.encode_text("inner"))
     with client, pytest.raises(ArgumentError, match="called from its own event loop"):
         client.encode_text("a")
+
+
+class OfOneThread(Sequence[str]):
+    """Texts that are read in the thread that made them, as those of a database's connection are."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, place: Any) -> Any:
+        assert threading.get_ident() == self._thread
+        return "ab"[place]
+
+
+def test_a_sequence_is_read_in_the_callers_thread(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    assert len(client.encode_text(OfOneThread())) == 2
 
 
 def test_connections_of_the_callers_are_of_one_client_only(server: Any) -> None:

@@ -1,6 +1,7 @@
 """The client's own way to the network: TLS, other event loops, large replies, connections that ended."""
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import socket
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient, ServerConnectionError
 from jina_v4_client._fetch import trusted
-from jina_v4_client._network import Http
+from jina_v4_client._transport import Http
 
 
 @pytest.fixture
@@ -81,17 +82,21 @@ def test_a_reply_larger_than_the_buffer_arrives_whole(server: Any, make_client: 
     assert server.paths().count("/v1/embeddings") == 1
 
 
+def answer_with_models(connection: socket.socket) -> None:
+    cards = b'{"data": [{"id": "jina-embeddings-v4-retrieval", "max_model_len": 9}]}'
+    connection.recv(10_000)
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(cards), cards))
+
+
 def test_a_connection_that_the_server_closed_meanwhile_is_not_used(make_client: Any) -> None:
     """Also where no loop runs between two calls, to be told of it."""
-    cards = b'{"data": [{"id": "jina-embeddings-v4-retrieval", "max_model_len": 9}]}'
     returned, closed = threading.Event(), threading.Event()
 
     def answer_twice() -> None:
         for _ in range(2):
             connection, _ = listener.accept()
             with connection:
-                connection.recv(10_000)
-                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(cards), cards))
+                answer_with_models(connection)
                 returned.wait(100)
             closed.set()
 
@@ -104,6 +109,30 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used(make_client: 
         assert closed.wait(100)
         assert client.revision() is None
         answered.result(10)
+
+
+def test_what_nobody_asked_for_is_not_taken_from_an_idle_connection(make_client: Any) -> None:
+    returned = threading.Event()
+
+    def answer_and_go_on() -> int:
+        connection, _ = listener.accept()
+        with connection:
+            answer_with_models(connection)
+            returned.wait(100)
+            connection.settimeout(1)
+            n_sent = 0
+            with contextlib.suppress(TimeoutError):
+                while n_sent < 2**27:
+                    n_sent += connection.send(bytes(2**20))
+            return n_sent
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        listener.settimeout(100)
+        answered = pool.submit(answer_and_go_on)
+        client = make_client(f"http://127.0.0.1:{listener.getsockname()[1]}", max_retries=0)
+        assert client.revision() is None
+        returned.set()
+        assert answered.result(100) < 2**26  # what the system keeps, and a little more
 
 
 def test_a_connection_whose_request_was_not_read_to_its_end_is_not_used() -> None:

@@ -91,6 +91,19 @@ def test_a_reply_of_other_pages_is_refused(
         client.encode_pdf(b"%PDF three")
 
 
+def test_pages_of_different_widths_are_refused(server: Any, client: EmbeddingsClient) -> None:
+    """The first page is asked for alone, and the others later."""
+
+    def narrow(tensors: Tensors) -> None:
+        if tensors["pages"][0] > 1:
+            halves = tensors["dense"][:, ::2]
+            tensors["dense"] = halves / np.linalg.norm(halves, axis=1, keepdims=True)
+
+    play(server, narrow)
+    with pytest.raises(BadReplyError, match=r"vectors of \[\d+, \d+\] dimensions"):
+        client.encode_pdf(b"%PDF three")
+
+
 def test_a_refusal_names_the_file(server: Any, client: EmbeddingsClient, tmp_path: Path) -> None:
     play(server)
     (tmp_path / "bad.pdf").write_bytes(b"text")

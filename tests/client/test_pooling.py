@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jina_v4_client import BadReplyError, WrongServerError
-from jina_v4_client._server import ImageFrame
 from jina_v4_client._stock import check_rows, normalise_rows, pool, vision_span
 
-FRAME = ImageFrame(head=3, tail=6)
+FRAME = (3, 6)  # tokens around the vision span
 
 
 def rows_of(n_tokens: int, hidden: int = 256, seed: int = 0) -> np.ndarray:

@@ -14,11 +14,11 @@ from jina_v4_client import (
     ServerFailedError,
     ServerRefusedError,
     ServerTimeoutError,
-    _items,
+    _calls,
 )
 from jina_v4_client._images import prepare
 from jina_v4_client._send import choose_pause_s, may_pass
-from jina_v4_client._wire import read_retry_after_s
+from jina_v4_client._server import read_retry_after_s
 from PIL import Image
 
 BROKEN = ServerConnectionError("broken")
@@ -86,7 +86,7 @@ def test_a_call_whose_time_is_over_before_it_begins_sends_nothing(
 ) -> None:
     """Reading its images may have taken so long."""
     server.play_ours()
-    monkeypatch.setattr(_items, "prepare", lambda source: (time.sleep(0.3), prepare(source))[1])
+    monkeypatch.setattr(_calls, "prepare", lambda source: (time.sleep(0.3), prepare(source))[1])
     with pytest.raises(ServerTimeoutError, match=r"the call did not end within total_timeout_s=0\.2"):
         make_client(server.url, total_timeout_s=0.2).encode_image(Image.new("RGB", (40, 30)))
     assert server.seen == []

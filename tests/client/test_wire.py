@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from jina_v4_client import ArgumentError, EmbeddingsClient, ServerRefusedError
-from jina_v4_client._calls import Call
+from jina_v4_client._calls import Batch, Call, cut
 from jina_v4_client._images import PreparedImage
-from jina_v4_client._items import Batch, BatchLimits, cut
 from PIL import Image
 
 TEXTS = [f"a text of number {n}" for n in range(9)]
@@ -93,9 +92,9 @@ def test_a_setting_that_is_not_allowed_says_why(make_client: Any, arguments: Any
 
 
 def batch_of(items: list[Any], max_length: int = 32768) -> Batch:
-    options: dict[str, Any] = {"task": "code", "batch_size": 8, "truncate_dim": None, "progress": False}
-    call = Call(name="sentences", items=["x"], max_length=max_length, **options)
-    return Batch(call, items, list(range(len(items))))
+    call = Call("sentences", ["x"], "code", batch_size=8, truncate_dim=None, progress=False, max_length=max_length)
+    call.items = items  # as they are once they are read
+    return Batch(call, range(len(items)))
 
 
 def texts_of(*lengths: int, max_length: int = 32768) -> Batch:
@@ -109,23 +108,23 @@ def images_of(*sizes: tuple[int, int, int]) -> Batch:
 @pytest.mark.parametrize(
     ("whole", "limits", "sizes"),
     [
-        pytest.param(texts_of(*[9] * 20), BatchLimits(8, 10**6, 10**6), [8, 8, 4], id="items"),
-        pytest.param(texts_of(*[392] * 10), BatchLimits(8, 300, 10**6), [3, 3, 3, 1], id="tokens"),
-        pytest.param(texts_of(*[4000] * 4, max_length=10), BatchLimits(8, 20, 10**6), [2, 2], id="tokens, cut off"),
-        pytest.param(texts_of(*[100] * 5), BatchLimits(8, 10**6, 250), [2, 2, 1], id="bytes"),
-        pytest.param(texts_of(9, 4000, 9, 9), BatchLimits(8, 100, 10**6), [1, 1, 2], id="one alone over the limit"),
-        pytest.param(texts_of(4000, 9), BatchLimits(8, 100, 10**6), [1, 1], id="the first over the limit"),
-        pytest.param(texts_of(), BatchLimits(8, 100, 10**6), [], id="nothing"),
-        pytest.param(images_of(*[(280, 280, 9)] * 4), BatchLimits(8, 222, 10**6), [2, 2], id="image tokens"),
-        pytest.param(images_of(*[(28, 28, 300)] * 4), BatchLimits(8, 10**6, 800), [2, 2], id="image bytes"),
-        pytest.param(images_of(*[(4000, 3000, 9)] * 4), BatchLimits(8, 1600, 10**6), [2, 2], id="large images"),
+        pytest.param(texts_of(*[9] * 20), (8, 10**6, 10**6), [8, 8, 4], id="items"),
+        pytest.param(texts_of(*[392] * 10), (8, 300, 10**6), [3, 3, 3, 1], id="tokens"),
+        pytest.param(texts_of(*[4000] * 4, max_length=10), (8, 20, 10**6), [2, 2], id="tokens, cut off"),
+        pytest.param(texts_of(*[100] * 5), (8, 10**6, 250), [2, 2, 1], id="bytes"),
+        pytest.param(texts_of(9, 4000, 9, 9), (8, 100, 10**6), [1, 1, 2], id="one alone over the limit"),
+        pytest.param(texts_of(4000, 9), (8, 100, 10**6), [1, 1], id="the first over the limit"),
+        pytest.param(texts_of(), (8, 100, 10**6), [], id="nothing"),
+        pytest.param(images_of(*[(280, 280, 9)] * 4), (8, 222, 10**6), [2, 2], id="image tokens"),
+        pytest.param(images_of(*[(28, 28, 300)] * 4), (8, 10**6, 800), [2, 2], id="image bytes"),
+        pytest.param(images_of(*[(4000, 3000, 9)] * 4), (8, 1600, 10**6), [2, 2], id="large images"),
     ],
 )
-def test_batches_are_cut_by_items_tokens_and_bytes(whole: Any, limits: BatchLimits, sizes: list[int]) -> None:
-    parts = list(cut(whole, limits))
+def test_batches_are_cut_by_items_tokens_and_bytes(whole: Any, limits: tuple[int, int, int], sizes: list[int]) -> None:
+    parts = list(cut(whole, *limits))
     assert [len(part.items) for part in parts] == sizes
     assert [place for part in parts for place in part.places] == list(whole.places)
-    assert [item for part in parts for item in part.items] == list(whole.items)
+    assert [item for part in parts for item in part.items] == whole.items
 
 
 def test_long_texts_go_in_smaller_requests(server: Any) -> None:

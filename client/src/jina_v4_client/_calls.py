@@ -1,4 +1,4 @@
-"""The arguments of a client and of a call: what is allowed, what is wrong, and the checked call that the core sends.
+"""A call: its arguments and its items, how they are checked and read, and cut into batches.
 
 The first three checks of a call are the published model's, in its order and its words.
 """
@@ -7,16 +7,25 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import numpy as np
 
-from jina_v4_client._images import SINGLE_IMAGE
+from jina_v4_client._images import (
+    SINGLE_IMAGE,
+    PreparedImage,
+    describe,
+    is_data_uri,
+    is_image_file,
+    is_url,
+    prepare,
+    read_source,
+)
 from jina_v4_client._model import (
     MAX_LENGTH,
+    MAX_PIXELS,
     MIN_PIXELS,
     PROMPT_NAMES,
     TASKS,
@@ -24,61 +33,69 @@ from jina_v4_client._model import (
     Output,
     PromptName,
     Task,
+    count_image_tokens,
     named_task,
     text_prefix,
 )
-from jina_v4_client._wire import WIRE_DTYPES, WIRE_FORMATS, WireDtype, WireFormat
-from jina_v4_client.errors import ArgumentError
+from jina_v4_client._server import WIRE_DTYPES, WIRE_FORMATS, WireDtype, WireFormat
+from jina_v4_client.errors import ArgumentError, ImageError, JinaV4Error
+from jina_v4_client.results import Vector
 
 T = TypeVar("T")
 FIRST, LAST = 0, 999  # priorities: the lower is computed first
 SENTENCES_MAX_LENGTH = 8192  # tokens, in the published sentence-transformers code
+MAX_BYTES = 32 * 2**20  # of a request: half of what a server of ours takes in one body
+_BYTES_PER_TOKEN = 4  # of text: a server of ours estimates by the same rule whether a request fits its budget
+_IMAGE_PROMPT_TOKENS = 11  # around an image's own
+_A4 = (1191, 1684)  # pixels, as a server renders a page
 _PUBLISHED = "Invalid {name}: {value}. Must be one of {allowed}."
 _REVISION = re.compile(r"[0-9a-f]{16}-[a-z0-9_+]+-[0-9]+")
 
 
+@dataclass(eq=False)
+class PdfFile:
+    """A PDF file, with what a server has said of it so far: how many pages it has, and vectors by page."""
+
+    name: str
+    content: bytes
+    n_pages: int = 0
+    vectors: dict[int, Vector] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
-class Limits:
-    """How long, how often and how many at a time."""
+class PdfPage:
+    """A page of a file; the first is number 1."""
 
-    timeout_s: float  # of one request
-    total_timeout_s: float | None  # of a whole call
-    max_retries: int  # of one request
-    max_concurrency: int  # requests of a call that are in flight or wait to be repeated
-
-    def __post_init__(self) -> None:
-        """Check every limit."""
-        check_seconds("timeout_s", self.timeout_s)
-        if self.total_timeout_s is not None:
-            check_seconds("total_timeout_s", self.total_timeout_s)
-        check_count("max_retries", self.max_retries, at_least=0)
-        check_count("max_concurrency", self.max_concurrency, at_least=1)
+    file: PdfFile
+    number: int
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Call:
-    """One call. Its arguments are checked when it is made, its items by those who read them."""
+    """One call. Its arguments are checked when it is made, its items by `read_items`."""
 
-    name: str  # of the argument that holds the items, for messages: texts, images, sentences (of both kinds) or pages
-    items: list[object]  # one item or several before they are checked
+    name: str  # of the items, for messages: texts, images, sentences (of both kinds), files or, of these, pages
+    items: list[Any]  # one item or several; once they are read, texts without prefix, PreparedImage or PdfPage
     task: Task
     batch_size: int
     truncate_dim: int | None
     progress: object
+    on_error: object = "raise"
     outputs: tuple[Output, ...] = ("dense",)
     as_array: bool = False
-    on_error: object = "raise"
     max_length: int = MAX_LENGTH
     max_pixels: int | None = None
     prompt_name: PromptName | None = None  # what the server puts before each text; None for nothing
     prompt: object = None
+    pages: Sequence[int] | None = None  # of each file; None for all
     single: bool = field(init=False)  # one item, not a list
     skip: bool = field(init=False)  # an item that fails is left out instead of ending the call
 
     def __post_init__(self) -> None:
         """Check every argument."""
         if self.name == "texts" or self.prompt_name is not None:
-            self.prompt_name = check_prompt_name(self.prompt_name)
+            prompt_name = "query" if self.prompt_name is None else self.prompt_name
+            self.prompt_name = check_choice("prompt_name", prompt_name, PROMPT_NAMES, _PUBLISHED)
         if self.prompt is not None:
             prompts = {text_prefix("retrieval", name): name for name in (*PROMPT_NAMES, None)}
             if self.prompt_name is not None or not isinstance(self.prompt, str) or self.prompt not in prompts:
@@ -95,6 +112,12 @@ class Call:
         self.skip = check_choice("on_error", self.on_error, ("raise", "skip")) == "skip"
         self.as_array = self.as_array and self.outputs == ("dense",)
 
+    def locate(self, place: int, error: Exception) -> ImageError:
+        """Say which image of the call an error is about."""
+        located = ImageError(f"{self.name}[{place}] ({describe(self.items[place])}): {error}")
+        located.__cause__ = error
+        return located
+
 
 def check_choice(
     name: str, value: object, allowed: Sequence[T], refusal: str = "{name}={value!r} is not offered; choose {choices}"
@@ -105,11 +128,6 @@ def check_choice(
             return known
     choices = (", " if len(allowed) > 2 else " or ").join(map(str, allowed))
     raise ArgumentError(refusal.format(name=name, value=value, allowed=list(allowed), choices=choices))
-
-
-def check_prompt_name(prompt_name: object) -> PromptName:
-    """Refuse a prompt name other than "query", for which None stands too, and "passage"."""
-    return check_choice("prompt_name", "query" if prompt_name is None else prompt_name, PROMPT_NAMES, _PUBLISHED)
 
 
 def check_truncate_dim(truncate_dim: object) -> int | None:
@@ -202,23 +220,6 @@ def check_wire(wire_format: object, wire_dtype: object) -> tuple[WireFormat, Wir
     return form, dtype
 
 
-def check_base_url(base_url: object) -> str:
-    """Return the address of the server without its ``/v1``."""
-    if not isinstance(base_url, str):
-        raise ArgumentError(f"base_url must be a str, not {type(base_url).__name__}")
-    try:
-        parts = urlsplit(base_url)
-        labels = (parts.hostname or "").removesuffix(".").split(".")
-        whole = parts.scheme in ("http", "https") and parts.port != 0 and all(0 < len(label) < 64 for label in labels)
-    except ValueError:
-        whole = False
-    if not whole:
-        raise ArgumentError(f"base_url={base_url!r} is no address of a server; give one like http://127.0.0.1:8000")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ArgumentError("base_url must not hold a user name, a query or a fragment; a key is given as api_key=")
-    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
 def choose_api_key(api_key: object) -> str:
     """Return the key of the caller, else of JINA_V4_API_KEY, else a stand-in; never repeat it in a message."""
     origin = "api_key"
@@ -231,3 +232,103 @@ def choose_api_key(api_key: object) -> str:
     if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         raise ArgumentError(f"{origin} must be one word of printable ASCII characters, to be sent in a header")
     return api_key
+
+
+def read_items(call: Call) -> tuple[list[int], dict[int, JinaV4Error]]:
+    """Check the items, and read the images that are files; without skip up to the first that fails.
+
+    Returns:
+        The places of the URLs, which must be fetched, and errors by place.
+    """
+    urls: list[int] = []
+    errors: dict[int, JinaV4Error] = {}
+    for place, item in enumerate(call.items):
+        is_image = call.name == "images" or (call.name == "sentences" and _is_image(item))
+        try:
+            if not is_image:
+                _check_text(call, place, item)
+            elif is_url(item):
+                urls.append(place)
+            else:
+                call.items[place] = prepare(read_source(item))
+        except ArgumentError as error:
+            errors[place] = call.locate(place, error) if is_image else error
+            if not call.skip:
+                break
+    return urls, errors
+
+
+def _is_image(item: object) -> bool:
+    """Tell whether one of several sentences is an image: a string may be either, or name a file that is opened."""
+    return not isinstance(item, str) or is_url(item) or is_data_uri(item) or is_image_file(item)
+
+
+def _check_text(call: Call, place: int, text: object) -> None:
+    where = f"{call.name}[{place}]"
+    if not isinstance(text, str):
+        raise ArgumentError(f"{where} must be a str, not {type(text).__name__}")
+    if not text and call.name == "sentences" and call.prompt_name is None:
+        raise ArgumentError(f"{where} is empty, and without prompt_name no token is left of it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"{where} cannot be written as UTF-8: character {error.start} is a lone surrogate "
+            f"(U+{ord(text[error.start]):04X}); decode the text with errors='replace'"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some places of a call that hold either texts, images, or pages of PDF files, of one file once they are cut."""
+
+    call: Call
+    places: Sequence[int]
+
+    @property
+    def items(self) -> list[Any]:
+        """What is at the places."""
+        return [self.call.items[place] for place in self.places]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether these are texts."""
+        return isinstance(self.call.items[self.places[0]], str)
+
+    @property
+    def file(self) -> PdfFile | None:
+        """The PDF file that the first is a page of."""
+        return _file(self.call.items[self.places[0]])
+
+
+def cut(whole: Batch, max_items: int, max_tokens: int, max_bytes: int = MAX_BYTES) -> Iterator[Batch]:
+    """Cut a batch into smaller ones, in order, each as large as the limits allow; an item over them goes alone."""
+    places: list[int] = []
+    file, n_tokens, n_bytes = None, 0, 0
+    for place, item in zip(whole.places, whole.items, strict=True):
+        item_tokens, item_bytes = _size(whole.call, item)
+        n_tokens, n_bytes = n_tokens + item_tokens, n_bytes + item_bytes
+        full = len(places) >= max_items or n_tokens > max_tokens or n_bytes > max_bytes or _file(item) is not file
+        if full and places:
+            yield Batch(whole.call, places)
+            places, n_tokens, n_bytes = [], item_tokens, item_bytes
+        places.append(place)
+        file = _file(item)
+    if places:
+        yield Batch(whole.call, places)
+
+
+def _file(item: object) -> PdfFile | None:
+    return item.file if isinstance(item, PdfPage) else None
+
+
+def _size(call: Call, item: str | PreparedImage | PdfPage) -> tuple[int, int]:
+    """Estimate the tokens and the bytes of an item as it is sent."""
+    if isinstance(item, str):
+        n_bytes = len(item.encode())
+        return min(n_bytes // _BYTES_PER_TOKEN + 2, call.max_length), n_bytes
+    if isinstance(item, PdfPage):
+        width, height, n_bytes = *_A4, 0  # its file is sent once for all of its pages
+    else:
+        width, height, n_bytes = item.width, item.height, len(item.content) * 4 // 3  # base64
+    return count_image_tokens(width, height, call.max_pixels or MAX_PIXELS) + _IMAGE_PROMPT_TOKENS, n_bytes

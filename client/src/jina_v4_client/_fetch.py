@@ -3,14 +3,13 @@
 import asyncio
 import functools
 import ssl
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import httpx2  # the HTTP library that openai 3 is built on and depends on
 
 from jina_v4_client._calls import Call
-from jina_v4_client._images import PreparedImage, prepare
-from jina_v4_client._items import located
+from jina_v4_client._images import prepare
 from jina_v4_client._loop import in_thread
 from jina_v4_client.errors import ImageError, JinaV4Error
 
@@ -21,25 +20,24 @@ _HEADERS = {"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "i
 
 
 async def fetch_images(
-    call: Call, urls: Mapping[int, str], max_concurrency: int, deadline: float
-) -> tuple[dict[int, PreparedImage], dict[int, JinaV4Error]]:
-    """Fetch and check the images of a call that are URLs; return those that can be sent and the errors of the others.
+    call: Call, urls: Sequence[int], max_concurrency: int, deadline: float
+) -> dict[int, JinaV4Error]:
+    """Fetch and check the images of a call that are URLs, by their places; return errors by place.
 
     `max_concurrency` are fetched at a time, and no fetch begins before an earlier image is checked, so no more than
     that many files wait in memory. Without skip, nothing behind an image that failed is fetched any more; what stands
     before it is seen through, because it may fail as well and is then the first.
     """
-    images: dict[int, PreparedImage] = {}
     errors: dict[int, JinaV4Error] = {}
     at_once = asyncio.Semaphore(max_concurrency)
 
     async def fetch(place: int, http: httpx2.AsyncClient) -> None:
         async with at_once:
             try:
-                content = await fetch_image(http, urls[place], deadline - asyncio.get_running_loop().time())
-                images[place] = await in_thread(prepare, content)
+                content = await fetch_image(http, call.items[place], deadline - asyncio.get_running_loop().time())
+                call.items[place] = await in_thread(prepare, content)
             except ImageError as error:
-                errors[place] = located(call, place, error)
+                errors[place] = call.locate(place, error)
                 for other, task in tasks.items():
                     if other > place and not call.skip:
                         task.cancel()
@@ -52,9 +50,9 @@ async def fetch_images(
             for task in tasks.values():
                 task.cancel()
     for outcome in outcomes:
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException) and (call.skip or not errors):
             raise outcome
-    return images, errors
+    return errors
 
 
 async def fetch_image(http: httpx2.AsyncClient, url: str, time_left_s: float) -> bytes:

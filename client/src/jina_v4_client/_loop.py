@@ -1,4 +1,7 @@
-"""The event loop of a synchronous client: in a thread of its own, from the first call to the end of the client."""
+"""The event loop of a synchronous client: in a thread of its own, from the first call to the end of the client.
+
+A forked child inherits copies of its parent's sockets and event loops, and must not touch them.
+"""
 
 import asyncio
 import contextlib
@@ -10,7 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from jina_v4_client import _forks as forks
 from jina_v4_client._progress import Post
 from jina_v4_client.errors import ArgumentError
 
@@ -19,6 +21,20 @@ Close = Callable[[], Awaitable[None]]
 
 # Of this process, while one of its calls needs it; a forked child has none of the threads.
 _IMAGE_THREADS: weakref.WeakValueDictionary[int, ThreadPoolExecutor] = weakref.WeakValueDictionary()
+_WATCHED: weakref.WeakSet[Any] = weakref.WeakSet()
+# Of the parent, in a forked child: collecting a loop or a transport would close descriptors that both share.
+_KEPT: list[object] = []
+
+
+def watch_forks(owner: Any) -> None:
+    """Have something that holds sockets or a loop start anew in each forked child.
+
+    Its `leave_to_parent` returns what the parent goes on using, so that the child never closes it.
+    """
+    _WATCHED.add(owner)
+
+
+os.register_at_fork(after_in_child=lambda: _KEPT.extend([owner.leave_to_parent() for owner in list(_WATCHED)]))
 
 
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
@@ -48,30 +64,25 @@ class BackgroundLoop:
         self._changing = threading.RLock()  # a signal handler may come in between and use the client
         self._running: _Running | None = None
         self._stopped = False
-        forks.watch(self)
+        watch_forks(self)
 
     def run(self, work: Callable[[Post], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine and wait for it; whatever interrupts the wait, such as Ctrl-C, cancels it.
+        """Run a coroutine function and wait for it; whatever interrupts the wait, such as Ctrl-C, cancels it.
 
-        The coroutine may post functions to be called in the waiting thread.
+        It may post functions to be called in the waiting thread.
         """
         if (running := self._running) is not None and running.thread is threading.current_thread():
             raise ArgumentError("this client was called from its own event loop and would wait for itself")
         posted: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        coroutine = work(posted.put)
         tasks: list[asyncio.Task[T]] = []
 
         def start() -> None:
-            tasks.append(asyncio.create_task(coroutine))
+            tasks.append(asyncio.create_task(work(posted.put)))
             tasks[0].add_done_callback(lambda _: posted.put(None))
 
-        try:
-            with self._changing:  # so that what is submitted is either run or cancelled by stop()
-                loop = self._started()
-                loop.call_soon_threadsafe(start)
-        except BaseException:
-            coroutine.close()
-            raise
+        with self._changing:  # so that what is submitted is either run or cancelled by stop()
+            loop = self._started()
+            loop.call_soon_threadsafe(start)
         try:
             while (act := posted.get()) is not None:
                 act()
@@ -110,13 +121,15 @@ class BackgroundLoop:
             loop, ending = asyncio.new_event_loop(), asyncio.Event()
             arguments = (loop, ending, self._close)  # and not this object, which must be collected while it runs
             thread = threading.Thread(target=_run_loop, args=arguments, name="jina-v4-client", daemon=True)
-            self._running = _Running(thread, loop, ending)
             try:
                 thread.start()
             except BaseException:
-                self._running = None
                 loop.close()
                 raise
+            if self._running is None:
+                self._running = _Running(thread, loop, ending)
+            else:  # a signal handler used the client in between
+                loop.call_soon_threadsafe(ending.set)
         return self._running.loop
 
 

@@ -17,12 +17,23 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from jina_v4_client._items import MAX_BYTES, UNIT_TOLERANCE, Batch, BatchLimits, Item, row_lengths, together
+from jina_v4_client._calls import Batch
 from jina_v4_client._model import MULTIVECTOR_DIM, Output
-from jina_v4_client._server import Server
-from jina_v4_client._wire import WIRE_FORMATS, Reply, Request, WireDtype, WireFormat, is_list_of_dicts, read_json
+from jina_v4_client._server import (
+    WIRE_FORMATS,
+    Known,
+    Reply,
+    Request,
+    Send,
+    Server,
+    WireDtype,
+    WireFormat,
+    check_unchanged,
+    is_list_of_dicts,
+    read_json,
+)
 from jina_v4_client.errors import BadReplyError, ServerError
-from jina_v4_client.results import Vector
+from jina_v4_client.results import UNIT_TOLERANCE, Item, Vector, row_lengths, together
 
 SAFETENSORS = "application/x-safetensors"
 JSON = "application/json"
@@ -30,9 +41,28 @@ MAX_ITEMS = 2048  # of a request, unless the server is set otherwise
 MAX_TOKENS = 16384  # one scheduling step on a GPU, an eighth of what a server on a CPU takes at a time
 
 
-def batch_limits(whole: Batch) -> BatchLimits:
-    """Return what goes into one request."""
-    return BatchLimits(min(whole.call.batch_size, MAX_ITEMS), MAX_TOKENS, MAX_BYTES)
+def batch_limits(whole: Batch) -> tuple[int, int]:
+    """Return how many items and tokens go into one request."""
+    return min(whole.call.batch_size, MAX_ITEMS), MAX_TOKENS
+
+
+async def embed(
+    server: Server, batch: Batch, known: Known, send: Send, wire_dtype: WireDtype, priority: int
+) -> list[Item]:
+    """Ask for the vectors of a batch, in the best format that the server speaks."""
+    wire_format = known.spoken
+    try:
+        reply = await send(lambda: write_request(server, batch, wire_dtype, wire_format, priority))
+    except ServerError as error:
+        if not _is_about_format(error, wire_format):
+            raise
+        known.speak(WIRE_FORMATS[WIRE_FORMATS.index(wire_format) + 1])
+        return await embed(server, batch, known, send, wire_dtype, priority)
+    check_unchanged(server, reply)
+    vectors = read_reply(server, batch, reply, wire_dtype, wire_format)
+    if wire_format == "safetensors" and _media_type(reply) == JSON:
+        known.speak("base64")
+    return vectors
 
 
 def write_request(
@@ -46,11 +76,13 @@ def write_request(
         # Over its own limit the server refuses max_length; without it, it refuses only texts that are too long.
         if call.max_length <= server.max_model_len:
             body["max_length"] = call.max_length
+    elif batch.file is not None:
+        content = base64.b64encode(batch.file.content).decode("ascii")
+        body["input"] = [{"pdf": content, "pages": ",".join(str(page.number) for page in batch.items)}]
     else:
-        file = batch.file(0)
-        body["input"] = [file.item(batch.items)] if file else [{"image": image.data_uri()} for image in batch.items]
-        if call.max_pixels is not None:
-            body["max_pixels"] = call.max_pixels
+        body["input"] = [{"image": image.data_uri()} for image in batch.items]
+    if call.max_pixels is not None and not batch.is_text:
+        body["max_pixels"] = call.max_pixels
     if priority:
         body["priority"] = priority
     if call.truncate_dim is not None and "dense" in call.outputs:
@@ -62,18 +94,12 @@ def write_request(
     return Request("/v1/embeddings", body, accept)
 
 
-def next_format(wire_format: WireFormat, error: ServerError) -> WireFormat | None:
-    """Give the format to try after a refusal; None if it was not the format that was refused."""
-    formats = {"safetensors": (406,), "base64": (400, 422), "float": ()}
-    named = wire_format == "safetensors" or error.param in ("encoding_format", "embedding_type")
-    if error.status_code not in formats[wire_format] or not named:
-        return None
-    return WIRE_FORMATS[WIRE_FORMATS.index(wire_format) + 1]
-
-
-def is_json(reply: Reply) -> bool:
-    """Tell whether a reply came as JSON."""
-    return _media_type(reply) == JSON
+def _is_about_format(error: ServerError, wire_format: WireFormat) -> bool:
+    """Tell whether a refusal is of the format, and not of what was asked for."""
+    if wire_format == "safetensors":
+        return error.status_code == 406
+    is_named = error.param in ("encoding_format", "embedding_type")
+    return wire_format == "base64" and error.status_code in (400, 422) and is_named
 
 
 def read_reply(
@@ -83,7 +109,7 @@ def read_reply(
     outputs, kind = batch.call.outputs, _media_type(reply)
     expected_kind = SAFETENSORS if wire_format == "safetensors" else JSON
     if kind == JSON:
-        tensors, wire_dtype = _read_json_tensors(reply, server.url, len(batch.items), outputs), "float32"
+        tensors, wire_dtype = _read_json_tensors(reply, server.url, len(batch.places), outputs), "float32"
     elif kind == expected_kind:
         tensors = _load(reply, server.url)
     else:
@@ -91,7 +117,7 @@ def read_reply(
             f"{server.url} answered with {kind or 'no content type'} where {expected_kind} was asked for; install the "
             "client of the server's version"
         )
-    if (file := batch.file(0)) is not None:
+    if (file := batch.file) is not None:
         found, counts, _ = (np.ravel(tensors.pop(name, ())).tolist() for name in ("pages", "n_pages", "items"))
         if found != [page.number for page in batch.items] or len({*counts}) != 1 or counts[0] < found[-1]:
             raise BadReplyError(f"{server.url} answered with the pages {found[:20]} where others were requested")
@@ -105,7 +131,7 @@ def read_reply(
     rows = _read_rows(tensors["multivector"], "multivector", server.url, wire_dtype)  # (n_rows, 128)
     if rows.shape[1] != MULTIVECTOR_DIM:
         raise BadReplyError(f"{server.url} answered with rows of {rows.shape[1]} numbers, not {MULTIVECTOR_DIM}")
-    ends = _read_ends(tensors["offsets"], server.url, len(batch.items), len(rows))
+    ends = _read_ends(tensors["offsets"], server.url, len(batch.places), len(rows))
     # Each array is the caller's own, so that one of them does not keep the whole reply in memory.
     return together(dense, [part.copy() for part in np.split(rows, ends)])
 
@@ -113,8 +139,8 @@ def read_reply(
 def _read_dense(tensor: NDArray[Any], url: str, batch: Batch, wire_dtype: WireDtype) -> list[Vector]:
     """Give the dense vector of each item, (dim,) float32, an array of its own."""
     rows = _read_rows(tensor, "dense", url, wire_dtype)  # (n_items, dim)
-    if len(rows) != len(batch.items):
-        raise BadReplyError(f"{url} answered with {len(rows)} vectors to a request of {len(batch.items)}")
+    if len(rows) != len(batch.places):
+        raise BadReplyError(f"{url} answered with {len(rows)} vectors to a request of {len(batch.places)}")
     if (dim := batch.call.truncate_dim) not in (None, rows.shape[1]):
         raise BadReplyError(f"{url} answered with {rows.shape[1]} dimensions where truncate_dim={dim} was asked")
     return [row.copy() for row in rows]

@@ -15,22 +15,20 @@ import math
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from jina_v4_client import _ours as ours
 from jina_v4_client import _stock as stock
-from jina_v4_client._calls import Call, Limits, check_model
+from jina_v4_client._calls import Batch, Call, check_count, check_model, check_seconds, choose_task, cut, read_items
 from jina_v4_client._fetch import fetch_images
-from jina_v4_client._items import Batch, Item, check_widths, cut, read_items
 from jina_v4_client._loop import in_thread
 from jina_v4_client._model import Task
 from jina_v4_client._progress import Meter, Post
-from jina_v4_client._server import Known, Server, check_unchanged
+from jina_v4_client._server import Known, Reply, Request, Server, WireDtype
 from jina_v4_client._transport import Transport
-from jina_v4_client._wire import Reply, Request, WireDtype
 from jina_v4_client.errors import (
     ArgumentError,
     JinaV4Error,
@@ -40,6 +38,7 @@ from jina_v4_client.errors import (
     ServerRefusedError,
     ServerTimeoutError,
 )
+from jina_v4_client.results import Item, check_widths
 
 _LONGEST_WAIT_S = 120.0  # that a Retry-After is followed, where the call has no time limit of its own
 _FIRST_PAUSE_S = 0.5
@@ -58,10 +57,21 @@ class Core:
 
     transport: Transport
     known: Known  # the calls add to it
-    limits: Limits
+    timeout_s: float  # of one request
+    total_timeout_s: float | None  # of a whole call
+    max_retries: int  # of one request
+    max_concurrency: int  # requests of a call that are in flight or wait to be repeated
     projector: stock.Projector | None  # for multi-vectors of a stock server
     wire_dtype: WireDtype
     priority: int  # of all requests to a server of ours
+
+    def __post_init__(self) -> None:
+        """Check every limit."""
+        check_seconds("timeout_s", self.timeout_s)
+        if self.total_timeout_s is not None:
+            check_seconds("total_timeout_s", self.total_timeout_s)
+        check_count("max_retries", self.max_retries, at_least=0)
+        check_count("max_concurrency", self.max_concurrency, at_least=1)
 
     async def embed(
         self, call: Call, post: Post, requests: "Requests | None" = None
@@ -75,60 +85,51 @@ class Core:
         """
         check_model(self.known.model, call.task)
         requests = requests or self.requests()
-        meter = Meter(call.progress, len(call.items), post)
-        try:
+        with closing(Meter(call.progress, len(call.items), post)) as meter:
             return await _Embedding(self, call, requests, meter).run()
-        except ServerError:
-            self.known.forget()
-            raise
-        finally:
-            meter.close()
 
-    async def revision(self, task: Task) -> str | None:
+    async def revision(self, asked: Task | None) -> str | None:
         """Ask anew which revision serves a task, and go on with that one only."""
+        task = choose_task(asked)
         check_model(self.known.model, task)
         requests = self.requests()
-        try:
-            async with requests.time_limit():
-                server = await self.known.find(task, requests.send, anew=True)
-        except ServerError:
-            self.known.forget()
-            raise
+        async with requests.time_limit():
+            server = await self.known.find(task, requests.send, anew=True)
         if server.revision is not None:
             self.known.revisions[task] = server.revision
         return server.revision
 
     def requests(self) -> "Requests":
         """Begin a call."""
-        return Requests(self.transport, self.limits)
+        return Requests(self)
 
 
 class Requests:
     """The requests of one call: to which server, how long each may take, how often it is repeated, with what pauses."""
 
-    def __init__(self, transport: Transport, limits: Limits) -> None:
-        if transport.closed:
+    def __init__(self, core: Core) -> None:
+        if core.transport.closed:
             raise ArgumentError("this client is closed; make a new one")
-        self.deadline = math.inf if limits.total_timeout_s is None else _now() + limits.total_timeout_s
-        self.limits = limits
+        self.deadline = math.inf if core.total_timeout_s is None else _now() + core.total_timeout_s
         self.server: Server | None = None  # once it is known
-        self._transport = transport
+        self._core = core
         self._quiet_until = 0.0
 
     @asynccontextmanager
     async def time_limit(self) -> AsyncIterator[None]:
-        """End what is inside at the call's time limit."""
-        if self.deadline == math.inf:
-            yield
-            return
+        """End what is inside at the call's time limit; after a failure the next call asks anew who the server is."""
         try:
-            async with asyncio.timeout_at(self.deadline) as limit:
+            async with asyncio.timeout_at(self.deadline if self.deadline < math.inf else None) as limit:
                 yield
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            seconds = f"total_timeout_s={self.limits.total_timeout_s:g}"
-            raise ServerTimeoutError(f"the call did not end within {seconds}") from error
+            self._core.known.forget()
+            limit_s = self._core.total_timeout_s
+            raise ServerTimeoutError(f"the call did not end within total_timeout_s={limit_s:g}") from error
+        except ServerError:
+            self._core.known.forget()
+            raise
 
     async def send(self, write: Callable[[], Request]) -> Reply:
         """Send a request until it is answered; written no sooner, only those in flight are in memory."""
@@ -137,12 +138,12 @@ class Requests:
             while (quiet_s := self._quiet_until - _now()) > 0:
                 await asyncio.sleep(quiet_s)
             try:
-                return await self._transport.send(write(), self.limits.timeout_s)
+                return await self._core.transport.send(write(), self._core.timeout_s)
             except ServerError as error:
                 n_failures += 1
                 pause_s = choose_pause_s(error, n_failures)
                 longest_s = 1.1 * _LONGEST_WAIT_S if self.deadline == math.inf else self.deadline - _now()
-                if n_failures > self.limits.max_retries or not may_pass(error) or pause_s > longest_s:
+                if n_failures > self._core.max_retries or not may_pass(error) or pause_s > longest_s:
                     raise
                 if error.retry_after_s is not None:
                     # A server that asks to be left alone means all of this call's requests.
@@ -161,47 +162,46 @@ class _Embedding:
         self._core, self._call, self._requests, self._meter = core, call, requests, meter
         self._vectors: dict[int, Item] = {}
         self._errors: dict[int, JinaV4Error] = {}
-        self._server: Server | None = None  # unknown until it was found fit for the call
         self._n_failures = 0  # in a row
 
     async def run(self) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
-        wholes = await self._check_items()
+        await self._read_items()
+        server = None  # until it was found fit for the call
         try:
             async with self._requests.time_limit():
-                if wholes:
-                    self._server = await self._learn_server(wholes)
-                    await self._send_all(self._server, wholes)
+                if self._left():
+                    server = await self._learn_server()
+                    await self._send_all(server)
         except (ServerTimeoutError, _GivenUpError) as error:
             reason: ServerError = error.args[0] if isinstance(error, _GivenUpError) else error
-            if not self._call.skip or self._server is None:
+            if not self._call.skip or server is None:
                 raise
-            self._core.known.forget()
             done = self._vectors.keys() | self._errors.keys()
             self._give_up([place for place in range(len(self._call.items)) if place not in done], reason)
-        check_widths(list(self._vectors.values()))
         return self._vectors, dict(sorted(self._errors.items()))
 
-    async def _check_items(self) -> list[Batch]:
-        """Check every item, and fetch images; return a batch of all texts and one of all images."""
-        call, requests = self._call, self._requests
+    async def _read_items(self) -> None:
+        """Check every item, and read or fetch images."""
+        call = self._call
         if call.name == "pages":  # whose files were read
-            return [Batch(call, call.items, range(len(call.items)))]
+            return
         is_quick = call.name == "texts"  # no file is read
-        ready, urls, self._errors = read_items(call) if is_quick else await in_thread(read_items, call)
+        urls, self._errors = read_items(call) if is_quick else await in_thread(read_items, call)
         if urls:
-            images, errors = await fetch_images(call, urls, requests.limits.max_concurrency, requests.deadline)
-            ready.update(images)
-            self._errors.update(errors)
+            self._errors |= await fetch_images(call, urls, self._core.max_concurrency, self._requests.deadline)
         if self._errors and not call.skip:
             raise self._errors[min(self._errors)]
         self._meter.advance(len(self._errors))
-        wholes = []
-        for is_text in (True, False):
-            items = {place: item for place, item in sorted(ready.items()) if isinstance(item, str) == is_text}
-            wholes += [Batch(call, [*items.values()], [*items])] if items else []
-        return wholes
 
-    async def _learn_server(self, wholes: Sequence[Batch]) -> Server:
+    def _left(self) -> list[Batch]:
+        """Return a batch of all texts that can be sent, and one of all images or pages."""
+        items = self._call.items
+        good = [place for place in range(len(items)) if place not in self._errors]
+        texts = [place for place in good if isinstance(items[place], str)]
+        images = [place for place in good if not isinstance(items[place], str)]
+        return [Batch(self._call, places) for places in (texts, images) if places]
+
+    async def _learn_server(self) -> Server:
         """Find the server of the task, and what must be known of it before it is asked for vectors."""
         known, send = self._core.known, self._requests.send
         server = self._requests.server or await known.find(self._call.task, send)
@@ -210,39 +210,40 @@ class _Embedding:
             return server
         if self._call.name == "pages":
             raise ArgumentError(f"{server.url} is a stock vLLM, which takes no PDF files: send their pages as images")
-        refused = stock.check_items(wholes)
+        refused = stock.check_items(self._left())
         if refused and not self._call.skip:
             raise refused[min(refused)]
         if "multivector" in self._call.outputs:
             stock.check_projector(server, self._core.projector)
         for place, error in refused.items():
             self._give_up([place], error)
-        if server.frame is None and any(not whole.is_text for whole in wholes):
+        if server.frame is None and any(not batch.is_text for batch in self._left()):
             server = await stock.with_frame(server, send)
             known.servers = {server.task: server}  # a stock server has one task
         return server
 
-    async def _send_all(self, server: Server, wholes: Sequence[Batch]) -> None:
-        kind = ours if server.pools else stock
-        left = wholes
-        if self._errors:
-            left = [whole.part([i for i, at in enumerate(whole.places) if at not in self._errors]) for whole in wholes]
-        batches = chain.from_iterable(cut(whole, kind.batch_limits(whole)) for whole in left if whole.items)
+    async def _send_all(self, server: Server) -> None:
+        limits = ours.batch_limits if server.pools else stock.batch_limits
+        left = self._left()
+        batches = chain.from_iterable(cut(whole, *limits(whole)) for whole in left)
 
         async def work() -> None:
             for batch in batches:  # which all workers share
                 await self._embed(server, batch)
 
-        n_workers = min(self._requests.limits.max_concurrency, sum(len(whole.items) for whole in left))
+        n_workers = min(self._core.max_concurrency, sum(len(whole.places) for whole in left))
         await _all_of([work() for _ in range(n_workers)])
 
     async def _embed(self, server: Server, batch: Batch) -> None:
         """Embed a batch; where it fails and the call skips, its parts, until the items at fault are alone."""
-        waiting = [batch]
+        core, send, waiting = self._core, self._requests.send, [batch]
         while waiting:
             batch = waiting.pop()
             try:
-                vectors = await self._vectors_of(server, batch)
+                if server.pools:
+                    vectors = await ours.embed(server, batch, core.known, send, core.wire_dtype, core.priority)
+                else:
+                    vectors = await stock.embed(server, batch, send, core.projector)
             except ServerError as error:
                 _locate(error, batch)
                 refused = isinstance(error, ServerRefusedError) and error.status_code in _REFUSED_ITEM_STATUSES
@@ -252,19 +253,21 @@ class _Embedding:
                 continue
             self._n_failures = 0
             self._vectors.update(zip(batch.places, vectors, strict=True))
+            check_widths([next(iter(self._vectors.values())), *vectors])
             self._meter.advance(len(vectors))
 
     def _divide(self, batch: Batch, error: ServerError, *, refused: bool) -> list[Batch]:
         """Give up the items that are at fault, and return the others, in parts that are to be sent again."""
+        places = batch.places
         named = _named_item(error, batch) if refused else None
         if named is not None:
-            self._give_up([batch.places[named]], error)
-            rest = [index for index in range(len(batch.items)) if index != named]
-            return [batch.part(rest)] if rest else []
-        if len(batch.items) > 1 and (refused or error.status_code == 500):
-            middle = len(batch.items) // 2
-            return [batch.part(range(middle)), batch.part(range(middle, len(batch.items)))]
-        self._give_up(batch.places, error)
+            self._give_up([places[named]], error)
+            rest = [*places[:named], *places[named + 1 :]]
+            return [Batch(self._call, rest)] if rest else []
+        if len(places) > 1 and (refused or error.status_code == 500):
+            middle = len(places) // 2
+            return [Batch(self._call, places[:middle]), Batch(self._call, places[middle:])]
+        self._give_up(places, error)
         if refused:
             return []
         self._core.known.forget()
@@ -274,30 +277,6 @@ class _Embedding:
             raise _GivenUpError(error)
         return []
 
-    async def _vectors_of(self, server: Server, batch: Batch) -> list[Item]:
-        """Ask for the vectors of a batch; a server of ours in the best format that it speaks."""
-        if not server.pools:
-            reply = await self._requests.send(lambda: stock.write_request(server, batch))
-            check_unchanged(server, reply)
-            return stock.read_reply(server, batch, reply, self._core.projector)
-        known, wire_dtype, priority = self._core.known, self._core.wire_dtype, self._core.priority
-        wire_format = known.spoken
-        try:
-            reply = await self._requests.send(
-                lambda: ours.write_request(server, batch, wire_dtype, wire_format, priority)
-            )
-        except ServerError as error:
-            worse = ours.next_format(wire_format, error)
-            if worse is None:
-                raise
-            known.speak(worse)
-            return await self._vectors_of(server, batch)
-        check_unchanged(server, reply)
-        vectors = ours.read_reply(server, batch, reply, wire_dtype, wire_format)
-        if wire_format == "safetensors" and ours.is_json(reply):
-            known.speak("base64")
-        return vectors
-
     def _give_up(self, places: Sequence[int], error: JinaV4Error) -> None:
         # The frames behind an error hold this object; without them it goes when the caller lets go of it.
         self._errors.update(dict.fromkeys(places, error.with_traceback(None)))
@@ -305,22 +284,18 @@ class _Embedding:
 
 
 async def _all_of(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines together; the first error cancels the others and is raised as it is."""
+    """Run coroutines together; the first error ends the others, and is raised as it is once they have ended."""
     if len(work) == 1:
         await work[0]
         return
-    failure: BaseException | None = None
+    tasks = [asyncio.create_task(one) for one in work]
     try:
-        async with asyncio.TaskGroup() as group:
-            for one in work:
-                group.create_task(one)
-    except BaseExceptionGroup as failures:
-        failure = failures.exceptions[0]
-    try:
-        if failure is not None:
-            raise failure
+        await asyncio.gather(*tasks)
     finally:
-        del failure  # an error holds this frame, which must not hold the error
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks.clear()  # an error holds this frame, which must not hold the error
 
 
 def may_pass(error: ServerError) -> bool:
@@ -347,13 +322,13 @@ def _named_item(error: ServerError, batch: Batch) -> int | None:
     """Return the item that a refusal names, counted in its request."""
     found = _NAMED_ITEM.match(error.param or "")
     index = int(found.group(1)) if found else -1
-    return index if 0 <= index < len(batch.items) else None
+    return index if 0 <= index < len(batch.places) else None
 
 
 def _locate(error: ServerError, batch: Batch) -> None:
     """Say which item of the call is meant, where the server could only count those of one request."""
     index = _named_item(error, batch)
-    if (file := batch.file(0)) is not None:
+    if (file := batch.file) is not None:
         error.args = (f"{error} ({file.name})",)
     elif index is not None and batch.places[index] != index:
         error.args = (f"{error} (input[{index}] is item {batch.places[index]} of the call)",)

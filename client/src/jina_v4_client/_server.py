@@ -1,31 +1,58 @@
-"""Which server is it: one of ours, which pools in the engine, or a stock vLLM, and what it serves.
+"""Requests and replies, and which server it is: one of ours, which pools in the engine, or a stock vLLM.
 
 A server of ours names its task and its pooling in the headers of every response. A gateway in front of several of ours
 names all their tasks where it lists their models, and passes on the one task of the server that embedded. Any other
 server is taken for a stock vLLM that returns the hidden states of all tokens; `_stock` makes the same vectors of them.
 """
 
+import email.utils
+import json
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal, TypeGuard, get_args
 
 from jina_v4_client._model import MODEL, TASKS, Task, named_task
-from jina_v4_client._wire import WIRE_FORMATS, Reply, Request, WireFormat, is_list_of_dicts, read_json
-from jina_v4_client.errors import BadReplyError, WrongServerError
+from jina_v4_client.errors import (
+    BadReplyError,
+    ServerAuthenticationError,
+    ServerError,
+    ServerFailedError,
+    ServerRefusedError,
+    WrongServerError,
+)
 
+WireDtype = Literal["float32", "float16"]
+WIRE_DTYPES: Final[tuple[WireDtype, ...]] = get_args(WireDtype)
+WireFormat = Literal["safetensors", "base64", "float"]
+WIRE_FORMATS: Final[tuple[WireFormat, ...]] = get_args(WireFormat)  # what cannot do one does the next
 TASK_HEADER = "x-jina-v4-task"
 POOLING_HEADER = "x-jina-v4-pooling"
 REVISION_HEADER = "x-jina-v4-revision"
-_TASKS: dict[str, Task] = {task: task for task in TASKS}
-Send = Callable[[Callable[[], Request]], Awaitable[Reply]]  # sends the request that a function writes
+# What a stock server must be started with, for messages.
+STOCK_FLAGS = """--runner pooling --convert embed --pooler-config '{"task":"token_embed","use_activation":false}' \
+--no-enable-prefix-caching"""
 
 
 @dataclass(frozen=True)
-class ImageFrame:
-    """How many tokens of the image prompt come before vision_start and after vision_end."""
+class Request:
+    """One HTTP request: a GET without a body, else a POST of JSON."""
 
-    head: int
-    tail: int
+    path: str
+    body: Mapping[str, Any] | None = None
+    accept: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back with status 200; its headers are found in any case."""
+
+    headers: Mapping[str, str]
+    content: bytes
+
+
+Send = Callable[[Callable[[], Request]], Awaitable[Reply]]  # sends the request that a function writes
 
 
 @dataclass(frozen=True)
@@ -38,7 +65,7 @@ class Server:
     task: Task
     pools: bool  # vectors come pooled (a server of ours), not as hidden states (a stock vLLM)
     revision: str | None = None  # of what decides about the vectors, if the server names one
-    frame: ImageFrame | None = None  # of a stock server's image prompt, once it is known
+    frame: tuple[int, int] | None = None  # tokens of a stock server's image prompt around vision_start to vision_end
 
 
 @dataclass
@@ -94,7 +121,6 @@ class Known:
             raise WrongServerError(f"{url} does not serve the model {model!r}; it serves {', '.join(names)}")
         card = cards[0 if model is None else names.index(model)]
         tasks = _read_tasks(reply, url)
-        revisions = _read_revisions(reply, tasks)
         chosen = dict.fromkeys(tasks or [_task_of_stock(card, url, self.server_task)], card)
         if len(tasks) > 1 and model is None:
             chosen = {task: cards[names.index(f"{MODEL}-{task}")] for task in tasks if f"{MODEL}-{task}" in names}
@@ -103,7 +129,7 @@ class Known:
                 f"{url} names the tasks {', '.join(tasks)} and lists no model {MODEL}-TASK for any of them"
             )
         return {
-            task: Server(url, *_read_card(card, cards, url), task, pools=bool(tasks), revision=revisions.get(task))
+            task: Server(url, *_read_card(card, cards, url), task, pools=bool(tasks), revision=tasks.get(task))
             for task, card in chosen.items()
         }
 
@@ -111,13 +137,13 @@ class Known:
 def check_unchanged(server: Server, reply: Reply) -> None:
     """Refuse the reply of another server than the one that was found at first: they come and go behind an address."""
     tasks = _read_tasks(reply, server.url)
-    if tasks != ((server.task,) if server.pools else ()):
+    if [*tasks] != ([server.task] if server.pools else []):
         was = f"a server of ours for {server.task!r}" if server.pools else "a stock vLLM"
         now = f"a server of ours for {', '.join(tasks)!r}" if tasks else "a stock vLLM"
         raise WrongServerError(
             f"{server.url} was asked as {was} and answered as {now}: nothing is returned; call again to start anew"
         )
-    revision = _read_revisions(reply, tasks).get(server.task)
+    revision = tasks.get(server.task)
     if revision != server.revision:
         raise WrongServerError(
             f"{server.url} served revision {server.revision} and answered with {revision}: its model was replaced, and"
@@ -134,26 +160,25 @@ def _read_card(card: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], url:
     return name, max_model_len
 
 
-def _read_tasks(reply: Reply, url: str) -> tuple[Task, ...]:
-    """Return the tasks that a server of ours or a gateway names in its headers, in its order; none of a stock one."""
-    line, pooling = reply.headers.get(TASK_HEADER), reply.headers.get(POOLING_HEADER)
+def _read_tasks(reply: Reply, url: str) -> dict[Task, str | None]:
+    """Return the tasks that a server of ours or a gateway names in its headers, in its order, with their revisions.
+
+    A stock server names no task, and an older one of ours no revision.
+    """
+    line, pooling, revisions = (reply.headers.get(name) for name in (TASK_HEADER, POOLING_HEADER, REVISION_HEADER))
     if line is None and pooling is None:
-        return ()
+        return {}
     names = [name.strip() for name in (line or "").split(",")]
-    tasks = tuple(_TASKS[name] for name in names if name in _TASKS)
-    if len(set(tasks)) == len(names) and pooling == "engine":
-        return tasks
-    raise BadReplyError(
-        f"{url} answers with {TASK_HEADER}: {line} and {POOLING_HEADER}: {pooling}, which this client does not know; "
-        "install the client of the server's version"
-    )
-
-
-def _read_revisions(reply: Reply, tasks: Sequence[Task]) -> dict[Task, str]:
-    """Return the revisions that a server of ours or a gateway names beside its tasks; none of an older one."""
-    line = reply.headers.get(REVISION_HEADER)
-    revisions = [] if line is None else [name.strip() for name in line.split(",")]
-    return dict(zip(tasks, revisions, strict=True)) if len(revisions) == len(tasks) else {}
+    tasks = [task for name in names for task in TASKS if task == name]
+    if len(set(tasks)) != len(names) or pooling != "engine":
+        raise BadReplyError(
+            f"{url} answers with {TASK_HEADER}: {line} and {POOLING_HEADER}: {pooling}, which this client does not "
+            "know; install the client of the server's version"
+        )
+    named = [name.strip() for name in (revisions or "").split(",")]
+    if revisions is None or len(named) != len(tasks):
+        return dict.fromkeys(tasks)
+    return dict(zip(tasks, named, strict=True))
 
 
 def _task_of_stock(card: Mapping[str, Any], url: str, server_task: Task | None) -> Task:
@@ -171,3 +196,80 @@ def _task_of_stock(card: Mapping[str, Any], url: str, server_task: Task | None) 
         f"{url} serves {card.get('id')!r}, whose name does not end with a task; if you know for which task it was "
         f"merged, say so with EmbeddingsClient(..., server_task=...), one of {list(TASKS)}"
     )
+
+
+def read_json(reply: Reply, url: str) -> dict[str, Any]:
+    """Return the JSON object of a reply; anything else did not come from a server of this kind."""
+    try:
+        document = json.loads(reply.content)
+    except (ValueError, RecursionError) as error:
+        kind = reply.headers.get("content-type", "no content type")
+        raise BadReplyError(
+            f"{url} does not answer with JSON ({kind}): is base_url the address of the server?"
+        ) from error
+    if not isinstance(document, dict):
+        raise BadReplyError(f"{url} answers with JSON that is no object: is base_url the address of the server?")
+    return document
+
+
+def is_list_of_dicts(value: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Tell whether this is a JSON list of objects."""
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def refusal(url: str, path: str, status: int, headers: Mapping[str, str], content: bytes) -> ServerError:
+    """Make the error for a status that is not 200, with the server's own reason in one line."""
+    reason, param = _reason(content)
+    facts: dict[str, Any] = {"status_code": status, "retry_after_s": read_retry_after_s(headers, time.time())}
+    if status in (401, 403):
+        return ServerAuthenticationError(
+            f"{url} did not accept the API key ({status}): give the server's key as api_key= or in JINA_V4_API_KEY",
+            **facts,
+        )
+    if 300 <= status < 400:
+        return ServerRefusedError(
+            f"{url} is not there any more ({status}); it points to {headers.get('location')}: give that as base_url",
+            **facts,
+        )
+    if status >= 500:
+        return ServerFailedError(f"{url}{path} failed with status {status}: {reason}", **facts)
+    if status == 404 and path == "/v1/models":
+        reason = f"is base_url the address of the server? It says: {reason}"
+    elif path == "/pooling" and (status == 404 or "pooler-config" in reason):
+        reason = f"a stock vLLM must be started with {STOCK_FLAGS}. It says: {reason}"
+    return ServerRefusedError(f"{url}{path} refused with status {status}: {reason}", param=param, **facts)
+
+
+def _reason(content: bytes) -> tuple[str, str | None]:
+    """Find the message in an error of vLLM, of a server of ours, of FastAPI or of a proxy, and the field it names."""
+    text = content.decode("utf-8", "replace")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    param = None
+    if isinstance(document, dict):
+        inner = document.get("error") or document.get("detail") or document
+        message = inner.get("message") if isinstance(inner, dict) else inner
+        param = inner.get("param") if isinstance(inner, dict) else None
+        text = message if isinstance(message, str) else json.dumps(message or document)
+    elif "<html" in text.lower():
+        text = "an HTML page; is a proxy in the way?"
+    line = " ".join(text.split()) or "no reason given"
+    return line if len(line) <= 600 else f"{line[:600]}...", param if isinstance(param, str) else None
+
+
+def read_retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Read how long a server asks to be left alone; now, in seconds since 1970, is for a header that holds a date."""
+    for name, per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(headers.get(name, "")) / per_second
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    try:
+        until = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        return max(0.0, until.timestamp() - now)
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None

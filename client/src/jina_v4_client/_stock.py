@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
-from jina_v4_client._items import MAX_BYTES, UNIT_TOLERANCE, Batch, BatchLimits, Item, row_lengths, together
+from jina_v4_client._calls import Batch
 from jina_v4_client._model import (
     IMAGE_HEAD,
     IMAGE_TAIL,
@@ -29,10 +29,18 @@ from jina_v4_client._model import (
     count_image_tokens,
     text_prefix,
 )
-from jina_v4_client._server import ImageFrame, Send, Server
-from jina_v4_client._wire import STOCK_FLAGS, Reply, Request, is_list_of_dicts, read_json
+from jina_v4_client._server import (
+    STOCK_FLAGS,
+    Reply,
+    Request,
+    Send,
+    Server,
+    check_unchanged,
+    is_list_of_dicts,
+    read_json,
+)
 from jina_v4_client.errors import ArgumentError, BadReplyError, WrongServerError
-from jina_v4_client.results import Vector
+from jina_v4_client.results import UNIT_TOLERANCE, Item, Vector, row_lengths, together
 
 # A reply of /pooling describes its items in one header, some 130 bytes each; HTTP libraries refuse one over 100 KB.
 MAX_TEXTS = 256
@@ -90,21 +98,28 @@ def check_projector(server: Server, projector: Projector | None) -> None:
         )
 
 
-def batch_limits(whole: Batch) -> BatchLimits:
-    """Return what goes into one request; /pooling takes one conversation, so one image."""
-    return BatchLimits(min(whole.call.batch_size, MAX_TEXTS) if whole.is_text else 1, MAX_TOKENS, MAX_BYTES)
+def batch_limits(whole: Batch) -> tuple[int, int]:
+    """Return how many items and tokens go into one request; /pooling takes one conversation, so one image."""
+    return min(whole.call.batch_size, MAX_TEXTS) if whole.is_text else 1, MAX_TOKENS
 
 
 async def with_frame(server: Server, send: Send) -> Server:
     """Count the tokens of the image prompt around the vision span, which vision_start and vision_end are part of."""
-    counts = []
+    counts: list[int] = []
     for prompt in (IMAGE_HEAD, IMAGE_TAIL):
         body = {"model": server.model, "add_special_tokens": False, "prompt": prompt}
         count = read_json(await send(partial(Request, "/tokenize", body)), server.url).get("count")
         if not isinstance(count, int) or count < 1:
             raise BadReplyError(f"{server.url}/tokenize does not count tokens: this is no vLLM server")
         counts.append(count - 1)
-    return replace(server, frame=ImageFrame(*counts))
+    return replace(server, frame=(counts[0], counts[1]))
+
+
+async def embed(server: Server, batch: Batch, send: Send, projector: Projector | None) -> list[Item]:
+    """Ask for the hidden states of a batch, and make its vectors of them."""
+    reply = await send(lambda: write_request(server, batch))
+    check_unchanged(server, reply)
+    return read_reply(server, batch, reply, projector)
 
 
 def write_request(server: Server, batch: Batch) -> Request:
@@ -129,7 +144,7 @@ def write_request(server: Server, batch: Batch) -> Request:
 
 def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector | None) -> list[Item]:
     """Make the vectors of one batch, in its order: (dim,) or (n_tokens, 128) float32 of unit length, or both."""
-    call, items = batch.call, _read_rows(reply, server.url, len(batch.items))
+    call, items = batch.call, _read_rows(reply, server.url, len(batch.places))
     spans = items
     if not batch.is_text:
         if server.frame is None:
@@ -206,18 +221,19 @@ def check_rows(rows: Vector) -> None:
         )
 
 
-def vision_span(rows: Vector, frame: ImageFrame, n_image_tokens: int) -> Vector:
+def vision_span(rows: Vector, frame: tuple[int, int], n_image_tokens: int) -> Vector:
     """Return the tokens from vision_start to vision_end, both included, of (n_tokens, hidden) of an image prompt.
 
     Refuse a prompt of another length than the published model's: its vectors are others.
     """
-    expected = frame.head + 1 + n_image_tokens + 1 + frame.tail
+    n_before, n_after = frame
+    expected = n_before + 1 + n_image_tokens + 1 + n_after
     if len(rows) != expected:
         raise WrongServerError(
             f"the server made {len(rows)} tokens of an image where the published model makes {expected}: its chat "
             "template or its pixel limits differ; serve a checkpoint of jina-v4-merge, or give its limit as max_pixels="
         )
-    return rows[frame.head : len(rows) - frame.tail]  # (n_image_tokens + 2, hidden)
+    return rows[n_before : len(rows) - n_after]  # (n_image_tokens + 2, hidden)
 
 
 def pool(rows: Vector, truncate_dim: int | None) -> Vector:

@@ -1,25 +1,29 @@
-"""Carries requests to a server: the openai package sends them, each once.
+"""Carries requests to a server: the openai package sends them, each once, over connections straight on asyncio.
 
-Imported when a client is made, because openai alone takes about a second of CPU.
+By default openai's HTTP library, httpx2, reaches the network through anyio, which takes a fifth of the CPU of a small
+request. Imported when a client is made, because openai alone takes about a second of CPU.
 """
 
 import asyncio
+import functools
 import ipaddress
+import select
+import ssl
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import httpcore2  # what httpx2 is built on; it pins its version
 import httpx2  # the HTTP library that openai 3 is built on and depends on
 import openai
 
-from jina_v4_client import _forks as forks
-from jina_v4_client._calls import check_base_url, choose_api_key
+from jina_v4_client._calls import choose_api_key
 from jina_v4_client._fetch import USER_AGENT, trusted
-from jina_v4_client._network import Http, is_address
-from jina_v4_client._server import TASK_HEADER
-from jina_v4_client._wire import Reply, Request, refusal
+from jina_v4_client._loop import watch_forks
+from jina_v4_client._server import TASK_HEADER, Reply, Request, refusal
 from jina_v4_client.errors import (
     ArgumentError,
     BadReplyError,
@@ -30,6 +34,7 @@ from jina_v4_client.errors import (
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _CONNECT_TIMEOUT_S = 5.0
+_MAX_UNREAD = 2**20  # bytes; more than what nobody asked for is not taken from the network
 _TIMEOUT = openai.Timeout(None, connect=_CONNECT_TIMEOUT_S)  # the whole of a request is limited where it is sent
 _HEADERS: dict[str, str | openai.Omit] = {
     "Accept": "application/json",
@@ -37,21 +42,7 @@ _HEADERS: dict[str, str | openai.Omit] = {
     "Content-Type": "application/json",
     "User-Agent": USER_AGENT,
 }
-
-
-class _Api(openai.AsyncOpenAI):
-    """openai's client, with headers that owe nothing to the OPENAI_* variables of the environment.
-
-    They hold an organisation, a project and, in OPENAI_CUSTOM_HEADERS, perhaps a key; all are for OpenAI and for nobody
-    else. The description of this machine, which openai adds as well, concerns nobody either.
-    """
-
-    @property
-    def default_headers(self) -> dict[str, str | openai.Omit]:
-        """What every request carries beside its key."""
-        return _HEADERS
-
-
+_parsed = functools.lru_cache(maxsize=64)(httpx2.URL)
 _TAKEN: weakref.WeakSet[object] = weakref.WeakSet()
 
 
@@ -69,33 +60,26 @@ class Transport:
         http_client: httpx2.AsyncClient | None,
         openai_client: openai.AsyncOpenAI | None,
     ) -> None:
-        self._closed = False
-        self._by_loop: dict[asyncio.AbstractEventLoop, tuple[openai.AsyncOpenAI, AsyncGenerator[None]]] = {}
+        self._closed = self._is_parents = False
+        self._by_loop: dict[asyncio.AbstractEventLoop, tuple[openai.AsyncOpenAI, AsyncGenerator[Any]]] = {}
         self._callers: openai.AsyncOpenAI | None = None
-        self._given: object = http_client
-        self._is_parents = False
-        if openai_client is not None:
-            if (base_url, api_key, http_client) != (None, None, None):
-                raise ArgumentError("openai_client brings its own address, key and HTTP client: give it alone")
-            if not isinstance(openai_client, openai.AsyncOpenAI):
-                raise ArgumentError(f"openai_client must be an openai.AsyncOpenAI, not {type(openai_client).__name__}")
-            self.url = check_base_url(str(openai_client.base_url))
-            self._callers, self._given = openai_client.with_options(max_retries=0), openai_client
-            forks.watch(self)
-            return
-        self.url, self._key = check_base_url(base_url), choose_api_key(api_key)
+        self._given: object = http_client if openai_client is None else openai_client
         if http_client is not None and not isinstance(http_client, httpx2.AsyncClient):
             raise ArgumentError(
                 f"http_client is not allowed: both clients take an httpx2.AsyncClient, not {type(http_client).__name__}"
             )
-        try:
-            httpx2.URL(self.url)
-            if http_client is not None:
-                self._callers = self._api(http_client)
-        except httpx2.InvalidURL as error:
-            raise ArgumentError(f"base_url={base_url!r} is no address of a server: {error}") from error
+        if openai_client is None:
+            self.url, self._key = check_base_url(base_url), choose_api_key(api_key)
+            self._callers = None if http_client is None else _api(self.url, self._key, http_client)
+        elif (base_url, api_key, http_client) != (None, None, None):
+            raise ArgumentError("openai_client brings its own address, key and HTTP client: give it alone")
+        elif not isinstance(openai_client, openai.AsyncOpenAI):
+            raise ArgumentError(f"openai_client must be an openai.AsyncOpenAI, not {type(openai_client).__name__}")
+        else:
+            self.url = check_base_url(str(openai_client.base_url))
+            self._callers = openai_client.with_options(max_retries=0)
         trusted()  # read here, because it would hold up a running loop
-        forks.watch(self)
+        watch_forks(self)
 
     @property
     def closed(self) -> bool:
@@ -104,11 +88,12 @@ class Transport:
 
     def take_callers(self) -> None:
         """Have the caller's connections used in one event loop only."""
-        if self._given is not None and self._given in _TAKEN:
+        if self._given is None:
+            return
+        if self._given in _TAKEN:
             name = type(self._given).__name__
             raise ArgumentError(f"this {name} is used by another EmbeddingsClient: its connections belong to one loop")
-        if self._given is not None:
-            _TAKEN.add(self._given)
+        _TAKEN.add(self._given)
 
     async def send(self, request: Request, timeout_s: float) -> Reply:
         """Send one request and return its reply; refuse another status than 2xx, and a reply to another request."""
@@ -116,14 +101,13 @@ class Transport:
         if self._is_parents:
             raise ArgumentError("the connections that were passed to this client are the parent's; make a new client")
         api = self._callers or await self._connected()
-        path, request_id = request.path, uuid4().hex
+        request_id, url = uuid4().hex, f"{self.url}{request.path}"
         options: openai.RequestOptions = {
             # A redirected POST would come back as a GET, or hand texts and key to a server that nobody chose.
             "follow_redirects": False,
             "headers": {"Accept": request.accept, REQUEST_ID_HEADER: request_id},
             "timeout": _TIMEOUT,
         }
-        url = f"{self.url}{path}"
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 if request.body is None:
@@ -132,10 +116,10 @@ class Transport:
                     response = await api.post(url, cast_to=httpx2.Response, body=request.body, options=options)
         except openai.APIStatusError as error:
             answer = error.response
-            await self._check_id(answer, request_id, path)
-            raise refusal(self.url, path, answer.status_code, answer.headers, answer.content) from error
+            await self._check_id(answer, request_id, url)
+            raise refusal(self.url, request.path, answer.status_code, answer.headers, answer.content) from error
         except openai.OpenAIError as error:
-            raise _translate(error, self.url, path) from error
+            raise self._translate(error, url) from error
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -149,12 +133,8 @@ class Transport:
                 raise
             # By another call, whose reply was not its own; of this request nothing was sent.
             raise ServerConnectionError(f"the connections to {self.url} were closed; repeat the call") from error
-        await self._check_id(response, request_id, path)
+        await self._check_id(response, request_id, url)
         return Reply(response.headers, response.content)
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ArgumentError("this client was closed in the middle of the call")
 
     async def close(self, *, callers: bool = False) -> None:
         """Close the connections of this loop; those that a caller brought only with `callers`."""
@@ -170,17 +150,18 @@ class Transport:
         self._is_parents = self._callers is not None
         return left, self._callers
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ArgumentError("this client was closed in the middle of the call")
+
     async def _connected(self) -> openai.AsyncOpenAI:
         """Return openai's client for this loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._by_loop:
             for ended in [other for other in list(self._by_loop) if other.is_closed()]:
                 self._by_loop.pop(ended, None)
-            http_client = Http(trusted(), trust_env=not _is_on_this_machine(self.url))
-            # A loop closes its generators when it ends, and those that nobody holds any more: so the connections too.
-            guard = _closing(http_client)
-            self._by_loop[loop] = self._api(http_client), guard
-            await anext(guard)
+            guard = _connections(self.url, self._key)
+            self._by_loop[loop] = await anext(guard), guard
         return self._by_loop[loop][0]
 
     async def _disconnect(self) -> None:
@@ -189,42 +170,185 @@ class Transport:
         if guard is not None:
             await guard.aclose()
 
-    def _api(self, http_client: httpx2.AsyncClient) -> openai.AsyncOpenAI:
-        return _Api(base_url=self.url, api_key=self._key, timeout=_TIMEOUT, max_retries=0, http_client=http_client)
-
-    async def _check_id(self, response: httpx2.Response, request_id: str, path: str) -> None:
+    async def _check_id(self, response: httpx2.Response, request_id: str, url: str) -> None:
         """Refuse a reply to another request: nothing but its id shows that two replies changed places."""
         found = response.headers.get(REQUEST_ID_HEADER)
         if found == request_id or (found is None and not (response.is_success and TASK_HEADER in response.headers)):
             return  # a stock vLLM, or a proxy that failed, need not repeat it
         await self._disconnect()  # whatever else comes over these connections is not to be trusted either
         raise BadReplyError(
-            f"{self.url}{path} answered with {REQUEST_ID_HEADER}: {found}, and {request_id} was sent: this is the "
-            "reply to another request; nothing is returned. A proxy in between must pass this header on unchanged"
+            f"{url} answered with {REQUEST_ID_HEADER}: {found}, and {request_id} was sent: this is the reply to "
+            "another request; nothing is returned. A proxy in between must pass this header on unchanged"
         )
 
+    def _translate(self, error: openai.OpenAIError, url: str) -> ServerError:
+        name = f"{type(error.__cause__).__name__}: {error.__cause__}".rstrip(": ")
+        if isinstance(error, openai.APITimeoutError):
+            return ServerTimeoutError(f"no connection to {self.url} within {_CONNECT_TIMEOUT_S:g} s ({name})")
+        if isinstance(error, openai.APIConnectionError):
+            return ServerConnectionError(
+                f"no server answers at {self.url} ({name}); start one, for example with "
+                "`make serve-retrieval`, or give the address of yours as base_url"
+            )
+        return ServerError(f"{url}: {error}")
 
-async def _closing(http_client: httpx2.AsyncClient) -> AsyncGenerator[None]:
+
+async def _connections(url: str, key: str) -> AsyncGenerator[openai.AsyncOpenAI]:
+    """Yield openai's client. A loop ends its generators with itself, or when nobody holds them: so the connections."""
+    # The environment's proxies are not for a server on this machine.
+    async with Http(trusted(), trust_env=not _is_on_this_machine(httpx2.URL(url).host)) as http_client:
+        yield _api(url, key, http_client)
+
+
+def _api(url: str, key: str, http_client: httpx2.AsyncClient) -> openai.AsyncOpenAI:
+    return _Api(base_url=url, api_key=key, timeout=_TIMEOUT, max_retries=0, http_client=http_client)
+
+
+class _Api(openai.AsyncOpenAI):
+    """openai's client, with headers that owe nothing to the OPENAI_* variables of the environment.
+
+    They hold an organisation, a project and, in OPENAI_CUSTOM_HEADERS, perhaps a key; all are for OpenAI and for nobody
+    else. The description of this machine, which openai adds as well, concerns nobody either.
+    """
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        """What every request carries beside its key."""
+        return _HEADERS
+
+
+class Http(httpx2.AsyncClient):
+    """An HTTP client of requests that bring all their headers with them."""
+
+    def __init__(self, verify: ssl.SSLContext, *, trust_env: bool) -> None:
+        super().__init__(verify=verify, trust_env=trust_env, limits=httpx2.Limits(keepalive_expiry=5.0))
+        # httpx2 has no argument for it that leaves the environment's proxies in use, which keep their own transports.
+        # Were these called otherwise, all would work as well, through anyio.
+        pool: Any = getattr(getattr(self, "_transport", None), "_pool", None)
+        if pool is not None:
+            pool._network_backend = _Network()
+
+    def build_request(self, method: str, url: Any, *, headers: Any = None, content: Any = None, **rest: Any) -> Any:
+        """Build a request; merging it with the settings of the client takes a tenth of the CPU of a small one."""
+        options: dict[str, Any] = {"cookies": self.cookies, "extensions": {"timeout": rest["timeout"].as_dict()}}
+        return httpx2.Request(method, _parsed(url), headers=headers, content=content, **options)
+
+
+@asynccontextmanager
+async def _connecting(timeout: float | None) -> AsyncIterator[None]:
+    """Raise httpcore2's errors where a connection cannot be made in time, or at all."""
     try:
-        yield
-    finally:
-        await http_client.aclose()
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError as error:
+        raise httpcore2.ConnectTimeout from error
+    except (OSError, UnicodeError) as error:  # also ssl.SSLError, and a name that cannot be looked up
+        raise httpcore2.ConnectError(str(error)) from error
 
 
-def _is_on_this_machine(url: str) -> bool:
-    """Tell whether a server is reached without leaving this machine: the environment's proxies are not for it."""
-    host = urlsplit(url).hostname or ""
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+class _Network(httpcore2.AsyncNetworkBackend):
+    async def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
+    ) -> httpcore2.AsyncNetworkStream:
+        loop = asyncio.get_running_loop()
+        # The addresses of a name race, except in other loops than asyncio's, which have no races. A lone address must
+        # not: asyncio loses the socket of a race that is cancelled as it ends.
+        is_address = ":" in host or host.replace(".", "").isdigit()
+        races = isinstance(loop, asyncio.BaseEventLoop) and not is_address
+        options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if races else {}
+        async with _connecting(timeout):
+            connected: tuple[Any, _Stream] = await loop.create_connection(_Stream, host, port, **options)
+        return connected[1]
 
 
-def _translate(error: openai.OpenAIError, url: str, path: str) -> ServerError:
-    cause: Any = error.__cause__
-    name = f"{type(cause).__name__}: {cause}".rstrip(": ")
-    if isinstance(error, openai.APITimeoutError):
-        return ServerTimeoutError(f"no connection to {url} within {_CONNECT_TIMEOUT_S:g} s ({name})")
-    if isinstance(error, openai.APIConnectionError):
-        return ServerConnectionError(
-            f"no server answers at {url} ({name}); start one, for example with "
-            "`make serve-retrieval`, or give the address of yours as base_url"
-        )
-    return ServerError(f"{url}{path}: {error}")
+class _Stream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
+    """One connection. What is written is sent when a reply is waited for: headers and body with one system call."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._unsent: list[bytes] = []
+        self._unread = bytearray()
+        self._changed = asyncio.Event()  # something to read, or the end
+        self._error: Exception | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        self._changed.set()
+        if len(self._unread) > _MAX_UNREAD:
+            self._transport.pause_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._error = error
+        self._changed.set()
+
+    async def write(self, buffer: bytes, *_: Any, **__: Any) -> None:
+        self._unsent.append(buffer)
+
+    async def read(self, max_bytes: int, *_: Any, **__: Any) -> bytes:
+        if not self._transport.is_closing():
+            if self._unsent:
+                self._transport.write(b"".join(self._unsent))
+                self._unsent.clear()
+            if not self._unread:
+                self._changed.clear()
+                await self._changed.wait()
+        if self._error is not None and not self._unread:
+            raise httpcore2.ReadError(str(self._error)) from self._error
+        data = bytes(self._unread[:max_bytes])
+        del self._unread[:max_bytes]
+        self._transport.resume_reading()
+        return data  # none at the end of the connection
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        loop = asyncio.get_running_loop()
+        async with _connecting(timeout):
+            tls = await loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
+        if tls is None:
+            raise httpcore2.ConnectError("the connection was lost")
+        self._transport = tls
+        return self
+
+    async def aclose(self) -> None:
+        self._transport.abort()
+        await asyncio.sleep(0)  # the loop closes the socket
+
+    def get_extra_info(self, info: str) -> Any:
+        if info != "is_readable":
+            return self._transport.get_extra_info(info)
+        # A server that answered early, and did not read the request to its end, must not get another one behind it.
+        if self._unread or self._transport.is_closing() or self._transport.get_write_buffer_size():
+            return True
+        poll = select.poll()  # an idle connection that the server closed, and the loop has not seen it yet
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
+
+
+def _is_on_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_base_url(base_url: object) -> str:
+    """Return the address of the server without its ``/v1``."""
+    if not isinstance(base_url, str):
+        raise ArgumentError(f"base_url must be a str, not {type(base_url).__name__}")
+    message = f"base_url={base_url!r} is no address of a server; give one like http://127.0.0.1:8000"
+    try:
+        url, parts = httpx2.URL(base_url), urlsplit(base_url)
+        port = 80 if parts.port is None else parts.port
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise ArgumentError(message) from error
+    labels = url.host.removesuffix(".").split(".")
+    if url.scheme not in ("http", "https") or not 0 < port < 2**16 or not all(0 < len(label) < 64 for label in labels):
+        raise ArgumentError(message)
+    if "@" in parts.netloc or url.query or url.fragment:
+        raise ArgumentError("base_url must not hold a user name, a query or a fragment; a key is given as api_key=")
+    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")

@@ -13,22 +13,19 @@ from jina_v4_client._calls import (
     LAST,
     SENTENCES_MAX_LENGTH,
     Call,
-    Limits,
     check_count,
     check_known_task,
     check_model,
     check_revision,
     check_wire,
-    choose_task,
 )
 from jina_v4_client._images import ImageSource
 from jina_v4_client._loop import BackgroundLoop
-from jina_v4_client._model import MAX_LENGTH, TASKS, Task
+from jina_v4_client._model import MAX_LENGTH, TASKS, Output, Task
 from jina_v4_client._pdf import Pages, PdfSource, embed_files
 from jina_v4_client._progress import Post, Progress
-from jina_v4_client._server import Known
+from jina_v4_client._server import Known, WireDtype, WireFormat
 from jina_v4_client._stock import read_projector
-from jina_v4_client._wire import WireDtype, WireFormat
 from jina_v4_client.results import DenseAndMulti, PartialResult, Vector
 
 if TYPE_CHECKING:
@@ -127,10 +124,17 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
         known = Known(transport.url, check_model(model, self._task), stock_task, spoken)
         if (only := check_revision(revision)) is not None:
             known.revisions.update(dict.fromkeys(TASKS, only))
-        limits = Limits(timeout_s, total_timeout_s, max_retries, max_concurrency)
-        rows = None if projector is None else read_projector(projector)
-        order = check_count("priority", priority, at_least=FIRST, at_most=LAST)
-        self._core = Core(transport, known, limits, rows, dtype, order)
+        self._core = Core(
+            transport,
+            known,
+            timeout_s,
+            total_timeout_s,
+            max_retries,
+            max_concurrency,
+            projector=None if projector is None else read_projector(projector),
+            wire_dtype=dtype,
+            priority=check_count("priority", priority, at_least=FIRST, at_most=LAST),
+        )
         self._open()
 
     def _open(self) -> None:
@@ -207,7 +211,7 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
             ArgumentError: an argument is not allowed; nothing was embedded.
             ServerError: the server did not return the vectors; none is returned.
         """
-        shared = (task, batch_size, truncate_dim, progress, on_error, return_multivector, return_numpy)
+        shared = (task, batch_size, truncate_dim, progress, on_error, _outputs(return_multivector), return_numpy)
         return self._run("texts", texts, *shared, max_length=max_length, prompt_name=prompt_name)
 
     @overload
@@ -270,7 +274,7 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
             ArgumentError: an argument is not allowed; nothing was embedded. ImageError if it is an image.
             ServerError: the server did not return the vectors; none is returned.
         """
-        shared = (task, batch_size, truncate_dim, progress, on_error, return_multivector, return_numpy)
+        shared = (task, batch_size, truncate_dim, progress, on_error, _outputs(return_multivector), return_numpy)
         return self._run("images", images, *shared, max_pixels=max_pixels)
 
     @overload
@@ -337,7 +341,8 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
             ArgumentError: an argument is not allowed; nothing was embedded. ImageError if it is an image.
             ServerError: the server did not return the vectors; none is returned.
         """
-        shared = (task, batch_size, truncate_dim, show_progress_bar, on_error, return_multivector, convert_to_numpy)
+        outputs = _outputs(return_multivector)
+        shared = (task, batch_size, truncate_dim, show_progress_bar, on_error, outputs, convert_to_numpy)
         rest: dict[str, Any] = {"max_length": SENTENCES_MAX_LENGTH, "max_pixels": max_pixels, "prompt": prompt}
         return self._run("sentences", sentences, *shared, prompt_name=prompt_name, **rest)
 
@@ -372,10 +377,9 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
             ArgumentError: an argument is not allowed; nothing was embedded. ImageError if it is an image.
             ServerError: the server did not return the vectors; none is returned.
         """
-        shared = (task, batch_size, truncate_dim, progress, "raise", False, False)
+        shared = (task, batch_size, truncate_dim, progress, "raise", ("dense", "multivector"))
         rest: dict[str, Any] = {"max_length": SENTENCES_MAX_LENGTH, "max_pixels": max_pixels}
-        outputs = ("dense", "multivector")
-        return cast(Two, self._run("sentences", sentences, *shared, prompt_name=prompt_name, outputs=outputs, **rest))
+        return cast(Two, self._run("sentences", sentences, *shared, prompt_name=prompt_name, **rest))
 
     def encode_pdf(
         self,
@@ -408,10 +412,8 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
             ArgumentError: an argument is not allowed; nothing was embedded. ImageError if it is a file.
             ServerError: the server did not return the vectors; none is returned.
         """
-        call: dict[str, Any] = {"name": "pages", "task": self._task if task is None else task}
-        call |= {"batch_size": batch_size, "truncate_dim": truncate_dim, "max_pixels": max_pixels, "progress": progress}
-        call |= {"outputs": ("multivector",) if return_multivector else ("dense",)}
-        return cast(Paged, self._do(lambda core, post: embed_files(core, call, files, pages, post)))
+        shared = (task, batch_size, truncate_dim, progress, "raise", _outputs(return_multivector))
+        return cast(Paged, self._run("files", files, *shared, max_pixels=max_pixels, pages=pages))
 
     def revision(self, task: Task | None = None) -> Revision:
         """Ask which revision of the model serves a task, and go on with that one only.
@@ -430,31 +432,17 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
             ArgumentError: an argument is not allowed.
             ServerError: the server does not answer. WrongServerError if it serves another revision than before.
         """
-        return cast(
-            Revision, self._do(lambda core, _: core.revision(choose_task(self._task if task is None else task)))
-        )
+        task = self._task if task is None else task
+        return cast(Revision, self._do(lambda core, _: core.revision(task)))
 
     def to(self, *_args: object, **_kwargs: object) -> Self:
         """Do nothing: the model is where its server has it. Here for code that moves a model to a device."""
         return self
 
-    def _run(
-        self,
-        name: str,
-        items: Any,
-        task: Task | None,
-        batch_size: int,
-        truncate_dim: int | None,
-        progress: object,
-        on_error: str,
-        multivector: bool,
-        as_array: bool,
-        **rest: Any,
-    ) -> Any:
-        call = {"name": name, "items": items, "task": self._task if task is None else task, "batch_size": batch_size}
-        call |= {"truncate_dim": truncate_dim, "progress": progress, "on_error": on_error, "as_array": as_array}
-        call |= {"outputs": ("multivector",) if multivector else ("dense",), **rest}
-        return self._do(lambda core, post: _vectors(core, Call(**call), post))
+    def _run(self, name: str, items: Any, task: Task | None, *shared: Any, **rest: Any) -> Any:
+        chosen: Any = self._task if task is None else task  # None is refused like other arguments, in their order
+        call = Call(name, items, chosen, *shared, **rest)  # a sequence is read here, in the caller's thread
+        return self._do(lambda core, post: _embed(core, post, call))
 
 
 class EmbeddingsClient(_Client[Vector, list[Vector], PartialResult, list[DenseAndMulti], Pages, str | None]):
@@ -574,8 +562,14 @@ for _name in ("encode_text", "encode_image", "encode", "encode_both", "encode_pd
     setattr(AsyncEmbeddingsClient, _name, _as_coroutine(getattr(_Client, _name)))
 
 
-async def _vectors(core: "Core", call: Call, post: Post) -> Any:
-    """Embed, and return what the caller asked for."""
+def _outputs(return_multivector: bool) -> tuple[Output]:
+    return ("multivector",) if return_multivector else ("dense",)
+
+
+async def _embed(core: "Core", post: Post, call: Call) -> Any:
+    """Embed the items of a call, and return what the caller asked for."""
+    if call.name == "files":
+        return await embed_files(core, call, post)
     found, errors = await core.embed(call, post)
     places = range(len(call.items))
     if call.skip:

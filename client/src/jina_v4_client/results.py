@@ -1,13 +1,15 @@
-"""What a call returns where vectors alone would not do."""
+"""What a call returns where vectors alone would not do, and how vectors are put together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jina_v4_client.errors import JinaV4Error
+from jina_v4_client.errors import BadReplyError, JinaV4Error
 
 Vector = NDArray[np.float32]
+UNIT_TOLERANCE = 1e-3  # of the length of a vector
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,26 @@ class PartialResult:
 
     vectors: list[Vector | None]
     errors: dict[int, JinaV4Error]
+
+
+Item = Vector | DenseAndMulti
+
+
+def together(dense: Sequence[Vector] | None, multivectors: Sequence[Vector] | None) -> list[Item]:
+    """Return for each item what was asked for: one of the two kinds, or both."""
+    if dense is None or multivectors is None:
+        return [*(dense or ()), *(multivectors or ())]
+    return [DenseAndMulti(vector, rows) for vector, rows in zip(dense, multivectors, strict=True)]
+
+
+def check_widths(items: Sequence[Item]) -> None:
+    """Refuse vectors of several requests that differ in their dimensions; those of multi-vectors are always 128."""
+    dims = sorted({(item.dense if isinstance(item, DenseAndMulti) else item).shape[-1] for item in items})
+    if len(dims) > 1:
+        raise BadReplyError(f"the server answered one call with vectors of {dims} dimensions: nothing is returned")
+
+
+def row_lengths(rows: Vector) -> NDArray[np.float64]:
+    """Return the length of each row of (n, dim)."""
+    lengths: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))  # (n,)
+    return lengths
