@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow
 from jina_v4_client.embed.output import PARQUET_OPTIONS, vector_column
 from jina_v4_client.embed.places import list_files
-from jina_v4_client.embed.ray.corpus import Corpus, Plan, read_contents
+from jina_v4_client.embed.ray import Plan
+from jina_v4_client.embed.ray.corpus import Corpus, read_contents
 from PIL import Image, ImageDraw
 from pyarrow import parquet
 
@@ -67,7 +68,19 @@ def cpu_s(act: Callable[[], object], n: int) -> float:
 def measure() -> dict[str, object]:
     """Measure each stage on this machine, in one process."""
     options = {"text-column": "text", "image-column": None, "id-column": None, "input-format": None, "pdf-scale": 2.0}
-    plan = Plan(options, [], [], {}, {}, skip=False)
+    plan = Plan(
+        inputs=[],
+        output="",
+        address="local",
+        n_workers=None,
+        urls=[],
+        server=[],
+        client={},
+        batch_sizes={},
+        options=options,
+        skip=False,
+        quiet=True,
+    )
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

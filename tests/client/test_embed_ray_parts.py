@@ -16,12 +16,15 @@ from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.folder import Folder
 from jina_v4_client.embed.job import Job
 from jina_v4_client.embed.places import list_files, on_this_machine
-from jina_v4_client.embed.ray.corpus import Corpus, Plan, read_contents
+from jina_v4_client.embed.ray import Plan
+from jina_v4_client.embed.ray.corpus import Corpus, read_contents
 from jina_v4_client.embed.ray.parts import Output
-from jina_v4_client.embed.ray.run import _errors_in_words
+from jina_v4_client.embed.ray.run import run
 from jina_v4_client.embed.ray.worker import Worker
 from PIL import Image
 from pyarrow import fs, parquet
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray's, of its own defaults
 
 OPTIONS = {"pdf-scale": 1.0, "text-column": "text", "image-column": None, "id-column": None, "input-format": None}
 JOB = Job(OPTIONS, [{"path": "corpus.txt"}], "a revision")
@@ -29,7 +32,19 @@ STORE = "s3://USER:SECRET@bucket/corpus?region=us-east-1&endpoint_override=127.0
 
 
 def plan(*, skip: bool) -> Plan:
-    return Plan(OPTIONS, [], [], {}, {"text": 1, "image": 1}, skip)
+    return Plan(
+        inputs=[],
+        output="out",
+        address="local",
+        n_workers=None,
+        urls=[],
+        server=[],
+        client={},
+        batch_sizes={"text": 1, "image": 1},
+        options=OPTIONS,
+        skip=skip,
+        quiet=True,
+    )
 
 
 def save_tiff(path: Path, n_frames: int) -> None:
@@ -78,13 +93,14 @@ def test_a_worker_blames_a_row_only_where_the_server_is_well(
     holder = SimpleNamespace(hold=SimpleNamespace(remote=lambda revision: revision))
     options = dict.fromkeys(("dimensions", "max-pixels")) | {"multivector": False, "max-length": 64, "dtype": "float32"}
     options |= {"prompt-name": "passage"}
+    client = {"task": "retrieval", "max_retries": 0}
     worker = Worker(
-        holder, Plan(options, [server.url], [], {"task": "retrieval", "max_retries": 0}, {"text": 16}, True)
+        holder,
+        replace(plan(skip=True), options=options, urls=[server.url], client=client, batch_sizes={"text": 16}),
     )
     names = [f"text {number}" for number in range(30)]
-    columns = {"row": range(31), "id": ["bad", *names], "content": [b"bad", *map(str.encode, names)]}
-    empty = pa.nulls(31, "string")
-    rows = pa.table({**columns, "kind": ["text"] * 31, "note": empty, "error": empty})
+    columns = {"row": range(31), "id": ["bad", *names], "text": ["bad", *names], "kind": ["text"] * 31}
+    rows = pa.table(columns | dict.fromkeys(("image", "note", "error"), pa.nulls(31, "string")))
     if breaks:
         with pytest.raises(StoppedError, match="status 500: not finite; then the server did not embed a plain text"):
             worker(rows)
@@ -101,7 +117,7 @@ def test_an_image_whose_name_is_not_utf_8_is_an_error_of_its_row(image: str, tmp
     files, filesystems, _ = list_files([str(tmp_path / "rows.jsonl")], "out")
     (task,) = Corpus(files, filesystems, of_images).tasks
     (row,) = read_contents(pa.concat_tables(task()), {}, of_images).to_pylist()
-    assert row["content"] is None
+    assert row["kind"] is None
     assert row["error"]
 
 
@@ -266,13 +282,19 @@ def test_without_rows_or_vectors_no_output_is_whole(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.partial/job.json").read_text())["revision"] == "a revision"
 
 
-def test_the_last_error_of_a_chain_is_the_one_that_is_said() -> None:
+def test_the_last_error_of_a_chain_is_the_one_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = (
         "jina_v4_client.embed.errors.RowError: broken\n\nThe above exception was the direct cause\n\n"
         "jina_v4_client.embed.errors.StoppedError: row a.pdf#1: broken"
     )
-    with pytest.raises(StoppedError, match=r"^row a\.pdf#1: broken$"), _errors_in_words():
+
+    def fail(_: Plan) -> None:
         raise ray.exceptions.RayError(said)
+
+    monkeypatch.setattr("jina_v4_client.embed.ray.run._connect", fail)
+    (tmp_path / "corpus.txt").touch()
+    with pytest.raises(StoppedError, match=r"^row a\.pdf#1: broken$"):
+        run(replace(plan(skip=True), inputs=[str(tmp_path / "corpus.txt")]), force=False, restart=False)
 
 
 def test_server_args_that_cannot_be_split_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import ChangedError, Interrupted, StoppedError, UsageError
 from jina_v4_client.embed.inputs import open_inputs
 from jina_v4_client.embed.output import FORMATS, QUANTIZED, Shape
+from jina_v4_client.embed.ray import Plan
 from jina_v4_client.embed.run import Outcome, Run
 from jina_v4_client.embed.tables import STDIN, Columns
 from jina_v4_client.embed.work import Settings
@@ -32,7 +33,6 @@ from jina_v4_client.errors import ArgumentError
 
 if TYPE_CHECKING:
     from jina_v4_client.client import EmbeddingsClient
-    from jina_v4_client.embed.ray.corpus import Plan
 
 SKIPPED = 3
 BASE_URL = "http://127.0.0.1:8000"
@@ -210,19 +210,21 @@ def embed(
                 raise UsageError("--ray needs either --checkpoint DIR, to start servers, or --base-url of servers")
             if Path(output).suffix in FORMATS or STDIN in (output, *inputs):
                 raise UsageError("with --ray INPUTs are files or folders, and OUTPUT is a folder of parquet parts")
-            on_ray, make_plan = _import_ray()
-            plan = make_plan(
-                options=job_options,
+            run_on_ray = _import_ray()
+            plan = Plan(
+                inputs=inputs,
+                output=output,
+                address=ray,
+                n_workers=workers,
                 urls=base_url.split(",") if base_url else [],
                 server=[task.value, "--checkpoint", str(Path(checkpoint or "").absolute()), *_split(server_args)],
                 client=client,
                 batch_sizes=batch_sizes,
+                options=job_options,
                 skip=on_error is OnError.SKIP,
+                quiet=quiet,
             )
-            n_failed, lines = on_ray(plan, inputs, output, ray, workers, force=force, restart=restart, quiet=quiet)
-            if n_failed or not quiet:
-                sys.stderr.write(lines)
-            raise typer.Exit(SKIPPED if n_failed else 0)
+            raise typer.Exit(SKIPPED if run_on_ray(plan, force=force, restart=restart) else 0)
         if checkpoint is not None or server_args:
             raise UsageError("--checkpoint and --server-args go with --ray; give one, or neither of these")
         run = Run(
@@ -242,9 +244,8 @@ def embed(
         _tell_skipped(outcome, output)
 
 
-def _import_ray() -> "tuple[Callable[..., tuple[int, str]], type[Plan]]":
+def _import_ray() -> Callable[..., int]:
     try:
-        from jina_v4_client.embed.ray.corpus import Plan
         from jina_v4_client.embed.ray.run import run
     except ModuleNotFoundError as error:
         if error.name not in ("ray", "pandas", "pyarrow"):
@@ -252,7 +253,7 @@ def _import_ray() -> "tuple[Callable[..., tuple[int, str]], type[Plan]]":
         raise UsageError(
             f"--ray needs {error.name} here; install it with: pip install 'jina-v4-client[embed,ray]'"
         ) from error
-    return run, Plan
+    return run
 
 
 def _facts(options: Mapping[str, object], dtype: str) -> dict[str, object]:

@@ -2,12 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jina_v4_client.embed.errors import UsageError
+from jina_v4_client.embed.errors import ChangedError, UsageError
 
 JOB_FILE = "job.json"
 # Of the work folder; one of another format is not resumed. 2: forms are filled in, and the frames of a TIFF are rows.
@@ -94,12 +94,32 @@ def settle_revision(folder: Path, revision: str | None, *, any_vectors: bool) ->
     replace(job, revision=revision).write(folder)
 
 
-def differences(then: Job, now: Job) -> list[str]:
+def check_same(then: Job, now: Job, folder: object) -> None:
+    """Refuse to go on with the work of another run, which a folder holds."""
+    if different := "; ".join(_differences(then, now)):
+        raise UsageError(
+            f"{folder} holds the work of another run: {different}. Give the options and inputs of that run to go on"
+            " with it, or --restart to start anew"
+        )
+
+
+def check_unchanged(job: Job, fingerprints: Callable[[], Sequence[Mapping[str, object]]]) -> None:
+    """Stop where an input is not what it was when the run began: its rows may be of both."""
+    try:
+        different = "; ".join(_differences(job, replace(job, inputs=fingerprints())))
+    except UsageError as error:
+        different = str(error)
+    if different:
+        raise ChangedError(
+            f"an input changed during the run: {different}. Put it back as it was and give the same command again, or"
+            " start anew with --restart"
+        )
+
+
+def _differences(then: Job, now: Job) -> Iterator[str]:
     """Say what is no longer as it was."""
-    return [
-        *_options_that_differ(then.options, now.options),
-        *_inputs_that_differ(then.inputs, now.inputs),
-    ]
+    yield from _options_that_differ(then.options, now.options)
+    yield from _inputs_that_differ(then.inputs, now.inputs)
 
 
 def _options_that_differ(then: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jina_v4_client.embed.encoder import Encode
-from jina_v4_client.embed.errors import ChangedError, StoppedError, UsageError
+from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.inputs import Inputs, Names
-from jina_v4_client.embed.job import JOB_FILE, Job, differences, read_job, settle_revision, sync_folder
+from jina_v4_client.embed.job import JOB_FILE, Job, check_same, check_unchanged, read_job, settle_revision, sync_folder
 from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, disk_errors, is_in_use
 from jina_v4_client.embed.output import Lines, Shape, beside, check_output, write_output
 from jina_v4_client.embed.progress import Progress
@@ -95,7 +95,7 @@ class Run:
                         on_progress=progress.add,
                     )
                     outcome = _checked(work.run(self.inputs.rows()), journal)
-                self._check_unchanged(job)
+                check_unchanged(job, self.inputs.fingerprints)
                 self._say(progress.summary())
                 if self.shape.multivector:
                     self._say_too_long(journal)
@@ -148,11 +148,7 @@ class Run:
         if folder.is_dir():
             then = read_job(folder)
             if then is not None:
-                if different := differences(then, job):
-                    raise UsageError(
-                        f"{folder} holds the work of another run: {'; '.join(different)}. Give the options and inputs "
-                        "of that run to go on with it, or --restart to start anew"
-                    )
+                check_same(then, job, folder)
                 return False
             _discard(folder)  # killed before the job was written
         _check_free(path, force=force)
@@ -163,18 +159,6 @@ class Run:
         except OSError as error:
             raise UsageError(f"{folder} cannot be made, where the work is kept: {error.strerror}") from error
         return True
-
-    def _check_unchanged(self, job: Job) -> None:
-        """Stop where an input is not what it was when the run began: its rows may be of both."""
-        try:
-            different = differences(job, Job(self.options, self.inputs.fingerprints()))
-        except UsageError as error:
-            different = [str(error)]
-        if different:
-            raise ChangedError(
-                f"an input changed during the run: {'; '.join(different)}. Put it back as it was and give the same"
-                " command again, or start anew with --restart"
-            )
 
     def _ended(self, outcome: Outcome) -> Outcome:
         """Say what somebody should know of the rows, and add the files that have none to what the run came to."""

@@ -7,48 +7,36 @@ Data leaves out the rows that are done: a resumed run opens no image and renders
 import itertools
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow  # type: ignore[import-untyped] # it has no types
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from jina_v4_client._images import prepare
-from jina_v4_client.embed.content import Content, Kind, broken_row, escaped
+from jina_v4_client._images import IMAGE_ENDINGS, prepare
+from jina_v4_client.embed.content import Content, broken_row, escaped
 from jina_v4_client.embed.errors import RowError, StoppedError
-from jina_v4_client.embed.files import kind_by_name, kind_of
+from jina_v4_client.embed.files import kind_of
 from jina_v4_client.embed.folder import open_file
 from jina_v4_client.embed.inputs import Source, open_input
 from jina_v4_client.embed.pages import ImageFile, Pdf, Tiff
 from jina_v4_client.embed.places import File, FileSystems, on_this_machine, scheme_of
+from jina_v4_client.embed.ray import Plan
 from jina_v4_client.embed.tables import Columns
 from jina_v4_client.errors import ImageError
 
 _FILES_A_TASK = 64  # of a folder; a file that is an INPUT has a task of its own
 _ROWS_A_TABLE = 128
-_TIFF_ENDINGS = (".tif", ".tiff")
+_ONE_IMAGE = tuple(IMAGE_ENDINGS - {".tif", ".tiff"})  # endings of names
 # row: number of the file << 32 | number of the row in it, the order of the input. read: a pickle of what returns the
-# content; without one, `file` is opened for it, or `error` says why there is none.
+# content; without one, `file` is opened for it. error: why there is none.
 _LISTED = pyarrow.schema({"row": "int64", "id": "string", "read": "large_binary", "file": "string", "error": "string"})
+# text: also the URL of an image.
 _READ = pyarrow.schema(
-    {"row": "int64", "id": "string", "kind": "string", "content": "large_binary", "note": "string", "error": "string"}
+    {"row": "int64", "id": "string", "kind": "string", "text": "large_string", "image": "large_binary"}
+    | {"note": "string", "error": "string"}
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every process of a run knows."""
-
-    options: Mapping[str, Any]  # those that decide about the vectors, by the name of the flag
-    urls: Sequence[str]  # of servers; none to start one a worker
-    server: Sequence[str]  # arguments of `jina-v4-serve`, for those that are started
-    client: Mapping[str, Any]  # arguments of the clients, but for the address
-    batch_sizes: Mapping[Kind, int]  # items a request
-    skip: bool  # a row that cannot be embedded gets an error; it stops the run otherwise
 
 
 class Corpus(Datasource):
@@ -77,23 +65,17 @@ def _tables(files: Sequence[tuple[int, File]], filesystems: FileSystems, plan: P
 
 def _rows(first: int, file: File, filesystems: FileSystems, plan: Plan) -> Iterator[dict[str, object]]:
     name, options = file.name, plan.options
-    if file.left_out:
-        yield {"row": first, "id": name, "error": file.left_out}
-        return
-    if _is_one_image(name):
-        yield {"row": first, "id": name, "file": name}
+    if file.left_out or _is_one_image(name):
+        yield {"row": first, "id": name, "file": name, "error": file.left_out or None}
         return
     with on_this_machine(name, filesystems) as path:
-        source: Source
-        if file.in_folder:
-            kind, why = kind_of(path)
-            if kind is None:
-                yield {"row": first, "id": name, "error": why}
-                return
-            source = open_file(path, kind, options["pdf-scale"])
-        else:
-            columns = Columns(options["text-column"], options["image-column"], options["id-column"])
-            source = open_input(path, columns, options["input-format"], options["pdf-scale"])
+        kind, why = kind_of(path) if file.in_folder else (None, "")
+        if file.in_folder and kind is None:
+            yield {"row": first, "id": name, "error": why}
+            return
+        columns = Columns(options["text-column"], options["image-column"], options["id-column"])
+        scale, table_format = options["pdf-scale"], options["input-format"]
+        source: Source = open_file(path, kind, scale) if kind else open_input(path, columns, table_format, scale)
         is_opened_later = isinstance(source, ImageFile | Tiff | Pdf)
         for number, row in enumerate(source.rows(), first):
             how = {"file": name} if is_opened_later else {"read": pickle.dumps(row.read)}
@@ -102,8 +84,7 @@ def _rows(first: int, file: File, filesystems: FileSystems, plan: Plan) -> Itera
 
 def _is_one_image(name: str) -> bool:
     """Whether a file in an object store is taken for an image by its name; it is not fetched to be looked at."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return scheme_of(name) != "" and kind_by_name(suffix) == "image" and suffix not in _TIFF_ENDINGS
+    return scheme_of(name) != "" and name.lower().endswith(_ONE_IMAGE)
 
 
 def read_contents(rows: pyarrow.Table, filesystems: FileSystems, plan: Plan) -> pyarrow.Table:
@@ -113,17 +94,17 @@ def read_contents(rows: pyarrow.Table, filesystems: FileSystems, plan: Plan) -> 
         StoppedError: a row has no content, and rows are not to be skipped.
     """
     found: list[dict[str, object]] = []
-    for name, group in itertools.groupby(rows.to_pylist(), key=itemgetter("file")):
+    for name, group in itertools.groupby(rows.to_pylist(), key=lambda row: None if row["error"] else row["file"]):
         if name is None:
             found += [row if row["error"] else row | _content(row, pickle.loads(row["read"]), plan) for row in group]  # noqa: S301 - ours
             continue
         unread = {row["row"]: row for row in group}
-        first, last = min(unread) >> 32 << 32, max(unread)
         with on_this_machine(name, filesystems) as path:
             kind, why = kind_of(path)[0] or "image", "the file has changed, or cannot be read on this node"
             pages = open_file(path, kind, plan.options["pdf-scale"]).rows()
             if kind != "image" and _is_one_image(name):
                 pages, why = iter(()), f"named as an image, but a {kind.upper()} file: rename it"
+            first, last = min(unread) >> 32 << 32, max(unread)
             for number, page in zip(range(first, last + 1), pages, strict=False):
                 if row := unread.pop(number, None):
                     found.append(row | _content(row, page.read, plan))
@@ -134,11 +115,9 @@ def read_contents(rows: pyarrow.Table, filesystems: FileSystems, plan: Plan) -> 
 def _content(row: Mapping[str, Any], read: Callable[[], Content], plan: Plan) -> dict[str, object]:
     try:
         content = read()
-        if isinstance(content.value, str):
-            kind = "url" if content.kind == "image" else "text"
-            return {"kind": kind, "content": content.value.encode(), "note": content.note}
-        return {"kind": "image", "content": prepare(content.value).content, "note": content.note}
+        value = content.value if isinstance(content.value, str) else prepare(content.value).content
     except (RowError, ImageError) as error:
         if not plan.skip:
             raise StoppedError(f"row {row['id']}: {error}") from error
         return {"error": escaped(str(error))}
+    return {"kind": content.kind, "text" if isinstance(value, str) else "image": value, "note": content.note}

@@ -11,27 +11,36 @@ OUTPUT.partial/             job.json, and in done/ Ray Data's checkpoints
 from dataclasses import replace
 from typing import Any
 
-from pyarrow import compute, fs, parquet  # type: ignore[import-untyped] # it has no types
+from pyarrow import compute, dataset, fs, parquet  # type: ignore[import-untyped] # it has no types
 from ray.data.block import BlockAccessor
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import BlockBasedFileDatasink, FilenameProvider, WriteResult
 
 from jina_v4_client.embed.errors import StoppedError, UsageError
-from jina_v4_client.embed.job import JOB_FILE, Job, differences, load_job
+from jina_v4_client.embed.job import JOB_FILE, Job, check_same, load_job
 from jina_v4_client.embed.output import PARQUET_OPTIONS
 from jina_v4_client.embed.places import place, remove, without_keys
 
 _ID = "row"  # the column by which checkpoints know a row
-_PENDING = ".pending.parquet"  # ends a checkpoint's name while its part is written
+# Ray Data finds the part of a checkpoint by how its name begins: the dot ends the number of a part.
+_NAMES = FilenameProvider(file_format="part.parquet")
 
 
-class Output:
+class Output(BlockBasedFileDatasink):
     """The two folders, on any file system of pyarrow. As an actor it holds a run together; its name is a lock."""
 
+    n_rows = 0  # that this run wrote
+
     def __init__(self, name: str) -> None:
-        _, self.filesystem, self.path = place(name)
-        self.name, self._work = without_keys(name), f"{self.path}.partial"
-        self._own = [f"{self.path}/{part}" for part in (JOB_FILE, "vectors", "errors")]
+        scheme, filesystem, path = place(name)
+        super().__init__(path, filesystem=filesystem, filename_provider=_NAMES)
+        self.uri = name if scheme else path  # for processes that run elsewhere
+        self.name = without_keys(self.uri)
+        self._whole, self._vectors, self._errors = (f"{path}/{part}" for part in (JOB_FILE, "vectors", "errors"))
+        self._work = f"{path}.partial"
+        self._job_file, self._done = f"{self._work}/{JOB_FILE}", f"{self._work}/done"
+        # In the order of their removal: without the job, nobody resumes what is left after a kill.
+        self._all = [self._job_file, self._whole, self._vectors, self._errors, self._work]
 
     def begin(self, job: Job, *, force: bool, restart: bool) -> None:
         """Begin, or go on with the work of an earlier run.
@@ -39,29 +48,58 @@ class Output:
         Raises:
             UsageError: the output is there, or the work is that of another run.
         """
-        is_whole, is_begun = self._has(self._own[0]), self._has(f"{self._work}/{JOB_FILE}")
-        if (force and (is_whole or not is_begun)) or (restart and not is_whole and self._has(self._work)):
+        found = self.filesystem.get_file_info(self._all)
+        is_begun, is_whole, *has_parts, has_work = (one.type != fs.FileType.NotFound for one in found)
+        if is_begun and not is_whole and not restart:
+            check_same(self._read_job(), job, f"{self.name}.partial")
+        elif force or not (is_whole or any(has_parts)) or (restart and has_work and not is_whole):
             self._remove()
-        then = self._read_job()
-        if self._has(self._own[0]) or (then is None and any(map(self._has, self._own))):
+            self._write_job(job)
+        else:
             raise UsageError(f"{self.name} is there already; use --force to replace it")
-        if then is not None and (different := differences(then, job)):
-            raise UsageError(
-                f"{self.name}.partial holds the work of another run: {'; '.join(different)}. Give the options and"
-                " inputs of that run to go on with it, or --restart to start anew"
-            )
-        if then is None:
-            self._remove()  # checkpoints without a job are those of a folder that was removed by half
-        self._write_job(then or job)
-        for folder in self._own[1:]:
+        for folder in (self._vectors, self._errors):
             self.filesystem.create_dir(folder, recursive=True)
-        self._settle_checkpoints()
 
-    def hold(self, revision: str | None) -> str | None:
-        """Note the revision of the first worker of the first run; return it to all."""
-        if self._job.revision is None and revision is not None:
-            self._write_job(replace(self._job, revision=revision))
-        return self._job.revision
+    def hold(self, revision: str | None) -> None:
+        """Hold the workers of all runs to the revision of the first one; raise StoppedError for any other."""
+        job = self._read_job()
+        if job.revision is None and revision is not None:
+            self._write_job(replace(job, revision=revision))
+        elif job.revision != revision:
+            raise StoppedError(
+                f"a server has revision {revision} of the model, and other vectors are of {job.revision}: they do not"
+                " go together. Give every node the same checkpoint and the same --dtype in --server-args, or start"
+                " anew with --restart"
+            )
+
+    def checkpoints(self) -> CheckpointConfig:
+        """Return where Ray Data notes which rows are done."""
+        # An object store renames by copying. After a kill between the two steps Ray Data would find both names: it
+        # would remove the part, and go on to count its rows as done.
+        names = {one.path for one in self.filesystem.get_file_info(fs.FileSelector(self._done, allow_not_found=True))}
+        for second in names & {f"{name.removesuffix('.parquet')}.pending.parquet" for name in names}:
+            self.filesystem.delete_file(second)
+        # Were they deleted by Ray Data, a kill in the middle of that would have rows done twice.
+        return CheckpointConfig(
+            _ID, self._done, override_filesystem=self.filesystem, delete_checkpoint_on_success=False
+        )
+
+    def write_block(self, block: BlockAccessor, _: int, ctx: Any) -> None:
+        """Write (row, id, vector, note, error) as a part of each folder that gets rows."""
+        table = block.to_arrow()
+        name = self.filename_provider.get_filename_for_task(ctx.kwargs["write_uuid"], ctx.task_idx)
+        failed = compute.is_valid(table["error"])
+        parts = {
+            self._vectors: table.filter(compute.invert(failed)).select(["id", "vector", _ID, "note"]),
+            self._errors: table.filter(failed).select(["id", "error", _ID]),
+        }
+        for folder, part in parts.items():
+            if part.num_rows:
+                parquet.write_table(part, f"{folder}/{name}", filesystem=self.filesystem, **PARQUET_OPTIONS)
+
+    def on_write_complete(self, write_result: WriteResult[None]) -> None:
+        """Keep the count."""
+        self.n_rows = write_result.num_rows
 
     def finish(self) -> int:
         """Mark the output as whole; return how many rows have errors.
@@ -70,89 +108,28 @@ class Output:
             UsageError: there are no rows.
             StoppedError: no row has a vector.
         """
-        vectors, errors = map(self._parts, self._own[1:])
-        if not vectors and not errors:
-            self._remove()
-            raise UsageError("the input has no rows")
-        if not vectors:
-            row = parquet.read_table(errors[0], filesystem=self.filesystem).slice(0, 1).to_pylist()[0]
+        vectors, errors = (dataset.dataset(each, filesystem=self.filesystem) for each in (self._vectors, self._errors))
+        n_failed: int = errors.count_rows()
+        if not vectors.files:
+            if not n_failed:
+                self._remove()
+                raise UsageError("the input has no rows")
+            (row,) = errors.head(1).to_pylist()
             raise StoppedError(f"no row could be embedded; one of them: {row['id']}: {row['error']}")
-        n_failed: int = sum(parquet.read_metadata(part, filesystem=self.filesystem).num_rows for part in errors)
-        self.filesystem.copy_file(f"{self._work}/{JOB_FILE}", f"{self.path}/{JOB_FILE}")
+        self.filesystem.copy_file(self._job_file, self._whole)
         remove(self.filesystem, self._work)
         return n_failed
 
-    def checkpoints(self) -> CheckpointConfig:
-        """Return where Ray Data notes which rows are done."""
-        # Were they deleted by Ray Data, a kill in the middle of that would have rows done twice.
-        path = f"{self._work}/done"
-        return CheckpointConfig(_ID, path, override_filesystem=self.filesystem, delete_checkpoint_on_success=False)
-
-    def _has(self, path: str) -> bool:
-        return bool(self.filesystem.get_file_info(path).type != fs.FileType.NotFound)
-
-    def _parts(self, folder: str) -> list[str]:
-        return [one.path for one in self.filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))]
-
     def _remove(self) -> None:
-        """Remove all; without the job, which goes first, nobody resumes what is left after a kill."""
-        for old in (f"{self._work}/{JOB_FILE}", *self._own, self._work):
+        for old in self._all:
             remove(self.filesystem, old)
 
-    def _read_job(self) -> Job | None:
-        if not self._has(f"{self._work}/{JOB_FILE}"):
-            return None
-        with self.filesystem.open_input_stream(f"{self._work}/{JOB_FILE}") as file:
+    def _read_job(self) -> Job:
+        with self.filesystem.open_input_stream(self._job_file) as file:
             return load_job(file.read(), f"{self.name}.partial")
 
     def _write_job(self, job: Job) -> None:
-        self._job = job
         self.filesystem.create_dir(self._work, recursive=True)
-        with self.filesystem.open_output_stream(f"{self._work}/new") as file:
+        with self.open_output_stream(f"{self._job_file}.tmp") as file:
             file.write(job.dump())
-        self.filesystem.move(f"{self._work}/new", f"{self._work}/{JOB_FILE}")
-
-    def _settle_checkpoints(self) -> None:
-        """Remove the second name of what is committed.
-
-        An object store renames by copying. After a kill between the two steps Ray Data finds both names: it removes the
-        part, and goes on to count its rows as done.
-        """
-        names = set(self._parts(f"{self._work}/done"))
-        for name in names:
-            if name.endswith(_PENDING) and name.replace(_PENDING, ".parquet") in names:
-                self.filesystem.delete_file(name)
-
-
-class _Names(FilenameProvider):
-    """Names of one length, as Ray Data finds the part of a checkpoint by the beginning of its name."""
-
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        return f"{write_uuid}-{task_index:012}.parquet"
-
-
-class Parts(BlockBasedFileDatasink):
-    """Writes blocks of (row, id, vector, note, error) as parts; `n_rows` says how many rows, once all are written."""
-
-    n_rows = 0
-
-    def __init__(self, output: Output) -> None:
-        super().__init__(output.path, filesystem=output.filesystem, filename_provider=_Names())
-
-    def write_block(self, block: BlockAccessor, _: int, ctx: Any) -> None:
-        """Write a part of each table that has rows."""
-        table = block.to_arrow()
-        name = self.filename_provider.get_filename_for_task(ctx.kwargs["write_uuid"], ctx.task_idx)
-        failed = compute.is_valid(table["error"])
-        parts = {
-            "vectors": table.filter(compute.invert(failed)).select(["id", "vector", _ID, "note"]),
-            "errors": table.filter(failed).select(["id", "error", _ID]),
-        }
-        for folder, part in parts.items():
-            if part.num_rows:
-                with self.open_output_stream(f"{self.path}/{folder}/{name}") as file:
-                    parquet.write_table(part, file, **PARQUET_OPTIONS)
-
-    def on_write_complete(self, write_result: WriteResult[None]) -> None:
-        """Keep the count."""
-        self.n_rows = write_result.num_rows
+        self.filesystem.move(f"{self._job_file}.tmp", self._job_file)

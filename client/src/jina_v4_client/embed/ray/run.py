@@ -5,24 +5,20 @@ import os
 import re
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.util.annotations import RayDeprecationWarning
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jina_v4_client.embed.errors import StoppedError, UsageError
-from jina_v4_client.embed.job import Job
-from jina_v4_client.embed.places import list_files, scheme_of, without_keys
-from jina_v4_client.embed.ray.corpus import Corpus, Plan, read_contents
-from jina_v4_client.embed.ray.parts import Output, Parts
+from jina_v4_client.embed.job import Job, check_unchanged
+from jina_v4_client.embed.places import File, FileSystems, list_files, without_keys
+from jina_v4_client.embed.progress import Progress
+from jina_v4_client.embed.ray import Plan
+from jina_v4_client.embed.ray.corpus import Corpus, read_contents
+from jina_v4_client.embed.ray.parts import Output
 from jina_v4_client.embed.ray.worker import Worker
 
 _OBJECT_STORE_BYTES = 2**29  # of a Ray of our own: what is in flight, and no more
@@ -32,121 +28,93 @@ _TRIES = 5  # of a block whose worker was lost: it may be what ends them
 _ROWS_A_BLOCK, _LARGE_ROWS_A_BLOCK = 1024, 128
 _BLOCK_BYTES = 2**26  # blocks are cut at about this size
 _ROWS_READ = 64  # at a time
-_OURS = re.compile(r"\bjina_v4_client\.\S*errors\.(\w+): (.+)")  # an error in what Ray passes on, which is text alone
+_OURS = re.compile(r"\bjina_v4_client\.\S*errors\.(\w+): (.+)")  # an error of ours in the text of one of Ray's
 
 
-def run(
-    plan: Plan,
-    inputs: Sequence[str],
-    output: str,
-    address: str,
-    n_workers: int | None,
-    *,
-    force: bool,
-    restart: bool,
-    quiet: bool,
-) -> tuple[int, str]:
-    """Embed what is not done yet; return how many rows have errors, and what to tell of the run.
-
-    Args:
-        plan: what every process of the run knows.
-        inputs: files, folders or patterns, as paths or URIs.
-        output: a folder.
-        address: of the cluster; "local" starts one on this machine.
-        n_workers: how many; None for one a GPU of the cluster or an address, or one.
-        force: whether to replace an output that is there.
-        restart: whether to throw away what an earlier run has done.
-        quiet: whether to show no progress.
+def run(plan: Plan, *, force: bool, restart: bool) -> int:
+    """Embed what is not done yet, and say so; return how many rows have errors.
 
     Raises:
         UsageError: the run cannot begin.
         StoppedError: it cannot go on; what is written is kept.
     """
-    start = time.monotonic()
-    files, filesystems, fingerprints = list_files(inputs, output)
-    folder = output if scheme_of(output) else str(Path(output).absolute())  # for processes that run elsewhere
-    with _cluster(address, n_workers, quiet=quiet), _errors_in_words():
-        corpus, parts, holder = Corpus(files, filesystems, plan), Parts(Output(folder)), _hold(folder)
-        ray.get(holder.begin.remote(Job(plan.options, fingerprints), force=force, restart=restart))
-        DataContext.get_current().checkpoint_config = Output(folder).checkpoints()
-        are_large = plan.options["multivector"] or plan.options["image-column"] or any(file.in_folder for file in files)
-        n_gpus = 0 if plan.urls else int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call] # Ray's
-        rows = ray.data.read_datasource(corpus, override_num_blocks=len(corpus.tasks))
-        rows = rows.repartition(target_num_rows_per_block=_LARGE_ROWS_A_BLOCK if are_large else _ROWS_A_BLOCK)
-        read = partial(read_contents, filesystems=filesystems, plan=plan)
-        rows.map_batches(read, batch_size=_ROWS_READ, batch_format="pyarrow").map_batches(
-            Worker,
-            fn_constructor_args=(holder, plan),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=n_workers or len(plan.urls) or max(1, n_gpus),
-                max_concurrent_calls_per_actor=_CALLS_A_WORKER,
-                max_tasks_in_flight_per_actor=2 * _CALLS_A_WORKER,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=0 if n_gpus else 1,
-            num_gpus=1 if n_gpus else 0,
-            max_task_retries=_TRIES - 1,
-        ).write_datasink(parts)
-        try:
-            is_as_it_was = list_files(inputs, output)[2] == fingerprints
-        except UsageError as error:
-            raise StoppedError(str(error)) from error
-        if not is_as_it_was:
-            raise StoppedError("an input changed during the run: put it back as it was, or start anew with --restart")
-        n_failed = ray.get(holder.finish.remote())
-    took_s = time.monotonic() - start
-    shown = without_keys(output)
-    lines = f"{parts.n_rows:,} rows in {took_s:,.1f} s, {parts.n_rows / took_s:,.1f} rows/s\nwrote {shown}\n"
-    return n_failed, lines + f"{n_failed:,} rows have no vector; {shown}/errors says why\n" * bool(n_failed)
-
-
-def _hold(output: str) -> Any:
-    """Start the actor that holds the run together, on this machine."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    name = f"jina-v4-embed {Output(output).path}"
-    options = {"name": name, "namespace": "jina-v4-embed", "num_cpus": 0, "scheduling_strategy": here}
+    progress = Progress(None, 0, quiet=True)  # Ray shows its own
+    files, filesystems, fingerprints = list_files(plan.inputs, plan.output)
+    job = Job(plan.options, fingerprints)
     try:
-        return ray.remote(Output).options(**options).remote(output)
-    except ValueError as error:  # the name is in use
-        raise UsageError(f"{without_keys(output)}: another run on this cluster is at work in it") from error
-
-
-@contextmanager
-def _errors_in_words() -> Iterator[None]:
-    """Raise the error of ours that a worker met; of any other, one of ours with its text."""
-    try:
-        yield
+        with _connect(plan):
+            output = Output(plan.output)
+            holder = _hold(output)
+            output.begin(job, force=force, restart=restart)
+            _embed(plan, files, filesystems, output, holder)
+            check_unchanged(job, lambda: list_files(plan.inputs, plan.output)[2])
+            n_failed = output.finish()
     except ray.exceptions.RayError as error:
-        found = _OURS.findall(str(error))  # the last was raised from those before it, and names the row
+        # What workers met reaches us as text alone; the last error was raised from those before it, and names the row.
+        found = _OURS.findall(str(error))
         name, message = found[-1] if found else ("", f"Ray cannot go on: {str(error).splitlines()[-1]}")
         raise (UsageError if name == "UsageError" else StoppedError)(message) from error
+    progress.add(output.n_rows)
+    if n_failed or not plan.quiet:
+        sys.stderr.write(f"{progress.summary()}\nwrote {without_keys(plan.output)}\n")
+    if n_failed:
+        sys.stderr.write(f"{n_failed:,} rows have no vector; {without_keys(plan.output)}/errors says why\n")
+    return n_failed
 
 
-@contextmanager
-def _cluster(address: str, n_workers: int | None, *, quiet: bool) -> Iterator[None]:
-    """Connect to a cluster, or start one here; Ray reports to nobody, and leaves the signals to us."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    handler = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address == "local":
-        n_cpus = (n_workers or 1) + max(3, os.cpu_count() or 1)  # beside workers, tasks that read, filter and write
-        options |= {"num_cpus": n_cpus, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
+def _hold(output: Output) -> Any:
+    """Start the actor that holds the run together, on this machine."""
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    actor = ray.remote(num_cpus=0, label_selector=here)(Output)
     try:
-        ray.init(address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"--ray {address}: {error}") from error
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+        return actor.options(name=f"jina-v4-embed {output.path}", namespace="jina-v4-embed").remote(output.uri)
+    except ValueError as error:  # the name is in use
+        raise UsageError(f"{output.name}: another run on this cluster is at work in it") from error
+
+
+def _embed(plan: Plan, files: Sequence[File], filesystems: FileSystems, output: Output, holder: Any) -> None:
+    """Embed the rows that no checkpoint has."""
+    DataContext.get_current().checkpoint_config = output.checkpoints()
+    are_large = plan.options["multivector"] or plan.options["image-column"] or any(file.in_folder for file in files)
+    n_rows = _LARGE_ROWS_A_BLOCK if are_large else _ROWS_A_BLOCK
+    n_gpus = 0 if plan.urls else int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call] # Ray's
+    corpus = Corpus(files, filesystems, plan)
+    rows = ray.data.read_datasource(corpus, override_num_blocks=len(corpus.tasks))
+    rows = rows.repartition(target_num_rows_per_block=n_rows)
+    rows = rows.map_batches(read_contents, fn_args=(filesystems, plan), batch_size=_ROWS_READ, batch_format="pyarrow")
+    rows.map_batches(
+        Worker,
+        fn_constructor_args=(holder, plan),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            size=plan.n_workers or len(plan.urls) or max(1, n_gpus),
+            max_concurrent_calls_per_actor=_CALLS_A_WORKER,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=0 if n_gpus else 1,
+        num_gpus=1 if n_gpus else 0,
+        max_task_retries=_TRIES - 1,
+    ).write_datasink(output)
+
+
+def _connect(plan: Plan) -> Any:
+    """Connect to a cluster, or start one here; return what leaves it again. Ray leaves the signals to us."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if plan.address == "local":
+        n_cpus = (plan.n_workers or 1) + max(3, os.cpu_count() or 1)  # beside workers, tasks read, filter and write
+        options |= {"num_cpus": n_cpus, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
     # Ray has no other way yet to bound the tries; without a bound, a block that ends workers ends all.
-    warnings.filterwarnings("ignore", ".*ray_remote_args", RayDeprecationWarning)
+    warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said once, in words of ours
     context = DataContext.get_current()
-    context.enable_progress_bars = sys.stderr.isatty() and not quiet
+    context.enable_progress_bars = sys.stderr.isatty() and not plan.quiet
     context.target_max_block_size = _BLOCK_BYTES
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        return ray.init(plan.address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"--ray {plan.address}: {error}") from error
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, handler)

@@ -8,33 +8,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
-import numpy as np
 import pyarrow  # type: ignore[import-untyped] # it has no types
 import ray
 
 from jina_v4_client.embed.content import Kind, escaped
 from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import RowError, StoppedError
-from jina_v4_client.embed.output import vector_column
-from jina_v4_client.embed.ray.corpus import Plan
+from jina_v4_client.embed.ray import Plan
 from jina_v4_client.errors import JinaV4Error
-from jina_v4_client.results import Vector
 
 # Serve's own: starts `jina-v4-serve`, prints its address once it serves, and ends with its standard input.
 _SERVER = (sys.executable, "-P", "-m", "jina_v4_serve.ray.child")
 _PATIENCE_S = 3.0  # at the end of a run Ray ends the processes of a worker before the worker
-_NAMES: dict[Kind, tuple[str, ...]] = {"text": ("text",), "image": ("image", "url")}
 
 
 class Worker:
-    """What Ray Data runs as an actor; several threads call it.
-
-    Args:
-        output: the actor that holds all workers to one revision.
-        plan: of the run.
+    """What Ray Data runs as an actor; several threads call it. The actor `output` holds all to one revision.
 
     Raises:
         StoppedError: a server does not start, or has another revision.
@@ -47,49 +39,38 @@ class Worker:
         clients = [EmbeddingsClient(url, **plan.client) for url in plan.urls or [_start_server(plan.server)]]
         for client in clients:
             revision = client.revision()
-            if (held := ray.get(output.hold.remote(revision))) != revision:
-                raise StoppedError(
-                    f"a server has revision {revision} of the model, and other vectors are of {held}: they do not go"
-                    " together. Give every node the same checkpoint and the same --dtype in --server-args, or start"
-                    " anew with --restart"
-                )
+            ray.get(output.hold.remote(revision))
         facts = {name: value for name, value in plan.options.items() if value is not None}
         self._metadata = {"jina_v4": json.dumps(facts | {"revision": revision})}
         self._encodes = itertools.cycle([make_encode(client, plan.options, plan.batch_sizes) for client in clients])
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
-        """Embed rows: (row, id, kind, content, note, error) becomes (row, id, vector, note, error).
+        """Embed rows: (row, id, kind, text, image, note, error) becomes (row, id, note, vector, error).
 
         Raises:
             StoppedError: a row cannot be embedded, and rows are not to be skipped, or no row is to blame.
         """
-        ids, kinds, contents, errors = (rows[name].to_pylist() for name in ("id", "kind", "content", "error"))
-        vectors: dict[int, Vector] = {}
-        for kind, names in _NAMES.items():
-            places = [place for place, name in enumerate(kinds) if name in names]
-            values = [contents[place] if kinds[place] == "image" else contents[place].decode() for place in places]
-            outcomes = next(self._encodes)(kind, values) if values else []
-            for place, outcome in zip(places, outcomes, strict=True):
+        options, width = self._plan.options, 0
+        items = rows.to_pylist()
+        for kind in get_args(Kind):
+            sent = [item for item in items if item["kind"] == kind]
+            values = [item["image"] if item["text"] is None else item["text"] for item in sent]
+            for item, outcome in zip(sent, next(self._encodes)(kind, values) if sent else [], strict=True):
                 if isinstance(outcome, JinaV4Error):
                     raise StoppedError(str(outcome))
-                if not isinstance(outcome, RowError):
-                    vectors[place] = outcome
-                    continue
-                errors[place] = escaped(str(outcome))
-                if not self._plan.skip:
-                    raise StoppedError(f"row {ids[place]}: {errors[place]}")
-        made = {"vector": self._column(vectors, len(ids)), "error": pyarrow.array(errors, "string")}
+                if isinstance(outcome, RowError):
+                    item["error"] = escaped(str(outcome))
+                    if not self._plan.skip:
+                        raise StoppedError(f"row {item['id']}: {item['error']}")
+                else:
+                    vector = outcome.astype(options["dtype"], copy=False)  # (width,), of multi-vectors (n, width)
+                    width = vector.shape[-1]
+                    item["vector"] = list(vector) if options["multivector"] else vector
+        of_one = pyarrow.list_(pyarrow.from_numpy_dtype(options["dtype"]), width)
+        of_all = pyarrow.list_(of_one) if options["multivector"] else of_one
+        vectors = pyarrow.array([item.get("vector") for item in items], of_all if width else None)
+        made = {"vector": vectors, "error": pyarrow.array([item["error"] for item in items], "string")}
         return pyarrow.table({name: rows[name] for name in ("row", "id", "note")} | made, metadata=self._metadata)
-
-    def _column(self, vectors: Mapping[int, Vector], n_rows: int) -> Any:
-        """Make the column of vectors, null where a row has none."""
-        if not vectors:
-            return pyarrow.nulls(n_rows)
-        parts = [np.atleast_2d(vector) for vector in vectors.values()]  # (1, width), of multi-vectors (n, width)
-        lengths = [len(part) for part in parts] if self._plan.options["multivector"] else None
-        column = vector_column(np.concatenate(parts).astype(self._plan.options["dtype"], copy=False), lengths)
-        order = {place: i for i, place in enumerate(vectors)}
-        return column.take(pyarrow.array([order.get(place) for place in range(n_rows)], "int64"))
 
 
 def _start_server(arguments: Sequence[str]) -> str:
