@@ -317,6 +317,12 @@ def test_a_run_goes_on_with_its_options_and_its_revision_only(cluster: Cluster, 
     assert not list(tmp_path.glob("none.*"))
 
 
+def test_a_server_that_does_not_start_on_a_gpu_ends_the_run_in_words(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("a text\n")
+    ran = cluster.run("--checkpoint", "nowhere", "corpus.txt", "out", cwd=tmp_path)
+    assert (ran.code, f"error: jina-v4-serve {TASK} ended with exit code" in ran.stderr) == (1, True), ran.stderr
+
+
 @dataclass(frozen=True)
 class Store:
     """An S3 server on this machine: its file system, and what follows a URI to reach it."""

@@ -85,7 +85,7 @@ def _embed(plan: Plan, files: Sequence[File], filesystems: FileSystems, output: 
     rows.map_batches(
         Worker,
         fn_constructor_args=(holder, plan),
-        batch_size=None,
+        batch_size=n_rows if n_gpus else None,  # with a GPU Ray wants a number; None takes a block as it is
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
             size=plan.n_workers or len(plan.urls) or max(1, n_gpus),
