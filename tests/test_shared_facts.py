@@ -23,7 +23,7 @@ from jina_v4_serve.api import canary as serve_canary
 from jina_v4_serve.api import encoded as serve_encoded
 from jina_v4_serve.api import images as serve_images
 from jina_v4_serve.api import pdf_render as serve_pdf
-from jina_v4_serve.api.forms import parts as serve_parts
+from jina_v4_serve.api.forms import items as serve_items
 from jina_v4_serve.settings import Settings
 from typer.main import get_command
 
@@ -128,4 +128,4 @@ TEXTS = ["data:image/png;base64,A", " DATA:;base64,A", "data: image/*;base64,A",
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_data_uri_is_known_by_one_rule(text: str) -> None:
-    assert client_images.is_data_uri(text) is bool(serve_parts._DATA_URI.match(text))
+    assert client_images.is_data_uri(text) is bool(serve_items._DATA_URI.match(text))

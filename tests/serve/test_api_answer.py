@@ -1,6 +1,8 @@
 """Encodings against numpy, and both bodies of an answer."""
 
 import base64
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import orjson
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jina_v4_client.quantization import quantize_int8
-from jina_v4_serve.api.forms.reply import as_json, as_safetensors, encode, warning
+from jina_v4_serve.api.forms.reply import as_safetensors, encode, headers, write
 from jina_v4_serve.api.request import EmbedRequest, Item
 from jina_v4_serve.api.vectors import Vectors
 from numpy.typing import NDArray
@@ -35,15 +37,12 @@ def asked(**fields: object) -> EmbedRequest:
         "items": [Item(text="a")],
         "prompt_name": "query",
         "prefix": "Query: ",
-        "outputs": frozenset({"dense"}),
-        "encodings": ["float"],
-        "dimensions": None,
-        "max_length": None,
-        "max_pixels": None,
-        "late_chunking": False,
-        "keyed": False,
     }
     return EmbedRequest(**(usual | fields))  # type: ignore[arg-type]
+
+
+def in_json(request: EmbedRequest, items: Sequence[Vectors]) -> Any:
+    return orjson.loads(orjson.dumps(write(request, items, "id"), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 @given(ROW)
@@ -62,21 +61,21 @@ def test_bits(row: NDArray[np.float32]) -> None:
 
 def test_json_of_each_kind() -> None:
     items = [vectors(3, 0), vectors(5, 1)]
-    both = orjson.loads(as_json(asked(outputs=frozenset({"dense", "multivector"})), items))
+    both = in_json(asked(outputs=frozenset({"dense", "multivector"})), items)
     assert both["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
     assert [(entry["object"], entry["index"], len(entry["embeddings"])) for entry in both["data"]] == [
         ("embedding", 0, 3),
         ("embedding", 1, 5),
     ]
-    rows = orjson.loads(as_json(asked(outputs=frozenset({"multivector"})), items))["data"][1]
+    rows = in_json(asked(outputs=frozenset({"multivector"})), items)["data"][1]
     assert (rows["object"], set(rows)) == ("embeddings", {"object", "index", "embeddings"})
-    keyed = orjson.loads(as_json(asked(encodings=["float", "binary"], keyed=True), items))["data"][0]["embedding"]
+    keyed = in_json(asked(encodings=["float", "binary"]), items)["data"][0]["embedding"]
     assert (len(keyed["float"]), len(keyed["binary"])) == (256, 32)
 
 
 def test_late_chunks_are_items_of_their_own() -> None:
     one = Vectors(np.eye(3, 256, dtype=np.float32), np.empty((0, 128), np.float32), 9)
-    answer = orjson.loads(as_json(asked(late_chunking=True), [one]))
+    answer = in_json(asked(late_chunking=True), [one])
     assert [entry["index"] for entry in answer["data"]] == [0, 1, 2]
     assert answer["usage"]["total_tokens"] == 9
     assert load(as_safetensors(asked(late_chunking=True), [one], "float32"))["dense"].shape == (3, 256)
@@ -101,13 +100,14 @@ def test_safetensors(dtype: str) -> None:
 
 
 def test_the_warning_names_at_most_twenty_of_each_and_nothing_that_is_no_name() -> None:
-    assert warning([], asked()) == {}
+    assert headers([], asked()) == {"x-jina-v4-prompt": "query"}
     clipped = [f"input[{i}].image" for i in (10, 2, 0)]
-    assert warning(clipped, asked(ignored=["a\r\nset-cookie: b", "é", "x" * 65, "fine_1"])) == {
+    assert headers(clipped, asked(ignored=["a\r\nset-cookie: b", "é", "x" * 65, "fine_1"])) == {
+        "x-jina-v4-prompt": "query",
         "x-jina-v4-warning": "more than 8 bits a pixel, values over 255 read as 255:"
-        " input[0].image, input[2].image, input[10].image; unknown fields ignored: ?, ?, ?, fine_1"
+        " input[0].image, input[2].image, input[10].image; unknown fields ignored: ?, ?, ?, fine_1",
     }
-    (value,) = warning([f"input[{i}].image" for i in range(2048)], asked(ignored=["y"] * 2048)).values()
+    _, value = headers([f"input[{i}].image" for i in range(2048)], asked(ignored=["y"] * 2048)).values()
     assert "input[19].image and 2028 more; unknown" in value
     assert len(value) < 1000
 

@@ -7,15 +7,16 @@ import orjson
 import pytest
 from api_limits import limits
 from jina_v4_serve.api.errors import ApiError
-from jina_v4_serve.api.forms.cohere import read
+from jina_v4_serve.api.forms.cohere import CohereBody, settle
 from jina_v4_serve.api.forms.errors import error_body
+from jina_v4_serve.api.forms.schema import parse
 from jina_v4_serve.api.request import EmbedRequest
 
 QUERY = {"texts": ["x"], "input_type": "search_query"}
 
 
 def asked(served: str = "retrieval", /, **fields: Any) -> EmbedRequest:
-    return read(orjson.dumps(fields), limits(served))
+    return settle(parse(orjson.dumps(fields), CohereBody), limits(served))
 
 
 @pytest.mark.parametrize(

@@ -323,8 +323,7 @@ class PagesAlone:
 
 
 def asked(*items: Item) -> EmbedRequest:
-    outputs: frozenset[Any] = frozenset({"dense"})
-    return EmbedRequest("retrieval", "m", items, "query", "", outputs, ["float"], None, None, None, False, False)
+    return EmbedRequest("retrieval", "m", items, "query", "")
 
 
 def test_pages_are_charged_before_they_are_rendered_and_given_back() -> None:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from jina_v4_serve.api import ranking
 from jina_v4_serve.api.door import Door
 from jina_v4_serve.api.errors import ApiError
-from jina_v4_serve.api.forms import rerank, score
+from jina_v4_serve.api.forms import rankings
 from jina_v4_serve.api.forms.errors import error_body
+from jina_v4_serve.api.forms.schema import parse
 from jina_v4_serve.api.guard import Guard
 from jina_v4_serve.api.images import ImageLoader
 from jina_v4_serve.api.pdf import PdfReader
@@ -38,11 +39,12 @@ RANK = {"query": "q", "documents": ["a", "b"]}
 
 
 def asked(served: str = "retrieval", /, **fields: Any) -> RankRequest:
-    return rerank.read(orjson.dumps({**RANK, **fields}), limits(served))
+    body = orjson.dumps({**RANK, **fields})
+    return rankings.settle_rerank(parse(body, rankings.RerankBody), limits(served))
 
 
 def scored(**fields: Any) -> RankRequest:
-    return score.read(orjson.dumps(fields), limits("retrieval"))
+    return rankings.settle_score(parse(orjson.dumps(fields), rankings.ScoreBody), limits("retrieval"))
 
 
 def unit(rows: Any) -> Any:
@@ -190,10 +192,8 @@ def test_an_error_of_v2_is_in_coheres_shape() -> None:
     assert orjson.loads(error_body(error, "id", "/v1/rerank")).keys() == {"error", "detail", "errors"}
 
 
-def replied(content: tuple[bytes, str]) -> Any:
-    body, media_type = content
-    assert media_type == "application/json"
-    return orjson.loads(body)
+def replied(content: dict[str, Any]) -> Any:
+    return orjson.loads(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_the_documents_of_a_reply(
 ) -> None:
     request = asked(documents=["a", {"image": "data:y"}], return_documents=return_documents)
     found = [vectors(3, 0), vectors(4, 1), vectors(5, 2)]
-    for write, shown in ((rerank.write, of_jina), (rerank.write_as_cohere, of_cohere)):
-        results = {result["index"]: result for result in replied(write(request, found, "", "id"))["results"]}
+    for write, shown in ((rankings.write_rerank, of_jina), (rankings.write_cohere, of_cohere)):
+        results = {result["index"]: result for result in replied(write(request, found, "id"))["results"]}
         documents = [{"text": "a"}, {"image": "data:y"}]
         assert [results[i].get("document") for i in range(2)] == [
             document if is_shown else None for document, is_shown in zip(documents, shown, strict=True)
@@ -215,7 +215,7 @@ def test_the_documents_of_a_reply(
 
 def test_the_shapes_of_replies() -> None:
     found = [vectors(3, 0), vectors(4, 1), vectors(5, 2)]
-    body = replied(rerank.write(asked(top_n=1, model="our-name"), found, "", "some-id"))
+    body = replied(rankings.write_rerank(asked(top_n=1, model="our-name"), found, "some-id"))
     assert body | {"results": None} == {
         "id": "some-id",
         "object": "list",
@@ -224,11 +224,11 @@ def test_the_shapes_of_replies() -> None:
         "results": None,
     }
     assert len(body["results"]) == 1
-    body = replied(rerank.write_as_cohere(asked(documents=["a", {"image": "y"}]), found, "", "some-id"))
+    body = replied(rankings.write_cohere(asked(documents=["a", {"image": "y"}]), found, "some-id"))
     assert body.keys() == {"id", "results", "meta"}
     assert body["meta"]["billed_units"] == {"input_tokens": 7, "image_tokens": 5}
     assert all(result.keys() == {"index", "relevance_score"} for result in body["results"])
-    body = replied(score.write(scored(text_1="q", text_2=["a", "b"]), found, "", "some-id"))
+    body = replied(rankings.write_score(scored(text_1="q", text_2=["a", "b"]), found, "some-id"))
     assert body.keys() == {"id", "object", "created", "model", "data", "usage"}
     assert [(item["index"], item["object"]) for item in body["data"]] == [(0, "score"), (1, "score")]
 

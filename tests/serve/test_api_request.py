@@ -413,7 +413,7 @@ def test_the_rest_of_a_request() -> None:
     )
     assert [(item.text, item.image) for item in found.items] == [("a", None), (None, "b")]
     assert (found.dimensions, found.encodings, found.outputs) == (128, ["base64"], {"dense", "multivector"})
-    assert (found.keyed, found.max_length) == (False, None)
+    assert found.max_length is None
     assert asked(truncate=True).max_length == 1000
     assert asked(truncate=True, max_length=7).max_length == 7
     assert asked(embedding_type=["float", "binary", "float"]).encodings == ["float", "binary"]

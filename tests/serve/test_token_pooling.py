@@ -72,7 +72,6 @@ def test_other_items_of_a_call_change_nothing() -> None:
 def asked(**fields: object) -> EmbedRequest:
     usual: dict[str, object] = {"task": "retrieval", "model": "m", "items": [Item(text="a")], "prompt_name": "query"}
     usual |= {"prefix": "Query: ", "outputs": frozenset({"dense", "multivector"}), "encodings": ["float"]}
-    usual |= {"dimensions": None, "max_length": None, "max_pixels": None, "late_chunking": False, "keyed": False}
     return EmbedRequest(**(usual | fields))  # type: ignore[arg-type]
 
 
@@ -84,9 +83,7 @@ def pooled(factor: Any) -> Sequence[Vectors]:
 
 
 def tensors(**fields: object) -> dict[str, NDArray[np.generic]]:
-    content, kind = reply.write(asked(**fields), pooled(fields.get("pool_factor")), reply.SAFETENSORS, "id")
-    assert kind == reply.SAFETENSORS
-    return load(content)
+    return load(reply.as_safetensors(asked(**fields), pooled(fields.get("pool_factor")), "float32"))
 
 
 @pytest.mark.parametrize("factor", [None, 4])
@@ -112,9 +109,8 @@ def test_codes_in_tensors_are_the_clients_to_the_bit(factor: int | None) -> None
 
 
 def test_pooled_rows_in_json_are_those_in_tensors() -> None:
-    content, _ = reply.write(asked(pool_factor=3), pooled(3), "application/json", "id")
-    rows = load(reply.write(asked(pool_factor=3), pooled(3), reply.SAFETENSORS, "id")[0])["multivector"]
-    entries = reply.orjson.loads(content)["data"]
-    found = np.array([row for entry in entries for row in entry["embeddings"]], np.float32)
+    content = reply.write(asked(pool_factor=3), pooled(3), "id")
+    rows = tensors(pool_factor=3)["multivector"]
+    found = np.array([row for entry in content["data"] for row in entry["embeddings"]], np.float32)
     np.testing.assert_array_equal(found, rows)
-    assert reply.orjson.loads(content)["usage"]["total_tokens"] == 110, "of what was read, not of what is left"
+    assert content["usage"]["total_tokens"] == 110, "of what was read, not of what is left"

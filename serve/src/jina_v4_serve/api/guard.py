@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 
 from jina_v4_serve.api import metrics
 from jina_v4_serve.api.door import EMBEDDING_ROUTES, Door, as_api_error, request_id
@@ -65,17 +66,16 @@ class Guard:
         path, method = scope["path"], scope["method"]
         record = Record(request_id(headers), self.task)
         scope.setdefault("state", {})["request_id"] = record.request_id
-        added = {"x-request-id": record.request_id, **self.door.cross_origin(headers)}
+        added = _raw({"x-request-id": record.request_id, **self.door.cross_origin(headers)})
         started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                ours = [*self.headers[record.task], *_raw(added)]
-                names = {name for name, _ in ours}
-                kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in names]
-                message["headers"] = [*kept, *ours]
+                ours = self.headers[record.task] | added
+                kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in ours]
+                message["headers"] = [*kept, *ours.items()]
                 record.answered(message["status"])
             record.response_bytes += len(message.get("body", b""))
             await send(message)
@@ -84,7 +84,7 @@ class Guard:
             with recording(record):
                 preflight = self.door.admit(method, path, headers, ROUTES)
             if preflight is not None:
-                await respond(204, preflight, b"", send_with_headers)
+                await Response(status_code=204, headers=preflight)(scope, receive, send_with_headers)
                 return
             if path in EMBEDDING_ROUTES and not hasattr(scope["app"].state, "jina_v4"):
                 # vLLM goes on without a plugin that it could not load, and has such a route too: wrong vectors.
@@ -98,8 +98,7 @@ class Guard:
             if started:
                 raise
             record.code = error.code
-            content = {"content-type": "application/json", **error.headers()}
-            await respond(error.status, content, error_body(error, record.request_id, path), send_with_headers)
+            await error_response(error, record.request_id, path)(scope, receive, send_with_headers)
         finally:
             if path in EMBEDDING_ROUTES and method != "OPTIONS":
                 metrics.count(record)
@@ -107,19 +106,17 @@ class Guard:
                     log_request("server", record)
 
 
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+def _raw(headers: Mapping[str, str]) -> dict[bytes, bytes]:
+    return {name.encode(): value.encode("latin-1") for name, value in headers.items()}
 
 
-def _headers(tasks: Sequence[str], revisions: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    headers = [(b"x-jina-v4-task", ", ".join(tasks).encode()), (b"x-jina-v4-pooling", b"engine")]
+def _headers(tasks: Sequence[str], revisions: Mapping[str, str]) -> dict[bytes, bytes]:
+    headers = {"x-jina-v4-task": ", ".join(tasks), "x-jina-v4-pooling": "engine"}
     if revisions:
-        headers.append((b"x-jina-v4-revision", ", ".join(revisions[task] for task in tasks).encode()))
-    return headers
+        headers["x-jina-v4-revision"] = ", ".join(revisions[task] for task in tasks)
+    return _raw(headers)
 
 
-async def respond(status: int, headers: Mapping[str, str], body: bytes, send: Send) -> None:
-    """Send a whole answer."""
-    length = {"content-length": str(len(body))} if body else {}
-    await send({"type": "http.response.start", "status": status, "headers": _raw({**headers, **length})})
-    await send({"type": "http.response.body", "body": body})
+def error_response(error: ApiError, request_id: str, path: str) -> Response:
+    """Make the answer that is an error, in the form of the route."""
+    return Response(error_body(error, request_id, path), error.status, error.headers(), "application/json")

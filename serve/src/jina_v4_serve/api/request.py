@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from jina_v4_serve.checkpoint import Prompts
@@ -72,7 +73,6 @@ class EmbedRequest:
         max_pixels: images are scaled down to so many pixels; None is the server's limit.
         late_chunking: the texts are parts of one.
         priority: FIRST to LAST; what waits is computed in this order.
-        keyed: several encodings were requested, so each has its name in the reply.
         ignored: names of fields that are not known here.
         left_out: paths of system instructions, which are not part of the model's prompt.
         pool_factor: so many rows of a multi-vector become one, on average; None leaves them.
@@ -83,13 +83,12 @@ class EmbedRequest:
     items: Sequence[Item]
     prompt_name: str
     prefix: str
-    outputs: frozenset[Output]
-    encodings: Sequence[Encoding]
-    dimensions: int | None
-    max_length: int | None
-    max_pixels: int | None
-    late_chunking: bool
-    keyed: bool
+    outputs: frozenset[Output] = frozenset({"dense"})
+    encodings: Sequence[Encoding] = ("float",)
+    dimensions: int | None = None
+    max_length: int | None = None
+    max_pixels: int | None = None
+    late_chunking: bool = False
     priority: int = FIRST
     ignored: Sequence[str] = ()
     left_out: Sequence[str] = ()
@@ -106,7 +105,7 @@ class EmbedRequest:
         of_texts = {item.text is not None for item in self.items}
         return [name for name, used in ((self.prompt_name, True), ("image", False)) if used in of_texts]
 
-    @property
+    @cached_property
     def prefixed(self) -> list[str]:
         """Name the texts that begin with the prefix already, which is put before them all the same."""
         items = self.items[:1] if self.late_chunking else self.items

@@ -4,20 +4,20 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from jina_v4_serve.api import metrics, threads
 from jina_v4_serve.api.door import COHERE, COHERE_RERANK, EMBEDDINGS, RERANK, SCORE, as_api_error
 from jina_v4_serve.api.errors import ApiError
-from jina_v4_serve.api.forms import cohere, embeddings, examples, reply, rerank, score
-from jina_v4_serve.api.forms.errors import error_body
-from jina_v4_serve.api.forms.schema import EmbeddingsBody
+from jina_v4_serve.api.forms import cohere, embeddings, examples, rankings, reply
+from jina_v4_serve.api.forms.schema import Body, EmbeddingsBody, parse
+from jina_v4_serve.api.guard import error_response
 from jina_v4_serve.api.record import CLOSED_REQUEST, KINDS, Kind, current
 from jina_v4_serve.api.request import EmbedRequest, Limits, RankRequest
 from jina_v4_serve.api.service import Service
@@ -44,29 +44,33 @@ class Form:
 
     Attributes:
         answer: what its replies hold, for the schema.
-        fields: of a body, for the schema.
+        fields: of a body.
         examples: of bodies, by name.
-        read: from a body to the inner request.
-        write: from the request, its vectors, what Accept names and the request id to a body and its media type.
-        check: refuses a request whose answer cannot be written as Accept has it, before anything is embedded.
+        settle: from the fields of a body to the inner request.
+        write: from the inner request, its vectors and the request id to the content of a JSON reply.
+        dtype: from the inner request and what Accept names to the dtype of a safetensors body; None for JSON.
     """
 
     answer: str
-    fields: type[BaseModel]
+    fields: type[Body]
     examples: Mapping[str, Mapping[str, Any]]
-    read: Callable[[bytes, Limits], EmbedRequest | RankRequest]
-    write: Callable[[Any, Sequence[Vectors], str, str], tuple[bytes, str]]
-    check: Callable[[Any, str], None] = lambda _request, _accept: None
+    settle: Callable[[Any, Limits], EmbedRequest | RankRequest]
+    write: Callable[[Any, Sequence[Vectors], str], dict[str, Any]]
+    dtype: Callable[[Any, str], str | None] = lambda _request, _accept: None
 
 
 _VECTORS = "Vectors, as JSON; or as `application/x-safetensors` where Accept names it."
 _RANKED = "The documents in the order of their scores, best first."
+_SCORED = "A score for each pair, in order."
+_RERANK = Form(_RANKED, rankings.RerankBody, examples.RERANK, rankings.settle_rerank, rankings.write_rerank)
 FORMS = {
-    EMBEDDINGS: Form(_VECTORS, EmbeddingsBody, examples.EMBEDDINGS, embeddings.read, reply.write, reply.check),
-    COHERE: Form("Vectors.", cohere.CohereBody, examples.COHERE, cohere.read, cohere.write),
-    RERANK: Form(_RANKED, rerank.RerankBody, examples.RERANK, rerank.read, rerank.write),
-    COHERE_RERANK: Form(_RANKED, rerank.RerankBody, examples.COHERE_RERANK, rerank.read, rerank.write_as_cohere),
-    SCORE: Form("A score for each pair, in order.", score.ScoreBody, examples.SCORE, score.read, score.write),
+    EMBEDDINGS: Form(
+        _VECTORS, EmbeddingsBody, examples.EMBEDDINGS, embeddings.settle, reply.write, reply.safetensors_dtype
+    ),
+    COHERE: Form("Vectors.", cohere.CohereBody, examples.COHERE, cohere.settle, cohere.write),
+    RERANK: _RERANK,
+    COHERE_RERANK: replace(_RERANK, examples=examples.COHERE_RERANK, write=rankings.write_cohere),
+    SCORE: Form(_SCORED, rankings.ScoreBody, examples.SCORE, rankings.settle_score, rankings.write_score),
 }
 
 
@@ -108,9 +112,7 @@ async def embed(request: Request) -> Response:
     except Exception as error:  # the one place where anything becomes a reply
         known = _as_api_error(error, service, request_id)
         record.code, record.param = known.code, known.param
-        return Response(
-            error_body(known, request_id, request.scope["path"]), known.status, known.headers(), "application/json"
-        )
+        return error_response(known, request_id, request.scope["path"])
 
 
 async def health(request: Request) -> Response:
@@ -148,19 +150,29 @@ async def _answer(service: Service, request: Request, body: bytes, request_id: s
     record = current()
     form = FORMS[request.scope["path"]]
     with record.stage("preprocessing"):
-        inner = await threads.run(len(body), form.read, body, service.limits)
+        inner = await threads.run(len(body), lambda: form.settle(parse(body, form.fields), service.limits))
     kinds: list[Kind] = ["image" if item.text is None else "text" for part in inner.parts for item in part.items]
     record.task = inner.task
     record.n_items = {kind: kinds.count(kind) for kind in KINDS}
     accept = ", ".join(request.headers.getlist("accept"))
-    form.check(inner, accept)
+    dtype = form.dtype(inner, accept)
     vectors = await service.embed(inner, request_id)
     metrics.PREFIXED.labels(inner.task).inc(sum(len(part.prefixed) for part in inner.parts))
     headers = reply.headers(record.clipped, *inner.parts)
     with record.stage("serialising"):
         n_bytes = sum(each.dense.nbytes + each.multivector.nbytes for each in vectors)
-        content, media_type = await threads.run(n_bytes, form.write, inner, vectors, accept, request_id)
+        content, media_type = await threads.run(n_bytes, _written, form, inner, vectors, request_id, dtype)
     return Response(content, headers=headers, media_type=media_type)
+
+
+def _written(
+    form: Form, request: Any, vectors: Sequence[Vectors], request_id: str, dtype: str | None
+) -> tuple[bytes, str]:
+    """Return the body of a reply and its media type."""
+    if dtype is not None:
+        return reply.as_safetensors(request, vectors, dtype), reply.SAFETENSORS
+    content = form.write(request, vectors, request_id)
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), "application/json"
 
 
 async def _disconnected(request: Request) -> None:

@@ -31,13 +31,13 @@ class Vectors:
         dense: shape (n_spans, dimensions); n_spans is 0 when no dense vector was requested.
         multivector: shape (n_tokens, 128); n_tokens is 0 when it was not requested.
         n_tokens: of the prompt.
-        origin: of the prompt; None where no request named it.
+        origin: of the prompt.
     """
 
     dense: Floats
     multivector: Floats
     n_tokens: int
-    origin: Origin | None = None
+    origin: Origin = Origin(0)
 
 
 class NonFiniteError(Exception):

@@ -7,29 +7,24 @@ NONE, and the reply holds every embedding type by its name. Texts need an `input
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from jina_v4_serve.api.errors import invalid
+from jina_v4_serve.api.forms.common import INPUT_TYPES, agreed_prompt, check_dimensions, text_length, text_prompt
 from jina_v4_serve.api.forms.foreign import check_foreign
-from jina_v4_serve.api.forms.items import check_not_empty
-from jina_v4_serve.api.forms.names import agreed_prompt, check_dimensions, text_prompt
-from jina_v4_serve.api.forms.parts import read_content
+from jina_v4_serve.api.forms.items import check_count, check_not_empty, read_content
 from jina_v4_serve.api.forms.reply import encode
-from jina_v4_serve.api.forms.schema import CONTENT, IMAGE, EmbeddingsBody, ListOf, Priority, describe, parse
+from jina_v4_serve.api.forms.schema import CONTENT, IMAGE, Body, ListOf, Priority, describe
 from jina_v4_serve.api.request import FIRST, EmbedRequest, Encoding, Item, Limits
 from jina_v4_serve.api.tasks import choose_task, prompt_of_model, prompt_of_task
 from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.facts import model_name
 
-_PROMPTS = {"search_query": "query", "search_document": "passage"}
 _SYMMETRIC = "text-matching"  # classification and clustering compare texts of one kind
 
 
-class CohereBody(BaseModel):
+class CohereBody(Body):
     """The fields of `POST /v2/embed`."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = Field(None, description="jina-embeddings-v4-{task}, as for /v1/embeddings.")
     input_type: Literal["search_query", "search_document", "classification", "clustering", "image"] | None = Field(
@@ -51,18 +46,13 @@ class CohereBody(BaseModel):
     task: str | None = Field(None, description="As for /v1/embeddings; not a field of Cohere's.")
 
 
-def read(body: bytes, limits: Limits) -> EmbedRequest:
-    """Read a request body.
+def settle(request: CohereBody, limits: Limits) -> EmbedRequest:
+    """Settle what a request means on this server.
 
     Raises:
         ApiError: naming the field, what it holds and what is allowed.
     """
-    request = parse(body, CohereBody)
-    extra = request.model_extra or {}
-    for name in sorted(extra.keys() & EmbeddingsBody.model_fields.keys()):
-        if extra[name] is not None:
-            raise invalid(name, f"{name} is a field of /v1/embeddings and not of /v2/embed")
-    ignored = check_foreign(extra)
+    ignored = check_foreign(request, "/v2/embed")
     (task,) = limits.tasks if len(limits.tasks) == 1 else (choose_task(request.task, request.model, limits.tasks),)
     items = _items(request, limits)
     has_texts = any(item.text is not None for item in items)
@@ -70,47 +60,41 @@ def read(body: bytes, limits: Limits) -> EmbedRequest:
     if not prefix:
         check_not_empty(items)
     encodings: list[Encoding] = list(dict.fromkeys(request.embedding_types or ["float"]))
-    dimensions = request.output_dimension
-    if dimensions is not None:
-        check_dimensions("output_dimension", dimensions, limits, encodings)
+    check_dimensions("output_dimension", request.output_dimension, limits, encodings)
+    if request.truncate == "START":
+        message = "truncate=START is not offered: texts are cut at their end; choose END or NONE"
+        raise invalid("truncate", message, request.truncate)
+    cut = request.truncate != "NONE"
     return EmbedRequest(
         task=task,
         model=request.model or model_name(task),
         items=items,
         prompt_name=prompt_name,
         prefix=prefix,
-        outputs=frozenset({"dense"}),
         encodings=encodings,
-        dimensions=dimensions,
-        max_length=_max_length(request, limits),
-        max_pixels=None,
-        late_chunking=False,
-        keyed=True,
+        dimensions=request.output_dimension,
+        max_length=text_length("max_tokens", request.max_tokens, limits, cut=cut, switch="truncate=NONE"),
         priority=request.priority or FIRST,
         ignored=ignored,
     )
 
 
-def write(request: EmbedRequest, items: Sequence[Vectors], _: str, request_id: str) -> tuple[bytes, str]:
-    """Write the reply.
+def write(request: EmbedRequest, items: Sequence[Vectors], request_id: str) -> dict[str, Any]:
+    """Return the content of the reply.
 
     Args:
         request: that is answered.
         items: what each prompt gave.
         request_id: of the reply.
-
-    Returns:
-        The body and its media type.
     """
     rows = [vectors.dense[0] for vectors in items]
-    content = {
+    return {
         "id": request_id,
         "embeddings": {encoding: [encode(row, encoding) for row in rows] for encoding in request.encodings},
         "texts": [item.text for item in request.items if item.text is not None],
         "meta": meta(request.items, items),
         "response_type": "embeddings_by_type",
     }
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), "application/json"
 
 
 def meta(items: Sequence[Item], vectors: Sequence[Vectors]) -> dict[str, Any]:
@@ -133,10 +117,7 @@ def _items(request: CohereBody, limits: Limits) -> list[Item]:
         found = " and ".join(held) or "none of texts, images and inputs"
         raise invalid(next(iter(held), "texts"), f"the request has {found}; send one of texts, images and inputs")
     ((name, values),) = held.items()
-    if not values:
-        raise invalid(name, f"{name} is empty; give at least one item")
-    if len(values) > limits.max_items:
-        raise invalid(name, f"{name} has {len(values)} items; at most {limits.max_items} go into one request")
+    check_count(values, name, limits.max_items)
     if name == "texts":
         return [Item(text=text, path=f"texts[{i}]") for i, text in enumerate(values)]
     if name == "images":
@@ -159,7 +140,7 @@ def _prompt_name(request: CohereBody, task: str, limits: Limits, *, has_texts: b
         raise invalid("input_type", "input_type=image is for images; for texts send search_query or search_document")
     found = agreed_prompt(
         {
-            "input_type": None if kind is None else _PROMPTS.get(kind),
+            "input_type": INPUT_TYPES.get(kind or ""),
             "task": prompt_of_task(request.task, task),
             "model": prompt_of_model(request.model, task, limits.model_names),
         }
@@ -167,17 +148,3 @@ def _prompt_name(request: CohereBody, task: str, limits: Limits, *, has_texts: b
     if found is None and kind is None and has_texts and task != _SYMMETRIC:
         raise invalid("input_type", "input_type is required with texts; choose search_query or search_document")
     return found or "query"
-
-
-def _max_length(request: CohereBody, limits: Limits) -> int | None:
-    if request.truncate == "START":
-        message = "truncate=START is not offered: texts are cut at their end; choose END or NONE"
-        raise invalid("truncate", message, request.truncate)
-    if request.max_tokens is None:
-        return None if request.truncate == "NONE" else limits.max_length
-    if request.truncate == "NONE":
-        raise invalid("max_tokens", "max_tokens contradicts truncate=NONE; send one of them")
-    if not 1 <= request.max_tokens <= limits.max_length:
-        message = f"max_tokens={request.max_tokens} is not offered; choose 1 to {limits.max_length}"
-        raise invalid("max_tokens", message, request.max_tokens)
-    return request.max_tokens

@@ -8,32 +8,24 @@ from collections.abc import Sequence
 from typing import get_args
 
 from jina_v4_serve.api.errors import invalid
+from jina_v4_serve.api.forms.common import (
+    INPUT_TYPES,
+    agreed,
+    agreed_prompt,
+    check_dimensions,
+    check_max_pixels,
+    text_length,
+    text_prompt,
+)
 from jina_v4_serve.api.forms.foreign import check_foreign
 from jina_v4_serve.api.forms.items import check_not_empty, read_items
 from jina_v4_serve.api.forms.messages import read_messages
-from jina_v4_serve.api.forms.names import agreed, agreed_prompt, check_dimensions, check_max_pixels, text_prompt
-from jina_v4_serve.api.forms.schema import EmbeddingsBody, parse
+from jina_v4_serve.api.forms.schema import EmbeddingsBody
 from jina_v4_serve.api.request import FIRST, EmbedRequest, Encoding, Item, Limits, Output
 from jina_v4_serve.api.tasks import choose_task, prompt_of_model, prompt_of_task
 from jina_v4_serve.facts import PROJECTOR_DIM, model_name
 
 _LONGEST = -1  # of truncate_prompt_tokens: as long as the server takes
-_INPUT_TYPES = {
-    "query": "query",
-    "passage": "passage",
-    "document": "passage",
-    "search_query": "query",
-    "search_document": "passage",
-}
-
-
-def read(body: bytes, limits: Limits) -> EmbedRequest:
-    """Read a request body.
-
-    Raises:
-        ApiError: naming the field, what it holds and what is allowed.
-    """
-    return settle(parse(body, EmbeddingsBody), limits)
 
 
 def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
@@ -42,17 +34,15 @@ def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
     Raises:
         ApiError: naming the field, what it holds and what is allowed.
     """
-    ignored = check_foreign(request.model_extra or {})
-    field, value = agreed({"task": request.task, "task_type": request.task_type})
+    ignored = check_foreign(request, "/v1/embeddings")
+    field, value = agreed(request, "task", "task_type")
     (task,) = limits.tasks if len(limits.tasks) == 1 else (choose_task(value, request.model, limits.tasks, field),)
     from_model = prompt_of_model(request.model, task, limits.model_names)
-    from_task = prompt_of_task(value, task, field)
-    from_type = None if request.input_type is None else _INPUT_TYPES[request.input_type]
     found = agreed_prompt(
         {
             "prompt_name": request.prompt_name,
-            "input_type": from_type,
-            field: from_task,
+            "input_type": INPUT_TYPES.get(request.input_type or ""),
+            field: prompt_of_task(value, task, field),
             "model": from_model,
         }
     )
@@ -64,12 +54,7 @@ def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
     encodings = _encodings(request)
     dimensions = _dimensions(request, limits, outputs, encodings)
     if request.late_chunking:
-        if any(item.text is None for item in items):
-            raise invalid("late_chunking", "late_chunking is for texts; there is an image or PDF among the items")
-        if outputs != {"dense"}:
-            raise invalid("late_chunking", "late_chunking gives dense vectors only")
-        if request.max_length is not None or request.truncate_prompt_tokens is not None:
-            raise invalid("late_chunking", "late_chunking cuts no text; leave out max_length, or late_chunking")
+        _check_late_chunking(request, items, outputs)
     check_max_pixels(request.max_pixels, limits)
     return EmbedRequest(
         task=task,
@@ -83,7 +68,6 @@ def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
         max_length=None if request.late_chunking else _max_length(request, limits),
         max_pixels=request.max_pixels,
         late_chunking=bool(request.late_chunking),
-        keyed=len(encodings) > 1,
         priority=request.priority or FIRST,
         ignored=ignored,
         left_out=left_out,
@@ -92,9 +76,9 @@ def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
 
 
 def _items(request: EmbeddingsBody, limits: Limits) -> tuple[list[Item], list[str]]:
-    name, value = agreed({"input": request.input, "content": request.content, "texts": request.texts})
+    name, value = agreed(request, "input", "content", "texts")
     if request.messages in (None, []) and value is not None:
-        return read_items(value, limits.max_items, request.modality, name), []
+        return read_items(value, name, limits.max_items, request.modality), []
     if request.messages is None:
         raise invalid("input", "input is required; it is a text, an item or a list of them")
     if value is not None:
@@ -104,36 +88,32 @@ def _items(request: EmbeddingsBody, limits: Limits) -> tuple[list[Item], list[st
     return read_messages(request.messages, limits.max_items)
 
 
+def _check_late_chunking(request: EmbeddingsBody, items: Sequence[Item], outputs: frozenset[Output]) -> None:
+    if any(item.text is None for item in items):
+        raise invalid("late_chunking", "late_chunking is for texts; there is an image or PDF among the items")
+    if outputs != {"dense"}:
+        raise invalid("late_chunking", "late_chunking gives dense vectors only")
+    if request.max_length is not None or request.truncate_prompt_tokens is not None:
+        raise invalid("late_chunking", "late_chunking cuts no text; leave out max_length, or late_chunking")
+
+
 def _max_length(request: EmbeddingsBody, limits: Limits) -> int | None:
-    tokens = request.truncate_prompt_tokens
-    switch, truncates = agreed({"truncate": request.truncate, "truncation": request.truncation})
-    name, value = agreed(
-        {
-            "max_length": request.max_length,
-            "truncate_prompt_tokens": limits.max_length if tokens == _LONGEST else tokens,
-        }
-    )
-    if value is None:
-        return limits.max_length if truncates else None
-    if truncates is False:
-        raise invalid(name, f"{name} contradicts {switch}=false; send one of them")
-    if not 1 <= value <= limits.max_length:
-        raise invalid(name, f"{name}={value} is not offered; choose 1 to {limits.max_length}", value)
-    length: int = value
-    return length
+    if request.truncate_prompt_tokens == _LONGEST:
+        request.truncate_prompt_tokens = limits.max_length
+    switch, cut = agreed(request, "truncate", "truncation")
+    name, value = agreed(request, "max_length", "truncate_prompt_tokens")
+    return text_length(name, value, limits, cut=cut, switch=f"{switch}=false")
 
 
 def _outputs(request: EmbeddingsBody) -> frozenset[Output]:
-    if request.outputs is not None:
-        outputs = frozenset(request.outputs)
-        if not outputs:
-            raise invalid("outputs", "outputs is empty; give dense, multivector or both")
-        if request.return_multivector is not None and request.return_multivector != ("multivector" in outputs):
-            raise invalid("return_multivector", "return_multivector contradicts outputs; send one of them")
-        return outputs
-    if request.return_multivector:
-        return frozenset({"multivector"})
-    return frozenset({"dense"})
+    if request.outputs is None:
+        return frozenset({"multivector" if request.return_multivector else "dense"})
+    outputs = frozenset(request.outputs)
+    if not outputs:
+        raise invalid("outputs", "outputs is empty; give dense, multivector or both")
+    if request.return_multivector is not None and request.return_multivector != ("multivector" in outputs):
+        raise invalid("return_multivector", "return_multivector contradicts outputs; send one of them")
+    return outputs
 
 
 def _pool_factor(request: EmbeddingsBody, outputs: frozenset[Output]) -> int | None:
@@ -144,14 +124,7 @@ def _pool_factor(request: EmbeddingsBody, outputs: frozenset[Output]) -> int | N
 
 
 def _encodings(request: EmbeddingsBody) -> list[Encoding]:
-    name, value = agreed(
-        {
-            "embedding_type": request.embedding_type,
-            "encoding_format": request.encoding_format,
-            "encoding_type": request.encoding_type,
-            "embedding_types": request.embedding_types,
-        }
-    )
+    name, value = agreed(request, "embedding_type", "encoding_format", "encoding_type", "embedding_types")
     if value == []:
         raise invalid(name, f"{name} is empty; choose {', '.join(get_args(Encoding))}")
     encodings: list[Encoding] = list(dict.fromkeys(value or ()))
@@ -167,16 +140,9 @@ def _encodings(request: EmbeddingsBody) -> list[Encoding]:
 def _dimensions(
     request: EmbeddingsBody, limits: Limits, outputs: frozenset[Output], encodings: Sequence[Encoding]
 ) -> int | None:
-    name, value = agreed(
-        {
-            "dimensions": request.dimensions,
-            "output_dimension": request.output_dimension,
-            "output_dimensionality": request.output_dimensionality,
-            "truncate_dim": request.truncate_dim,
-        }
-    )
-    if value is None:
-        return None
-    if outputs == {"multivector"}:
+    name, value = agreed(request, "dimensions", "output_dimension", "output_dimensionality", "truncate_dim")
+    if value is not None and outputs == {"multivector"}:
         raise invalid(name, f"{name} is for dense vectors; the rows of a multi-vector always have {PROJECTOR_DIM}")
-    return check_dimensions(name, value, limits, encodings)
+    check_dimensions(name, value, limits, encodings)
+    dimensions: int | None = value
+    return dimensions

@@ -55,9 +55,7 @@ RERANK: dict[str, dict[str, Any]] = {
     },
     "an image as query": {"query": {"image": _PICTURE}, "documents": ["A grey square", "A sunset"], "by": "dense"},
 }
-COHERE_RERANK: dict[str, dict[str, Any]] = {
-    "texts": {"query": "Where is the sea?", "documents": ["A sunset over the beach", "Tax law"], "top_n": 1}
-}
+COHERE_RERANK = {"texts": RERANK["texts"]}
 SCORE: dict[str, dict[str, Any]] = {
     "one query": {"text_1": "Where is the sea?", "text_2": ["A sunset over the beach", "Tax law"]},
     "pairs": {"queries": ["Where is the sea?", "What is due?"], "documents": ["A sunset", "Tax law"]},

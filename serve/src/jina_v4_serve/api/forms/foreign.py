@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jina_v4_serve.api.errors import invalid, shorten
+from jina_v4_serve.api.forms.schema import Body, EmbeddingsBody
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,22 @@ HARMLESS = frozenset(
 )
 
 
-def check_foreign(fields: Mapping[str, object]) -> list[str]:
+def check_foreign(request: Body, route: str) -> list[str]:
     """Refuse what cannot be ignored.
 
     Args:
-        fields: of a request, those that this server does not have.
+        request: whose fields are looked at that its form does not have.
+        route: of the form, for a message.
 
     Returns:
         The names of unknown fields, which are ignored.
 
     Raises:
-        ApiError: 422 for a field that would change the vectors elsewhere.
+        ApiError: 422 for a field of /v1/embeddings, or one that would change the vectors elsewhere.
     """
-    sent = {name: value for name, value in fields.items() if value is not None}
+    sent = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
+    for name in sorted(sent.keys() & EmbeddingsBody.model_fields.keys()):
+        raise invalid(name, f"{name} is a field of /v1/embeddings and not of {route}")
     for name, value in sent.items():
         foreign = FOREIGN.get(name)
         if foreign is not None and value not in foreign.same:

@@ -4,7 +4,7 @@ No chat template of the caller is used. A text gets its prefix and an image the 
 """
 
 from jina_v4_serve.api.errors import invalid, shorten
-from jina_v4_serve.api.forms.parts import read_content
+from jina_v4_serve.api.forms.items import check_count, other_names, read_content
 from jina_v4_serve.api.request import Item
 
 _INSTRUCTIONS = ("system", "developer")
@@ -28,8 +28,7 @@ def read_messages(value: object, max_items: int) -> tuple[list[Item], list[str]]
         raise invalid("messages", "messages is a list of messages, or a list of such lists", value)
     many = isinstance(value[0], list)
     chats = value if many else [value]
-    if len(chats) > max_items:
-        raise invalid("messages", f"messages has {len(chats)} chats; at most {max_items} go into one request")
+    check_count(chats, "messages", max_items, "chats")
     items: list[Item] = []
     left_out: list[str] = []
     for i, chat in enumerate(chats):
@@ -45,8 +44,7 @@ def _read_chat(chat: object, where: str, left_out: list[str]) -> Item:
         path = f"{where}[{i}]"
         if not isinstance(message, dict):
             raise invalid(path, f'{path} is a message: {{"role": "user", "content": ...}}', message)
-        others = [str(name) for name in message if name not in _MESSAGE_HARMLESS and message[name] is not None]
-        if others:
+        if others := other_names(message, _MESSAGE_HARMLESS):
             raise invalid(path, f"{path} holds {shorten(', '.join(others))}; a message has role and content")
         role, content = message.get("role"), message.get("content")
         if role in _INSTRUCTIONS:

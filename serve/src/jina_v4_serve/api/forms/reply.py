@@ -1,4 +1,4 @@
-"""From vectors to the bytes of an answer: JSON in OpenAI's and Jina's shape, or one safetensors body.
+"""From vectors to an answer: the JSON of OpenAI and Jina, or one safetensors body; and the headers of every form's.
 
 int8: the numbers of a row in steps of 1/127 of the largest magnitude, as the client's `quantize_int8` makes them; uint8
 is that plus 128. The step is not sent, for every vector has unit length: scaled to that, the codes are the vector.
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -30,26 +29,12 @@ _REFUSED = re.compile(r"q=0(\.0*)?")  # of a media range: not this one
 _PLAIN_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 
 
-def check(request: EmbedRequest, accept: str) -> None:
-    """Refuse an answer that cannot be written, before anything is embedded.
+def safetensors_dtype(request: EmbedRequest, accept: str) -> str | None:
+    """Return the dtype of the safetensors body that an Accept header asks for; None where it asks for JSON.
 
     Raises:
-        ApiError: 406 for a dtype in Accept that is not offered, 422 for several encodings in a safetensors body.
+        ApiError: 406 for a dtype that is not offered, 422 for several encodings in a safetensors body.
     """
-    if _safetensors_dtype(accept) is not None and len(request.encodings) > 1:
-        raise invalid("embedding_type", "a safetensors body has one embedding_type; send one, or accept JSON")
-
-
-def write(request: EmbedRequest, items: Sequence[Vectors], accept: str, _: str) -> tuple[bytes, str]:
-    """Write an answer in the way that the Accept header names; returns the body and its media type."""
-    dtype = _safetensors_dtype(accept)
-    if dtype is None:
-        return as_json(request, items), "application/json"
-    return as_safetensors(request, items, dtype), SAFETENSORS
-
-
-def _safetensors_dtype(accept: str) -> str | None:
-    """Return the dtype of the safetensors body that an Accept header asks for; None where it asks for JSON."""
     for media_range in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in media_range.split(";"))
         if kind == SAFETENSORS and not any(_REFUSED.fullmatch(parameter) for parameter in parameters):
@@ -58,12 +43,14 @@ def _safetensors_dtype(accept: str) -> str | None:
             if dtype not in _DTYPES:
                 message = f"Accept: dtype={shorten(dtype)} is not offered; choose {' or '.join(_DTYPES)}"
                 raise ApiError(406, message, code="NOT_ACCEPTABLE")
+            if len(request.encodings) > 1:
+                raise invalid("embedding_type", "a safetensors body has one embedding_type; send one, or accept JSON")
             return dtype
     return None
 
 
-def as_json(request: EmbedRequest, items: Sequence[Vectors]) -> bytes:
-    """Write an answer as JSON.
+def write(request: EmbedRequest, items: Sequence[Vectors], _: str) -> dict[str, Any]:
+    """Return the content of the JSON reply of `POST /v1/embeddings`.
 
     Args:
         request: that is answered.
@@ -83,14 +70,13 @@ def as_json(request: EmbedRequest, items: Sequence[Vectors]) -> bytes:
             data.append(entry | (_place(vectors.origin) if has_pages else {}))
     for index, entry in enumerate(data):
         entry["index"] = index
+    return {"object": "list", "model": request.model, "data": data, "usage": usage(items)}
+
+
+def usage(items: Sequence[Vectors]) -> dict[str, int]:
+    """Return what a reply says of its tokens."""
     n_tokens = sum(vectors.n_tokens for vectors in items)
-    content = {
-        "object": "list",
-        "model": request.model,
-        "data": data,
-        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-    }
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
 
 
 def as_safetensors(request: EmbedRequest, items: Sequence[Vectors], dtype: str) -> bytes:
@@ -98,7 +84,7 @@ def as_safetensors(request: EmbedRequest, items: Sequence[Vectors], dtype: str) 
 
     Args:
         request: that is answered.
-        items: as in `as_json`.
+        items: as in `write`.
         dtype: float32 or float16, of vectors in floats.
 
     Returns:
@@ -118,59 +104,46 @@ def as_safetensors(request: EmbedRequest, items: Sequence[Vectors], dtype: str) 
         tensors |= _tensors("multivector", np.concatenate(rows), request.encodings[0], dtype)  # of (n_rows, 128)
         tensors["offsets"] = np.cumsum([0, *map(len, rows)], dtype=np.int64)  # (n_items + 1,)
     if _has_pages(items):
-        origins = [vectors.origin or Origin(i) for i, vectors in enumerate(items)]
+        origins = [vectors.origin for vectors in items]
         tensors["items"] = np.array([origin.item for origin in origins], dtype=np.int64)  # (n,)
         tensors["pages"] = np.array([origin.page or 0 for origin in origins], dtype=np.int64)  # (n,)
         tensors["n_pages"] = np.array([origin.n_pages or 0 for origin in origins], dtype=np.int64)  # (n,)
-    n_tokens = str(sum(vectors.n_tokens for vectors in items))
-    metadata = {"model": request.model, "prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    metadata = {"model": request.model, **{name: str(n_tokens) for name, n_tokens in usage(items).items()}}
     body: bytes = save(tensors, metadata)
     return body
 
 
 def _has_pages(items: Sequence[Vectors]) -> bool:
-    return any(vectors.origin is not None and vectors.origin.page is not None for vectors in items)
+    return any(vectors.origin.page is not None for vectors in items)
 
 
-def _place(origin: Origin | None) -> dict[str, int]:
+def _place(origin: Origin) -> dict[str, int]:
     """Say of an entry which item of the request it is of, and which page."""
-    if origin is None:
-        return {}
     page = {} if origin.page is None else {"page": origin.page, "n_pages": origin.n_pages or 0}
     return {"item": origin.item, **page}
 
 
 def headers(clipped: Sequence[str], *requests: EmbedRequest) -> dict[str, str]:
-    """Return the headers of an answer: the prompts that were used, and what a caller may not expect.
+    """Return the headers of an answer: the prompts that were used, and what a caller may not expect, if anything.
 
     Args:
         clipped: images of more than 8 bits a pixel, as paths in any order.
         requests: that are answered together.
     """
     used = dict.fromkeys(name for request in requests for name in request.prompts_used)
-    return {PROMPT: ", ".join(used), **warning(clipped, *requests)}
-
-
-def warning(clipped: Sequence[str], *requests: EmbedRequest) -> dict[str, str]:
-    """Return the header that says what a caller may not expect of an answer; none where there is nothing to say.
-
-    Args:
-        clipped: images of more than 8 bits a pixel, as paths in any order.
-        requests: that are answered together.
-    """
     parts = []
     if clipped:
         in_order = sorted(clipped, key=lambda path: (len(path), path))
         parts.append(f"more than 8 bits a pixel, values over 255 read as 255: {_named(in_order)}")
     for request in requests:
-        if request.prefixed:
+        if prefixed := request.prefixed:
             prefix = request.prefix.rstrip()
-            parts.append(f"texts that began with '{prefix}' before it was put there: {_named(request.prefixed)}")
+            parts.append(f"texts that began with '{prefix}' before it was put there: {_named(prefixed)}")
         if request.left_out:
             parts.append(f"instructions left out, for the model's prompt has none: {_named(request.left_out)}")
         if request.ignored:
             parts.append(f"unknown fields ignored: {_named(request.ignored)}")
-    return {WARNING: "; ".join(parts)} if parts else {}
+    return {PROMPT: ", ".join(used)} | ({WARNING: "; ".join(parts)} if parts else {})
 
 
 def _named(names: Sequence[str]) -> str:
@@ -206,6 +179,6 @@ def _tensors(name: str, rows: Floats, encoding: Encoding, dtype: str) -> dict[st
 
 
 def _encode(request: EmbedRequest, row: Floats) -> Any:
-    if request.keyed:
+    if len(request.encodings) > 1:  # each by its name
         return {encoding: encode(row, encoding) for encoding in request.encodings}
     return encode(row, request.encodings[0])

@@ -1,4 +1,4 @@
-"""The request body of `POST /v1/embeddings`: OpenAI's fields, Jina's, and ours.
+"""How bodies are parsed, and the one of `POST /v1/embeddings`: OpenAI's fields, Jina's, and ours.
 
 What becomes of other fields is decided in `foreign`. A field that is null is a field that is absent.
 """
@@ -53,7 +53,6 @@ ITEM: dict[str, Any] = {
 }
 ITEMS = {"anyOf": [ITEM, {"type": "array", "items": ITEM, "minItems": 1}]}
 _MESSAGE_SCHEMA = describe(role={"enum": ["user"]}, content={"anyOf": [{"type": "string"}, CONTENT]})
-Body = TypeVar("Body", bound=BaseModel)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -84,10 +83,17 @@ Priority = Annotated[
 ]
 
 
-class EmbeddingsBody(BaseModel):
-    """The fields of `POST /v1/embeddings`."""
+class Body(BaseModel):
+    """What the fields of every form have in common."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+
+
+Fields = TypeVar("Fields", bound=Body)
+
+
+class EmbeddingsBody(Body):
+    """The fields of `POST /v1/embeddings`."""
 
     input: Annotated[Any, WithJsonSchema(ITEMS)] = Field(
         None, description="One item or a list of items, texts, images and PDF files mixed."
@@ -147,7 +153,7 @@ class EmbeddingsBody(BaseModel):
     priority: Priority = None
 
 
-def parse(body: bytes, form: type[Body]) -> Body:
+def parse(body: bytes, form: type[Fields]) -> Fields:
     """Read a request body.
 
     Args:

@@ -1,0 +1,104 @@
+"""What several forms settle alike: the names that one field has, prompts, and what a number may be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jina_v4_serve.api.errors import invalid
+from jina_v4_serve.api.forms.schema import Body
+from jina_v4_serve.api.request import Encoding, Limits
+from jina_v4_serve.api.tasks import NO_PREFIX
+from jina_v4_serve.checkpoint import Prompts
+from jina_v4_serve.facts import PROMPT_NAMES
+
+# Each `input_type` that names a prompt; the other ones of Cohere's form name none.
+INPUT_TYPES = {
+    "query": "query",
+    "passage": "passage",
+    "document": "passage",
+    "search_query": "query",
+    "search_document": "passage",
+}
+
+
+def agreed(request: Body, *names: str) -> tuple[str, Any]:
+    """Return the name and the value of a field that has several names; where none was sent, the first one and None.
+
+    Raises:
+        ApiError: 422 for two values.
+    """
+    sent = {name: value for name in names if (value := getattr(request, name)) is not None}
+    first = next(iter(sent), names[0])
+    for name, value in sent.items():
+        if value != sent[first]:
+            raise invalid(name, f"{name} contradicts {first}; they are two names of one field")
+    return first, sent.get(first)
+
+
+def agreed_prompt(said: Mapping[str, str | None]) -> str | None:
+    """Return the prompt name that fields say; None where none does.
+
+    Raises:
+        ApiError: 422 for two prompts.
+    """
+    prompts = {name: value for name, value in said.items() if value is not None}
+    if len(set(prompts.values())) > 1:
+        held = ", ".join(f"{name} says {value}" for name, value in prompts.items())
+        raise invalid(next(iter(prompts)), f"the request contradicts itself: {held}")
+    return next(iter(prompts.values()), None)
+
+
+def text_prompt(prompt_name: str, prompts: Prompts) -> tuple[str, str]:
+    """Return the name and the prefix of the prompt that texts get.
+
+    Where two names have one prefix, as in text-matching, it is the first name's.
+
+    Args:
+        prompt_name: that the request says.
+        prompts: of its task.
+    """
+    if prompt_name == NO_PREFIX:
+        return prompt_name, ""
+    prefix = prompts.prefixes[prompt_name]
+    return next(name for name in PROMPT_NAMES if prompts.prefixes[name] == prefix), prefix
+
+
+def check_range(name: str, value: int | None, lowest: int, highest: int, where: str = "") -> None:
+    """Refuse a number that is not offered (422); None is always right."""
+    if value is not None and not lowest <= value <= highest:
+        raise invalid(name, f"{name}={value} is not offered{where}; choose {lowest} to {highest}", value)
+
+
+def check_dimensions(name: str, value: int | None, limits: Limits, encodings: Sequence[Encoding]) -> None:
+    """Refuse a size of dense vectors that is not offered (422), or whose bits do not fill bytes."""
+    check_range(name, value, 1, limits.max_dimensions)
+    if value is not None and value % 8 and {"binary", "ubinary"} & set(encodings):
+        raise invalid(name, f"{name}={value} does not fill whole bytes; for bits choose a multiple of 8", value)
+
+
+def check_max_pixels(value: int | None, limits: Limits) -> None:
+    """Refuse a size that images cannot be scaled down to (422)."""
+    check_range("max_pixels", value, limits.min_pixels, limits.max_pixels, " by this server")
+
+
+def text_length(
+    name: str, value: int | None, limits: Limits, *, cut: bool | None, switch: str, lowest: int = 1
+) -> int | None:
+    """Return to how many tokens texts are cut; None refuses those over the server's limit.
+
+    Args:
+        name: of the field that says to how many.
+        value: of that field.
+        limits: of this server.
+        cut: whether texts are cut, as another field says; None where it is absent.
+        switch: that other field, and how it says no.
+        lowest: value that is offered.
+
+    Raises:
+        ApiError: 422 for a length that is not offered, or where texts are not to be cut.
+    """
+    if value is None:
+        return limits.max_length if cut else None
+    if cut is False:
+        raise invalid(name, f"{name} contradicts {switch}; send one of them")
+    check_range(name, value, lowest, limits.max_length)
+    return value
