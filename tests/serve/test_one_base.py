@@ -14,7 +14,7 @@ from conftest import GOLDEN, TASKS
 from gpus import Machine
 from jina_v4_merge.export import export_adapters
 from jina_v4_serve.api import start_check
-from jina_v4_serve.api.adapter_check import adapters_failure
+from jina_v4_serve.api.start_check import adapters_failure
 from jina_v4_serve.api.vectors import Floats, NonFiniteError
 from jina_v4_serve.checkpoint import BASE, Checkpoint, read_checkpoint
 from jina_v4_serve.errors import CheckpointError, EngineError, OptionError

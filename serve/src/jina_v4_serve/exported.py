@@ -3,7 +3,7 @@
 `jina-v4-merge export-adapters --with-base` writes the folder `base`, and a folder for each task with its adapter and
 its folded projector. vLLM loads whatever tensors an adapter has: where a layer's are missing, the layer stays the
 base's without an error. So every tensor is checked here, and a server compares its vectors at the start
-(`api.adapter_check`).
+(`api.start_check`).
 """
 
 import hashlib

@@ -24,18 +24,15 @@ class TokenBudget:
 
     Attributes:
         limit: tokens in flight past which a priority's requests are refused; a large request may go past it.
+        in_flight: tokens of all requests that are accepted and not answered yet.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._in_flight: dict[int, int] = {}  # tokens by priority, of those that have any
+        self.in_flight = 0
+        self._live = 0  # those of priority 0
         MAX_IN_FLIGHT_TOKENS.set(limit)
         self._done: deque[tuple[float, int]] = deque()
-
-    @property
-    def in_flight(self) -> int:
-        """The tokens of all requests that are accepted and not answered yet."""
-        return sum(self._in_flight.values())
 
     def check(self) -> None:
         """Refuse, before a body is read, when the budget is already spent for every priority.
@@ -60,21 +57,22 @@ class TokenBudget:
         ahead = self._ahead(priority)
         if ahead and ahead + min(tokens, self.limit // 2) > self.limit:
             raise self._refusal(priority, tokens)
-        self._in_flight[priority] = self._in_flight.get(priority, 0) + tokens
+        live = tokens if priority == FIRST else 0
+        self.in_flight += tokens
+        self._live += live
         IN_FLIGHT_TOKENS.inc(tokens)
         try:
             yield
             self._done.append((time.monotonic(), tokens))
             self._forget()
         finally:
-            self._in_flight[priority] -= tokens
-            if not self._in_flight[priority]:
-                del self._in_flight[priority]
+            self.in_flight -= tokens
+            self._live -= live
             IN_FLIGHT_TOKENS.dec(tokens)
 
     def _ahead(self, priority: int) -> int:
         """Return the tokens in flight that count against a priority's next request."""
-        return self._in_flight.get(FIRST, 0) if priority == FIRST else self.in_flight
+        return self._live if priority == FIRST else self.in_flight
 
     def _forget(self) -> None:
         """Forget what was finished before the window of time that the rate is of."""

@@ -12,7 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -38,19 +39,21 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
+async def _no_pictures() -> list[Image.Image]:
+    return []
+
+
+@dataclass(frozen=True)
 class PdfPages:
-    """The pages of one request's PDF files, open in a child process.
+    """The pages of one request's PDF files, open in a child process; a request without files has neither.
 
     Attributes:
         origins: of each page that was requested, in order.
+        pictures: renders the pages, and ends the child; returns an RGB picture each.
     """
 
-    def __init__(self, origins: Sequence[Origin] = ()) -> None:
-        self.origins = origins
-
-    async def pictures(self) -> list[Image.Image]:
-        """Render the pages; return an RGB picture each."""
-        return []
+    origins: Sequence[Origin] = ()
+    pictures: Callable[[], Coroutine[Any, Any, list[Image.Image]]] = _no_pictures
 
 
 class PdfReader:
@@ -82,7 +85,15 @@ class PdfReader:
                 stack.callback(child.kill)  # first: it ends what another thread waits for
                 n_pages = await child.within_time(child.open, contents)
                 del contents  # the child has them now
-            yield _OpenPages(_origins(found, n_pages, self.settings), child, stack)
+            origins = _origins(found, n_pages, self.settings)
+
+            async def pictures() -> list[Image.Image]:
+                try:
+                    return await child.within_time(child.render, origins)
+                finally:
+                    await stack.aclose()
+
+            yield PdfPages(origins, pictures)
 
     async def _read(self, found: Mapping[int, Item]) -> list[bytes]:
         contents = []
@@ -114,19 +125,6 @@ class PdfReader:
         return contents
 
 
-class _OpenPages(PdfPages):
-    def __init__(self, origins: Sequence[Origin], child: "_Child", stack: contextlib.AsyncExitStack) -> None:
-        super().__init__(origins)
-        self._child, self._stack = child, stack
-
-    async def pictures(self) -> list[Image.Image]:
-        """Render the pages, and end the child."""
-        try:
-            return await self._child.within_time(self._child.render, self.origins)
-        finally:
-            await self._stack.aclose()
-
-
 class _Child:
     """One run of the program; what blocks is called in a thread."""
 
@@ -142,6 +140,8 @@ class _Child:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        self._stdin: Any = self._process.stdin
+        self._stdout: Any = self._process.stdout
 
     async def within_time(self, work: Callable[[Argument], Result], argument: Argument) -> Result:
         """Do work in a thread; end the process where it takes too long."""
@@ -191,17 +191,10 @@ class _Child:
         with contextlib.suppress(BrokenPipeError), self._process:  # what it did not read is still to be written
             self._process.wait()
 
-    @property
-    def _stdout(self) -> Any:
-        return self._process.stdout
-
     def _send(self, content: bytes) -> None:
-        stdin: Any = self._process.stdin
-        try:
-            stdin.write(content)
-            stdin.flush()
-        except BrokenPipeError:
-            return  # it has ended; what it said before, and its exit code, say why
+        with contextlib.suppress(BrokenPipeError):  # it has ended; what it said before, and its exit code, say why
+            self._stdin.write(content)
+            self._stdin.flush()
 
     def _facts(self, path: str) -> dict[str, Any]:
         line = self._stdout.readline(_LINE_BYTES)

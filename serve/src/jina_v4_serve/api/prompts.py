@@ -17,7 +17,6 @@ from jina_v4_serve.pooling import Span
 LATE = "input, late-chunked into one text,"
 CHUNK_JOINER = " "  # between the parts of a late-chunked text; the hosted service's is not published
 
-
 OpenImage = Callable[[], AbstractAsyncContextManager[Image.Image]]
 
 
@@ -61,7 +60,7 @@ class PromptMaker:
         return Prompt(self._image_ids, image)
 
     def texts(
-        self, texts: Sequence[str], prefix: str, max_length: int | None, names: Sequence[str] | None = None
+        self, texts: Sequence[str], prefix: str, max_length: int | None, names: Sequence[str] = ()
     ) -> list[Prompt]:
         """Make the prompts of texts.
 
@@ -76,18 +75,16 @@ class PromptMaker:
         """
         limit = self.max_length if max_length is None else max_length
         bound = limit * self._max_token_chars
-        whole = [prefix + text for text in texts]
-        if max_length is not None:
-            whole = [text[:bound] for text in whole]  # no more can be left of it, so no more is read
-        else:
-            for i, text in enumerate(whole):
-                if len(text) > bound:
-                    raise self._too_long(names[i] if names else "input", f"over {limit}")
+        if max_length is None:
+            for i, text in enumerate(texts):
+                if len(prefix) + len(text) > bound:
+                    raise self._too_long(names[i] if names else "input")
+        whole = [(prefix + text)[:bound] for text in texts]  # no more can be left of it, so no more is read
         encoded = [encoding.ids for encoding in self._plain.encode_batch_fast(whole, add_special_tokens=False)]
         if max_length is None:
             for i, ids in enumerate(encoded):
                 if len(ids) > limit:
-                    raise self._too_long(names[i] if names else "input", f"{len(ids)}", len(ids) - limit)
+                    raise self._too_long(names[i] if names else "input", len(ids))
         return [Prompt(ids[:limit]) for ids in encoded]
 
     def chunks(self, texts: Sequence[str], prefix: str) -> Prompt:
@@ -100,24 +97,20 @@ class PromptMaker:
         """
         parts = [prefix + texts[0], *(CHUNK_JOINER + text for text in texts[1:])]
         if sum(map(len, parts)) > self.max_length * self._max_token_chars:
-            raise self._too_long(LATE, f"over {self.max_length}", advice="Send fewer or shorter parts")
+            raise self._too_long(LATE)
         token_ids: list[int] = []
         spans: list[Span] = []
         for encoding in self._plain.encode_batch_fast(parts, add_special_tokens=False):
             spans.append(Span(len(token_ids), len(token_ids) + len(encoding.ids)))
             token_ids += encoding.ids
         if len(token_ids) > self.max_length:
-            over = len(token_ids) - self.max_length
-            raise self._too_long(LATE, f"{len(token_ids)}", over, advice="Send fewer or shorter parts")
+            raise self._too_long(LATE, len(token_ids))
         return Prompt(token_ids, spans=tuple(spans))
 
-    def _too_long(
-        self, what: str, n_tokens: str, over: int | None = None, *, advice: str = "Shorten it, or send truncate: true"
-    ) -> ApiError:
-        by = "" if over is None else f", {over} over"
-        return ApiError(
-            400,
-            f"{what} has {n_tokens} tokens with its prefix; the limit is {self.max_length}{by}. {advice}",
-            code="INPUT_TOKEN_LIMIT_EXCEEDED",
-            param=what.partition(",")[0],
-        )
+    def _too_long(self, what: str, n_tokens: int | None = None) -> ApiError:
+        has, by = f"over {self.max_length}", ""  # before it is tokenised, no more is known
+        if n_tokens is not None:
+            has, by = str(n_tokens), f", {n_tokens - self.max_length} over"
+        advice = "Send fewer or shorter parts" if what == LATE else "Shorten it, or send truncate: true"
+        message = f"{what} has {has} tokens with its prefix; the limit is {self.max_length}{by}. {advice}"
+        return ApiError(400, message, code="INPUT_TOKEN_LIMIT_EXCEEDED", param=what.partition(",")[0])

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image
 
 from jina_v4_serve import heartbeat
 from jina_v4_serve.api import metrics, threads
-from jina_v4_serve.api.adapter_check import TEXT
 from jina_v4_serve.api.budget import TokenBudget
 from jina_v4_serve.api.door import Door
 from jina_v4_serve.api.errors import ApiError
@@ -22,9 +21,10 @@ from jina_v4_serve.api.liveness import Liveness
 from jina_v4_serve.api.pdf import PdfPages, PdfReader
 from jina_v4_serve.api.prompts import Prompt, PromptMaker
 from jina_v4_serve.api.record import current
-from jina_v4_serve.api.request import FIRST, EmbedRequest, Item, Limits, RankRequest
+from jina_v4_serve.api.request import EmbedRequest, Item, Limits, RankRequest
+from jina_v4_serve.api.start_check import TEXT
 from jina_v4_serve.api.vectors import Floats, NonFiniteError, Origin, Vectors
-from jina_v4_serve.facts import IMAGE_PROMPT_TOKENS, PIXELS_PER_TOKEN
+from jina_v4_serve.facts import IMAGE_PROMPT_TOKENS, MODEL, PIXELS_PER_TOKEN
 from jina_v4_serve.token_pooling import pool_tokens
 
 logger = logging.getLogger("jina_v4_serve")
@@ -55,8 +55,8 @@ class Engine(Protocol):
         multivector: bool,
         dimensions: int | None,
         max_pixels: int | None,
-        priority: int = FIRST,
-        adapted: bool = True,
+        priority: int,
+        adapted: bool,
     ) -> list[Vectors]:
         """Embed the prompts of one request."""
 
@@ -115,27 +115,18 @@ class Service:
 
     async def _embed(self, parts: Sequence[EmbedRequest], pages: PdfPages, request_id: str) -> list[Vectors]:
         record = current()
-        options = parts[0]  # of the engine; all parts have the same
+        request = parts[0]  # whose options all parts have
         with record.stage("preprocessing"):
             made = [each for part in parts for each in (await self._prompts(part, pages)).items()]
         prompts = [prompt for _, prompt in made]
         with record.stage("engine"):
-            vectors = await self._compute(
-                prompts,
-                request_id,
-                task=options.task,
-                dense="dense" in options.outputs,
-                multivector="multivector" in options.outputs,
-                dimensions=options.dimensions,
-                max_pixels=options.max_pixels,
-                priority=options.priority,
-            )
+            vectors = await self._compute(prompts, request, request_id)
         for prompt, each in zip(prompts, vectors, strict=True):
             record.n_tokens["text" if prompt.image is None else "image"] += each.n_tokens
         self._worked()
-        if options.pool_factor is not None:
+        if request.pool_factor is not None:
             with record.stage("serialising"):
-                vectors = await asyncio.to_thread(pool, vectors, options.pool_factor)
+                vectors = await asyncio.to_thread(pool, vectors, request.pool_factor)
         return [replace(each, origin=origin) for (origin, _), each in zip(made, vectors, strict=True)]
 
     async def embed_fixed_text(self, task: str | None) -> Floats:
@@ -169,21 +160,26 @@ class Service:
     async def embed_probe(self, text: str, task: str | None = None, *, adapted: bool = True) -> list[Vectors]:
         """Return the dense vector of a text of ours, which no request sent."""
         task = task or self.limits.tasks[0]
-        prompts = self.prompts.texts([text], self.limits.prompts[task].prefixes["query"], self.limits.max_length)
-        return await self._compute(
-            prompts,
-            "probe",
-            task=task,
-            dense=True,
-            multivector=False,
-            dimensions=None,
-            max_pixels=None,
-            adapted=adapted,
-        )
+        prefix = self.limits.prompts[task].prefixes["query"]
+        request = EmbedRequest(task, MODEL, [Item(text=text)], "query", prefix)
+        prompts = self.prompts.texts([text], prefix, self.limits.max_length)
+        return await self._compute(prompts, request, "probe", adapted=adapted)
 
-    async def _compute(self, prompts: Sequence[Prompt], request_id: str, **options: Any) -> list[Vectors]:
+    async def _compute(
+        self, prompts: Sequence[Prompt], request: EmbedRequest, request_id: str, *, adapted: bool = True
+    ) -> list[Vectors]:
         try:
-            vectors = await self.engine.embed(prompts, request_id, **options)
+            vectors = await self.engine.embed(
+                prompts,
+                request_id,
+                task=request.task,
+                dense="dense" in request.outputs,
+                multivector="multivector" in request.outputs,
+                dimensions=request.dimensions,
+                max_pixels=request.max_pixels,
+                priority=request.priority,
+                adapted=adapted,
+            )
         except BaseExceptionGroup as failures:
             self.is_broken = self.is_broken or failures.subgroup(NonFiniteError) is not None
             raise

@@ -3,11 +3,10 @@
 from collections.abc import Collection
 
 from jina_v4_serve.api.errors import ApiError, invalid, shorten
-from jina_v4_serve.facts import MODEL, PORTS, PROMPT_NAMES, TASK_VALUES, TASKS, model_name
+from jina_v4_serve.facts import MODEL, PORTS, PROMPT_NAMES, TASK_VALUES, model_name
 
 NO_PREFIX = "none"  # texts as they are, as sentence-transformers has it without a prompt name
 _ENDINGS = (*PROMPT_NAMES, NO_PREFIX)  # of model names, for programs that can set no other field
-_TASKLESS = (MODEL, *(f"{MODEL}-{ending}" for ending in _ENDINGS))
 
 
 def choose_task(task: str | None, model: str | None, served: Collection[str], field: str = "task") -> str:
@@ -26,7 +25,10 @@ def choose_task(task: str | None, model: str | None, served: Collection[str], fi
     if task is None:
         if from_model is not None and from_model in served:
             return from_model
-        raise _no_task(model, from_model, served)
+        names = ", ".join(map(model_name, served))
+        if names_no_task(model):
+            raise invalid("task", f"the request names no task; give task ({_values(served)}) or a model ({names})")
+        raise _no_model(str(model), f"choose {names}, or {MODEL} and a task")
     name = task.partition(".")[0]
     if name not in served:
         raise invalid(field, f"{field}={shorten(task)} is not served here; choose {_values(served)}", task)
@@ -44,7 +46,7 @@ def task_of_model(name: str) -> str | None:
 
 def names_no_task(model: str | None) -> bool:
     """Tell whether a model's name leaves the task open: it is absent, or the published one, maybe with a prompt."""
-    return model is None or model.rpartition("/")[2] in _TASKLESS
+    return model is None or _split(model)[0] == MODEL
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -54,16 +56,9 @@ def _split(name: str) -> tuple[str, str | None]:
     return (model, ending) if ending in _ENDINGS else (whole, None)
 
 
-def _no_task(model: str | None, from_model: str | None, served: Collection[str]) -> ApiError:
-    names = ", ".join(model_name(task) for task in served)
-    if from_model is not None or not names_no_task(model):
-        return ApiError(
-            404,
-            f"there is no model {shorten(str(model))} here; choose {names}, or {MODEL} and a task",
-            code="MODEL_NOT_FOUND",
-            param="model",
-        )
-    return invalid("task", f"the request names no task; give task ({_values(served)}) or a model ({names})")
+def _no_model(name: str, advice: str) -> ApiError:
+    message = f"there is no model {shorten(name)} here; {advice}"
+    return ApiError(404, message, code="MODEL_NOT_FOUND", param="model")
 
 
 def _values(served: Collection[str]) -> str:
@@ -80,18 +75,12 @@ def prompt_of_model(name: str | None, served: str, model_names: Collection[str])
         return None
     rest, prompt = _split(name)
     model = model_name(served)
-    if rest in (MODEL, model) or rest in model_names:
+    if rest in (MODEL, model, *model_names):
         return prompt
-    for task in TASKS:
-        if rest == model_name(task):
-            raise _elsewhere("model", name, task, served)
-    with_prompts = [f"{model}-{ending}" for ending in _ENDINGS]
-    raise ApiError(
-        404,
-        f"there is no model {shorten(name)} here; this server has {', '.join([MODEL, model, *with_prompts])}",
-        code="MODEL_NOT_FOUND",
-        param="model",
-    )
+    if (task := task_of_model(name)) is not None:
+        raise _elsewhere("model", name, task, served)
+    offered = (MODEL, model, *(f"{model}-{ending}" for ending in _ENDINGS))
+    raise _no_model(name, f"this server has {', '.join(offered)}")
 
 
 def prompt_of_task(name: str | None, served: str, field: str = "task") -> str | None:
@@ -110,7 +99,7 @@ def prompt_of_task(name: str | None, served: str, field: str = "task") -> str | 
     task, _, prompt = name.partition(".")
     if name in TASK_VALUES[served]:
         return prompt or None
-    if task != served and name in TASK_VALUES.get(task, ()):
+    if name in TASK_VALUES.get(task, ()):
         raise _elsewhere(field, name, task, served)
     raise invalid(
         field, f"{field}={shorten(name)} is not offered; this server has {', '.join(TASK_VALUES[served])}", name

@@ -14,7 +14,6 @@ from starlette.datastructures import State
 from starlette.routing import BaseRoute
 
 from jina_v4_serve.api import metric_files, metrics
-from jina_v4_serve.api.adapter_check import adapters_failure
 from jina_v4_serve.api.canary import canary_failure
 from jina_v4_serve.api.door import EMBEDDING_ROUTES, Door
 from jina_v4_serve.api.guard import ROUTES
@@ -24,6 +23,7 @@ from jina_v4_serve.api.prompts import Prompt, PromptMaker
 from jina_v4_serve.api.request import Limits
 from jina_v4_serve.api.routes import attach_routes
 from jina_v4_serve.api.service import Service
+from jina_v4_serve.api.start_check import adapters_failure
 from jina_v4_serve.checkpoint import read_pixels, read_prompts, read_quantized
 from jina_v4_serve.facts import model_name
 from jina_v4_serve.launch.revision import quantized_parts
