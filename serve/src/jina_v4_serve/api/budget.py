@@ -45,11 +45,7 @@ class TokenBudget:
 
     @contextmanager
     def spend(self, tokens: int, priority: int = FIRST) -> Iterator[None]:
-        """Take tokens for the length of a block.
-
-        Args:
-            tokens: of a request.
-            priority: of the request.
+        """Take a request's tokens for the length of a block.
 
         Raises:
             ApiError: 429 when there is no room beside what is in flight.

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jina_v4_serve.api.request import By
+from jina_v4_serve.api.request import Output
 from jina_v4_serve.api.vectors import Floats, Vectors
 
 _BLOCK_BYTES = 4 * 2**20  # of inner products at a time: two of the longest texts have 4 GiB of them
 
 
-def scores(queries: Sequence[Vectors], documents: Sequence[Vectors], by: By) -> Floats:
+def scores(queries: Sequence[Vectors], documents: Sequence[Vectors], by: Output) -> Floats:
     """Score each document for its query.
 
     Args:

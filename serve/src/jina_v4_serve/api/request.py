@@ -9,7 +9,6 @@ from jina_v4_serve.checkpoint import Prompts
 
 Encoding = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
 Output = Literal["dense", "multivector"]
-By = Literal["multivector", "dense"]
 FIRST, LAST = 0, 999  # priorities, as vLLM and Cohere have them: the lower is computed first
 
 
@@ -114,19 +113,17 @@ class EmbedRequest:
 
 @dataclass(frozen=True)
 class RankRequest:
-    """Queries and the documents that are scored for them, both of one task.
+    """Queries and the documents that are scored for them, both of one task and with one output, which is compared.
 
     Attributes:
         queries: one for all documents, or one for each.
         documents: in order.
-        by: multivector is MaxSim, dense is cosine.
         top_n: how many of the best documents are returned; None for all.
         return_documents: whether each result holds its document; None for texts only.
     """
 
     queries: EmbedRequest
     documents: EmbedRequest
-    by: By
     top_n: int | None = None
     return_documents: bool | None = None
 

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -72,30 +72,25 @@ async def _kept(picture: Image.Image) -> AsyncIterator[Image.Image]:
     yield picture
 
 
+@dataclass(eq=False)
 class Service:
     """All that a request needs of this server; one an API process."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        limits: Limits,
-        door: Door,
-        images: ImageLoader,
-        pdfs: PdfReader,
-        prompts: PromptMaker,
-        budget_tokens: int,
-    ) -> None:
-        self.engine = engine
-        self.limits = limits
-        self.door = door
-        self.images = images
-        self.pdfs = pdfs
-        self.prompts = prompts
+    engine: Engine
+    limits: Limits
+    door: Door
+    images: ImageLoader
+    pdfs: PdfReader
+    prompts: PromptMaker
+    budget_tokens: InitVar[int]
+    canary_failure: str | None = None
+    is_broken: bool = False  # the last vectors were not finite
+
+    def __post_init__(self, budget_tokens: int) -> None:
+        """Start the accounts of this process."""
         self.budget = TokenBudget(budget_tokens)
-        self.canary_failure: str | None = None
-        self.liveness = Liveness(heartbeat.find(), lambda: engine.n_waiting)
+        self.liveness = Liveness(heartbeat.find(), lambda: self.engine.n_waiting)
         self.worked_at = -READY_AGE_S
-        self.is_broken = False  # the last vectors were not finite
         self.probe_lock = asyncio.Lock()
 
     async def embed(self, request: EmbedRequest | RankRequest, request_id: str) -> list[Vectors]:
@@ -117,7 +112,7 @@ class Service:
         record = current()
         request = parts[0]  # whose options all parts have
         with record.stage("preprocessing"):
-            made = [each for part in parts for each in (await self._prompts(part, pages)).items()]
+            made = [each for part in parts for each in await self._prompts(part, pages)]
         prompts = [prompt for _, prompt in made]
         with record.stage("engine"):
             vectors = await self._compute(prompts, request, request_id)
@@ -199,17 +194,11 @@ class Service:
     def _estimate_image(self, request: EmbedRequest) -> int:
         return (request.max_pixels or self.limits.max_pixels) // PIXELS_PER_TOKEN + IMAGE_PROMPT_TOKENS
 
-    async def _prompts(self, request: EmbedRequest, pages: PdfPages) -> dict[Origin, Prompt]:
+    async def _prompts(self, request: EmbedRequest, pages: PdfPages) -> list[tuple[Origin, Prompt]]:
         """Make the prompts of a request, in order."""
         texts = {i: item.text for i, item in enumerate(request.items) if item.text is not None}
         if request.late_chunking:
-            return {Origin(0): await asyncio.to_thread(self.prompts.chunks, list(texts.values()), request.prefix)}
-        at_once = asyncio.Semaphore(CONCURRENT_IMAGES)
-        images = {
-            Origin(i): partial(self._opened, item.image, item.path, at_once)
-            for i, item in enumerate(request.items)
-            if item.image is not None
-        }
+            return [(Origin(0), await asyncio.to_thread(self.prompts.chunks, list(texts.values()), request.prefix))]
         async with asyncio.TaskGroup() as group:
             rendered = group.create_task(pages.pictures())
             paths = [request.items[i].path for i in texts]
@@ -217,11 +206,14 @@ class Service:
             made_texts = await threads.run(
                 n_bytes, self.prompts.texts, list(texts.values()), request.prefix, request.max_length, paths
             )
-        whole = dict(zip(map(Origin, texts), made_texts, strict=True))
-        whole |= {origin: self.prompts.image(opened) for origin, opened in images.items()}
+        made = list(zip(map(Origin, texts), made_texts, strict=True))
+        at_once = asyncio.Semaphore(CONCURRENT_IMAGES)
+        for i, item in enumerate(request.items):
+            if item.image is not None:
+                made.append((Origin(i), self.prompts.image(partial(self._opened, item.image, item.path, at_once))))
         for origin, picture in zip(pages.origins, rendered.result(), strict=True):
-            whole[origin] = self.prompts.image(partial(_kept, picture))
-        return dict(sorted(whole.items(), key=lambda each: (each[0].item, each[0].page or 0)))
+            made.append((origin, self.prompts.image(partial(_kept, picture))))
+        return sorted(made, key=lambda each: (each[0].item, each[0].page or 0))
 
     @asynccontextmanager
     async def _opened(self, source: str, path: str, at_once: asyncio.Semaphore) -> AsyncIterator[Image.Image]:

@@ -31,11 +31,7 @@ LEAST = 1e-4
 
 
 async def computed(vectors: Awaitable[Result], purpose: str) -> Result:
-    """Return what the engine computes for one text.
-
-    Args:
-        vectors: of the text.
-        purpose: of the text, for messages.
+    """Return what the engine computes for one text, whose purpose is for messages.
 
     Raises:
         NonFiniteError: NaN or infinity: the vectors are wrong.

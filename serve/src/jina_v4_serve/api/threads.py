@@ -12,11 +12,5 @@ SHORT_BYTES = 4096
 
 
 async def run(n_bytes: int, work: Callable[..., Result], *arguments: object) -> Result:
-    """Return what a function returns.
-
-    Args:
-        n_bytes: that it works on; over `SHORT_BYTES` it runs in a thread.
-        work: the function.
-        arguments: of the function.
-    """
+    """Return what a function returns; it runs in a thread where it works on more than `SHORT_BYTES`."""
     return work(*arguments) if n_bytes <= SHORT_BYTES else await asyncio.to_thread(work, *arguments)

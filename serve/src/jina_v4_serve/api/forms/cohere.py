@@ -80,13 +80,7 @@ def settle(request: CohereBody, limits: Limits) -> EmbedRequest:
 
 
 def write(request: EmbedRequest, items: Sequence[Vectors], request_id: str) -> dict[str, Any]:
-    """Return the content of the reply.
-
-    Args:
-        request: that is answered.
-        items: what each prompt gave.
-        request_id: of the reply.
-    """
+    """Return the content of the reply."""
     rows = [vectors.dense[0] for vectors in items]
     return {
         "id": request_id,

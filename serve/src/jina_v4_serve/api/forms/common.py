@@ -51,10 +51,6 @@ def text_prompt(prompt_name: str, prompts: Prompts) -> tuple[str, str]:
     """Return the name and the prefix of the prompt that texts get.
 
     Where two names have one prefix, as in text-matching, it is the first name's.
-
-    Args:
-        prompt_name: that the request says.
-        prompts: of its task.
     """
     if prompt_name == NO_PREFIX:
         return prompt_name, ""

@@ -99,11 +99,7 @@ HARMLESS = frozenset(
 
 
 def check_foreign(request: Body, route: str) -> list[str]:
-    """Refuse what cannot be ignored.
-
-    Args:
-        request: whose fields are looked at that its form does not have.
-        route: of the form, for a message.
+    """Refuse what cannot be ignored of the fields that a form does not have.
 
     Returns:
         The names of unknown fields, which are ignored.

@@ -14,10 +14,6 @@ _MESSAGE_HARMLESS = {"role", "content", "name", "id"}
 def read_messages(value: object, max_items: int) -> tuple[list[Item], list[str]]:
     """Read one chat, or a list of chats.
 
-    Args:
-        value: of the field.
-        max_items: of a request.
-
     Returns:
         An item a chat, and the paths of the instructions that were left out.
 

@@ -10,7 +10,7 @@ score one query goes with every document, or each with its own.
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
@@ -22,7 +22,7 @@ from jina_v4_serve.api.forms.items import check_not_empty, read_items
 from jina_v4_serve.api.forms.reply import usage
 from jina_v4_serve.api.forms.schema import ITEM, ITEMS, Body, Priority
 from jina_v4_serve.api.ranking import order, scores
-from jina_v4_serve.api.request import FIRST, By, EmbedRequest, Item, Limits, RankRequest
+from jina_v4_serve.api.request import FIRST, EmbedRequest, Item, Limits, RankRequest
 from jina_v4_serve.api.tasks import NO_PREFIX, choose_task, prompt_of_model, prompt_of_task
 from jina_v4_serve.api.vectors import Floats, Vectors
 from jina_v4_serve.facts import model_name
@@ -36,7 +36,9 @@ class RankingBody(Body):
 
     model: str | None = Field(None, description="jina-embeddings-v4, optionally with -{task} and then -none.")
     task: str | None = Field(None, description="text-matching, retrieval, code")
-    by: By | None = Field(None, description="multivector, the default, is MaxSim; dense is cosine.")
+    by: Literal["multivector", "dense"] | None = Field(
+        None, description="multivector, the default, is MaxSim; dense is cosine."
+    )
     truncate: bool | None = Field(None, description="Cut the tail of a text over the limit instead of refusing it.")
     max_tokens_per_query: int | None = Field(None, ge=0, description="Cut queries to so many tokens; 0 cuts none.")
     max_tokens_per_doc: int | None = Field(None, ge=0, description="Cut documents to so many tokens; 0 cuts none.")
@@ -82,8 +84,7 @@ def settle_rerank(request: RerankBody, limits: Limits) -> RankRequest:
     queries = read_items(request.query, "query", limits.max_items)
     documents = read_items(request.documents, "documents", limits.max_items)
     sides = _settle_sides(request, queries, documents, limits)
-    by = request.by or "multivector"
-    return RankRequest(*sides, by=by, top_n=request.top_n, return_documents=request.return_documents)
+    return RankRequest(*sides, top_n=request.top_n, return_documents=request.return_documents)
 
 
 def settle_score(request: ScoreBody, limits: Limits) -> RankRequest:
@@ -97,17 +98,11 @@ def settle_score(request: ScoreBody, limits: Limits) -> RankRequest:
     if len(queries) not in (1, len(documents)):
         message = f"there are {len(queries)} queries and {len(documents)} documents; send one query, or one for each"
         raise invalid("queries", message)
-    return RankRequest(*_settle_sides(request, queries, documents, limits), by=request.by or "multivector")
+    return RankRequest(*_settle_sides(request, queries, documents, limits))
 
 
 def write_rerank(request: RankRequest, vectors: Sequence[Vectors], request_id: str) -> dict[str, Any]:
-    """Return the content of Jina's reply.
-
-    Args:
-        request: that is answered.
-        vectors: of the queries, then of the documents.
-        request_id: of the reply.
-    """
+    """Return the content of Jina's reply; vectors are those of the queries, then of the documents."""
     return {
         "id": request_id,
         "object": "list",
@@ -118,7 +113,7 @@ def write_rerank(request: RankRequest, vectors: Sequence[Vectors], request_id: s
 
 
 def write_cohere(request: RankRequest, vectors: Sequence[Vectors], request_id: str) -> dict[str, Any]:
-    """Return the content of Cohere's reply; arguments as of `write_rerank`."""
+    """Return the content of Cohere's reply."""
     return {
         "id": request_id,
         "results": _results(request, vectors, texts=request.return_documents is True),
@@ -127,7 +122,7 @@ def write_cohere(request: RankRequest, vectors: Sequence[Vectors], request_id: s
 
 
 def write_score(request: RankRequest, vectors: Sequence[Vectors], request_id: str) -> dict[str, Any]:
-    """Return the content of vLLM's reply; arguments as of `write_rerank`."""
+    """Return the content of vLLM's reply."""
     found = _scores(request, vectors)  # (n_documents,)
     return {
         "id": request_id,
@@ -189,19 +184,16 @@ def _settle_sides(
 
 def _scores(request: RankRequest, vectors: Sequence[Vectors]) -> Floats:
     n_queries = len(request.queries.items)
-    return scores(vectors[:n_queries], vectors[n_queries:], request.by)
+    (by,) = request.queries.outputs
+    return scores(vectors[:n_queries], vectors[n_queries:], by)
 
 
 def _results(request: RankRequest, vectors: Sequence[Vectors], *, texts: bool) -> list[dict[str, Any]]:
     found = _scores(request, vectors)  # (n_documents,)
     results: list[dict[str, Any]] = []
     for i in order(found, request.top_n):
-        document = _document(request.documents.items[i], texts=texts, images=request.return_documents is True)
-        results.append({"index": i, "relevance_score": found[i], **document})
+        item = request.documents.items[i]
+        is_shown = texts if item.text is not None else request.return_documents is True
+        document = {"text": item.text} if item.text is not None else {"image": item.image}
+        results.append({"index": i, "relevance_score": found[i], **({"document": document} if is_shown else {})})
     return results
-
-
-def _document(item: Item, *, texts: bool, images: bool) -> dict[str, Any]:
-    if item.text is not None:
-        return {"document": {"text": item.text}} if texts else {}
-    return {"document": {"image": item.image}} if images else {}

@@ -154,11 +154,7 @@ class EmbeddingsBody(Body):
 
 
 def parse(body: bytes, form: type[Fields]) -> Fields:
-    """Read a request body.
-
-    Args:
-        body: of the request.
-        form: the fields that it may have.
+    """Read the fields of a request body.
 
     Raises:
         ApiError: 400 when it is no JSON, 422 for the first field that holds what is not offered.
