@@ -84,9 +84,4 @@ class TokenBudget:
         message = f"the server is at work on {ahead} tokens, its limit is {self.limit}; try again later"
         if tokens > self.limit // 2:
             message += f", or send fewer items in one request: this one has about {tokens} tokens"
-        return ApiError(
-            429,
-            message,
-            code="OVERLOADED",
-            retry_after_s=min(max(wait_s, 1), _LONGEST_WAIT_S),
-        )
+        return ApiError(429, message, code="OVERLOADED", retry_after_s=min(max(wait_s, 1), _LONGEST_WAIT_S))

@@ -133,6 +133,10 @@ class SourceReader:
         return await asyncio.to_thread(_decode_base64, source, where, kind, max_bytes)
 
     async def _fetch(self, source: str, where: str, kind: FileKind, max_bytes: int) -> bytes:
+        def failure(why: str, message: str) -> ApiError:
+            IMAGE_FETCHES.labels(why).inc()
+            return invalid(where, f"{where}: {message}", source)
+
         if len(source) > MAX_URL_CHARACTERS:
             message = f"{where}: the URL has {len(source)} characters; at most {MAX_URL_CHARACTERS} are fetched"
             raise invalid(where, message, source)
@@ -157,8 +161,7 @@ class SourceReader:
                             url = self._checked(url.join(URL(response.headers["location"])))
                             continue
                         if response.status != 200:
-                            message = f"{where}: the URL answered with status {response.status}"
-                            raise _not_fetched("status", where, message, source)
+                            raise failure("status", f"the URL answered with status {response.status}")
                         content = bytearray()
                         async for chunk in response.content.iter_any():
                             content += chunk
@@ -169,14 +172,14 @@ class SourceReader:
                         IMAGE_FETCH_BYTES.inc(len(content))
                         return bytes(content)
         except TimeoutError as error:
-            message = f"{where}: the URL was not fetched within {self.settings.fetch_timeout_s:g} s"
-            raise _not_fetched("timeout", where, message, source) from error
+            message = f"the URL was not fetched within {self.settings.fetch_timeout_s:g} s"
+            raise failure("timeout", message) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if any(isinstance(cause, PrivateAddressError) for cause in (error, error.__cause__, error.__context__)):
-                message = f"{where}: the URL leads to an address that is not public; those are fetched only if allowed"
-                raise _not_fetched("private", where, message, source) from error
-            raise _not_fetched("unreachable", where, f"{where}: the URL cannot be fetched", source) from error
-        raise _not_fetched("redirects", where, f"{where}: more than {MAX_REDIRECTS} redirects", source)
+                message = "the URL leads to an address that is not public; those are fetched only if allowed"
+                raise failure("private", message) from error
+            raise failure("unreachable", "the URL cannot be fetched") from error
+        raise failure("redirects", f"more than {MAX_REDIRECTS} redirects")
 
     def _checked(self, url: URL) -> URL:
         """Check what aiohttp would not ask the resolver about: other schemes and bare addresses."""
@@ -209,8 +212,3 @@ def _decode_base64(source: str, where: str, kind: FileKind, max_bytes: int) -> b
 
 def _too_large(where: str, max_bytes: int) -> ApiError:
     return invalid(where, f"{where}: the file is over the limit of {max_bytes} bytes")
-
-
-def _not_fetched(why: str, where: str, message: str, url: str) -> ApiError:
-    IMAGE_FETCHES.labels(why).inc()
-    return invalid(where, message, url)
