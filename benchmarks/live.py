@@ -11,7 +11,7 @@ comes from a closed loop of clients that always have the next request in flight,
 
 Goals: with `last`, p99 at most one scheduling step above `alone`, and the corpus within 10 % of `same`. A step is its
 most tokens at the rate of the corpus alone. A query that comes while a step runs waits for it, and is computed in the
-next one, which the corpus fills: so up to two full steps pass, where alone a small one does.
+next one, without the corpus.
 
     .venv/bin/python benchmarks/live.py --checkpoint DIR/jina-embeddings-v4-retrieval
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "serve/src/jina_v4_serve"
 # Modules that run with the versions of `versions.REPLACEMENTS` alone.
-BOUND = ("cpu_kernels", "cpu_products", "cpu_lora")
+BOUND = ("cpu_kernels", "cpu_products", "cpu_lora", "scheduler")
 # What is used of objects that vLLM hands over, by module and class.
 ATTRIBUTES = {
     "v1.pool.metadata:PoolingCursor": "prompt_lens_cpu seq_lens_cpu num_scheduled_tokens_cpu",

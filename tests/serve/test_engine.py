@@ -14,7 +14,6 @@ import torch
 
 HIDDEN = 8
 N_TOKENS = 3
-LONG = 20  # tokens of a prompt in one step, at most
 
 
 class Stub:
@@ -22,10 +21,6 @@ class Stub:
 
     def __init__(self, n_values: int) -> None:
         self.model_config = SimpleNamespace(get_hidden_size=lambda: HIDDEN, max_model_len=1000)
-        self.vllm_config = SimpleNamespace(
-            scheduler_config=SimpleNamespace(long_prefill_token_threshold=LONG),
-            parallel_config=SimpleNamespace(data_parallel_size=1),
-        )
         self.encoding: list[str] = []  # what is in the engine, or is handed to it
         self.finish = asyncio.Event()
         self.finish.set()
@@ -150,48 +145,3 @@ def test_a_picture_is_closed_when_it_is_prepared(monkeypatch: pytest.MonkeyPatch
         await work
 
     asyncio.run(embed())
-
-
-@pytest.mark.filterwarnings("ignore")  # vLLM's imports
-def test_long_bulk_prompts_are_in_the_engine_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jina_v4_serve.api.prompts import Prompt
-    from jina_v4_serve.vllm_side import engine as module
-
-    monkeypatch.setattr(module, "pooling_params", lambda _: None)
-
-    async def embed() -> tuple[list[str], list[str]]:
-        stub = Stub(HIDDEN)
-        stub.finish.clear()
-        engine = module.VllmEngine(stub, {}, 1)
-        lengths = {"short": LONG, "long": LONG + 1}
-        tasks = [
-            asyncio.create_task(
-                engine.embed(
-                    [Prompt([1] * lengths[kind])] * 3,
-                    f"{kind}, priority {priority}",
-                    task="retrieval",
-                    dense=True,
-                    multivector=False,
-                    dimensions=None,
-                    max_pixels=None,
-                    priority=priority,
-                )
-            )
-            for priority in (0, 1, 999)
-            for kind in lengths
-        ]
-        while len(stub.encoding) < 3 * 3 + 3 + 1:
-            await asyncio.sleep(0)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        at_once = list(stub.encoding)
-        stub.finish.set()
-        await asyncio.gather(*tasks)
-        return at_once, stub.encoding
-
-    at_once, in_all = asyncio.run(embed())
-    long_bulk = [name for name in at_once if name.startswith("long") and not name.endswith(" 0")]
-    assert len(at_once) == 3 * 3 + 3 + 1
-    assert len(long_bulk) == 1
-    assert len(in_all) == 18
-    assert all(name.partition("priority ")[2].partition("-")[0] == name.rpartition(" ")[2] for name in in_all)

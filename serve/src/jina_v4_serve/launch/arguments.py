@@ -16,6 +16,7 @@ from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import held_bytes, kv_cache_bytes, memory_share, served_dtype, step_of
 from jina_v4_serve.settings import read_settings
 from jina_v4_serve.vllm_side.plugin import ARCHITECTURE, PROJECTORS
+from jina_v4_serve.vllm_side.versions import is_replaced
 
 DRAIN_S = 30  # what is in flight when a server is told to stop has so long to be answered
 CORES_AN_API_PROCESS = 4  # a choice, not measured: it uses one or two, and the engine needs some
@@ -128,6 +129,8 @@ def vllm_arguments(
         "--disable-uvicorn-access-log",
         f"--h11-max-incomplete-event-size={MAX_HEAD_BYTES}",
     ]
+    if is_replaced("scheduler", on_cpu):
+        arguments.append("--scheduler-cls=jina_v4_serve.vllm_side.scheduler.make_scheduler")
     if on_cpu:
         arguments += cpu_arguments(settings, checkpoint, dtype)
     else:

@@ -5,6 +5,7 @@ import re
 # Of this model and these options, on every start: there is nothing to do about them, or the launcher has decided so.
 HARMLESS = (
     "Enforce eager set, disabling torch.compile",
+    "Using custom scheduler class",
     "Inductor compilation was disabled by user settings",
     "Triton is not installed",
     "Reset SSM cache type",

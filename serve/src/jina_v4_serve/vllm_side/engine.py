@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -33,11 +32,6 @@ class VllmEngine:
         self.adapters = adapters
         self.min_pixels = min_pixels
         self.n_waiting = 0  # prompts that the engine has not finished
-        # vLLM goes on with prompts that are half-way before it begins others, whatever their priority. Two of several
-        # parts would fill its steps until one of them ends, so such bulk prompts are handed over one by one.
-        config = client.vllm_config
-        self.longest_part: int = config.scheduler_config.long_prefill_token_threshold
-        self._one_long = asyncio.Semaphore(config.parallel_config.data_parallel_size)
 
     @property
     def dead(self) -> bool:
@@ -123,22 +117,20 @@ class VllmEngine:
         if pooling.spans is None:
             pooling = replace(pooling, spans=_pooled_spans(prompt, engine_input))
         n_tokens = len(engine_input["prompt_token_ids"])
-        is_long_bulk = priority > FIRST and n_tokens > self.longest_part > 0
         final = None
-        async with self._one_long if is_long_bulk else nullcontext():
-            self.n_waiting += 1
-            try:
-                async for output in self.client.encode(
-                    engine_input,
-                    pooling_params(pooling),
-                    request_id,
-                    lora_request=adapter,
-                    trace_headers=current().trace_headers,
-                    priority=priority,
-                ):
-                    final = output
-            finally:
-                self.n_waiting -= 1
+        self.n_waiting += 1
+        try:
+            async for output in self.client.encode(
+                engine_input,
+                pooling_params(pooling),
+                request_id,
+                lora_request=adapter,
+                trace_headers=current().trace_headers,
+                priority=priority,
+            ):
+                final = output
+        finally:
+            self.n_waiting -= 1
         if final is None or getattr(final, "error", None) is not None:
             raise ApiError(503, "the engine dropped the request; send it again", code="ENGINE_FAILED", retry_after_s=1)
         values: Floats = final.outputs.data.float().numpy()

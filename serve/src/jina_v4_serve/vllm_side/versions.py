@@ -30,8 +30,8 @@ MOVED = {
     ),
     "cli_env_setup": ("vllm.entrypoints.common.startup", "vllm.entrypoints.serve.utils.api_utils"),
 }
-# Modules of ours that replace parts of vLLM on a CPU, and the versions that they were measured and compared with.
-REPLACEMENTS = {"cpu_kernels": ((0, 32),), "cpu_products": ((0, 32),), "cpu_lora": ((0, 32),)}
+# Modules of ours that replace parts of vLLM, and the versions that they were measured and compared with.
+REPLACEMENTS = dict.fromkeys(("cpu_kernels", "cpu_products", "cpu_lora", "scheduler"), ((0, 32),))
 
 
 def find_vllm() -> bool:
@@ -63,17 +63,27 @@ def vllm_version(on_cpu: bool) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
+def is_replaced(name: str, on_cpu: bool) -> bool:
+    """Tell whether the installed vLLM is one that a module of ours replaces a part of; log it where it is not.
+
+    Args:
+        name: of `REPLACEMENTS`.
+        on_cpu: whether it is the CPU build.
+    """
+    version = vllm_version(on_cpu)
+    if version in REPLACEMENTS[name]:
+        return True
+    logger.warning("vLLM %s runs without %s, which is for others: slower, not wrong", dotted(version), name)
+    return False
+
+
 def replacement(name: str) -> ModuleType | None:
     """Import a module of ours that replaces a part of vLLM on a CPU; None where it is for other versions.
 
     Args:
         name: of `REPLACEMENTS`.
     """
-    version = vllm_version(on_cpu=True)
-    if version not in REPLACEMENTS[name]:
-        logger.warning("vLLM %s runs without %s, which is for others: slower, not wrong", dotted(version), name)
-        return None
-    return import_module(f"jina_v4_serve.vllm_side.{name}")
+    return import_module(f"jina_v4_serve.vllm_side.{name}") if is_replaced(name, on_cpu=True) else None
 
 
 def dotted(version: Sequence[int]) -> str:
