@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import TASKS
 from jina_v4_serve.errors import OptionError, PortError
-from jina_v4_serve.launch.fleet import FleetSettings, choose_port, serve_fleet
+from jina_v4_serve.gateway import GatewaySettings
+from jina_v4_serve.launch.fleet import choose_port, serve_fleet
+from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.supervisor import Policy
 from servers import BIN, PATIENCE_S, free_port
 
@@ -24,9 +26,9 @@ pytestmark = pytest.mark.proof
 
 FAKE = Path(__file__).parents[1] / "fake_server.py"
 PROGRAM = """
-    import asyncio, sys
+    import asyncio, sys, time
     from pathlib import Path
-    from jina_v4_serve.launch.fleet import Fleet
+    from jina_v4_serve.launch.fleet import run_fleet
     from jina_v4_serve.gateway import GatewaySettings
     from jina_v4_serve.launch.supervisor import Policy, Supervisor
 
@@ -40,7 +42,7 @@ PROGRAM = """
         command = [sys.executable, FAKE, str(own), str(folder / task), *traits]
         policy = Policy(max_restarts=1, first_pause_s=0.1)
         servers[task] = Supervisor(task, command, urls[task], policy=policy, starting=starting)
-    sys.exit(asyncio.run(Fleet(servers, GatewaySettings(urls, port=port)).run()))
+    sys.exit(asyncio.run(run_fleet(servers, GatewaySettings(urls, port=port), time.monotonic())))
 """
 
 
@@ -204,13 +206,13 @@ def test_a_server_has_its_own_port_or_else_a_free_one() -> None:
 
 def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> None:
     with pytest.raises(PortError, match=r"127\.0\.0\.1:0: a port is 1 to 65535"):
-        asyncio.run(serve_fleet(FleetSettings(tmp_path, port=0)))
+        asyncio.run(serve_fleet(ServerSettings("", tmp_path), GatewaySettings(port=0)))
 
 
 def test_tls_is_not_the_servers_where_a_gateway_stands_before_them(tmp_path: Path) -> None:
-    settings = FleetSettings(tmp_path, port=free_port(), vllm_options=("--ssl_certfile=c.pem", "--ssl-keyfile=k.pem"))
+    common = ServerSettings("", tmp_path, vllm_options=("--ssl_certfile=c.pem", "--ssl-keyfile=k.pem"))
     with pytest.raises(OptionError, match="Put a proxy that speaks HTTPS before it"):
-        asyncio.run(serve_fleet(settings))
+        asyncio.run(serve_fleet(common, GatewaySettings(port=free_port())))
 
 
 def test_missing_checkpoints_are_named(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jina_v4_serve.launch.supervisor import Policy, Supervisor, server_url, worker_command
+from jina_v4_serve.launch.server import Launch, server_url
+from jina_v4_serve.launch.supervisor import Policy, Supervisor
 from servers import PATIENCE_S, free_port
 
 pytestmark = pytest.mark.long
@@ -344,7 +345,7 @@ def test_the_address_to_watch(host: str, options: tuple[str, ...], expected: str
 
 def test_a_module_in_the_working_folder_does_not_run_in_place_of_ours(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit(77)")
-    command = worker_command(["model"], ["--host=0.0.0.0"])
+    command = Launch(("model",), ("--host=0.0.0.0",), {}, "", "").command
     environment = {**os.environ, "PATH": "/usr/bin:/bin"}
     done = subprocess.run([*command[:-2], "no json", "[]"], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 1

@@ -1,7 +1,9 @@
 """The command `jina-v4-serve`: a command for each task, `all` of them behind a gateway, and the `gateway` alone."""
 
 import asyncio
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -84,7 +86,8 @@ def _add_task(task: str) -> None:
         from jina_v4_serve.launch.checks import prepare
         from jina_v4_serve.launch.screen import Screen, example, open_logs, say_checked
         from jina_v4_serve.launch.server import ServerSettings
-        from jina_v4_serve.launch.supervisor import Policy, server_url, stop_with_stdin, supervise
+        from jina_v4_serve.launch.stopping import when_stdin_ends
+        from jina_v4_serve.launch.supervisor import Policy, Supervisor, supervise
 
         settings = ServerSettings(task, checkpoint, host, port, dtype, max_pixels, tuple(vllm_options or ()))
 
@@ -94,10 +97,11 @@ def _add_task(task: str) -> None:
             typer.echo(launch.banner)
             (log,) = open_logs([settings], verbose)
             say_checked(began)
-            screen = Screen(task, log, example=example(server_url(host, port, launch.options), task), began=began)
+            screen = Screen(task, log, example=example(launch.url, task), began=began)
             if supervised:
-                stop_with_stdin()
-            return supervise(settings, launch, screen, Policy(max_restarts=0) if supervised else None)
+                when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+            policy = Policy(max_restarts=0) if supervised else None
+            return supervise(Supervisor(task, launch.command, launch.url, launch.environment, policy, screen=screen))
 
         _run(run)
 
@@ -124,15 +128,15 @@ def serve_all(
     vllm_options: VllmOptions = None,
 ) -> None:
     """Serve all three tasks on one address, with a server each on this machine, or with one for all."""
-    from jina_v4_serve.launch.fleet import FleetSettings, serve_fleet
+    from jina_v4_serve.gateway import GatewaySettings
+    from jina_v4_serve.launch.fleet import serve_fleet
+    from jina_v4_serve.launch.server import ServerSettings
 
-    options = tuple(vllm_options or ())
     if one_base and default_task:
         raise typer.BadParameter("--default-task is of several servers: with --one-base every request names its task")
-    settings = FleetSettings(
-        checkpoints, host, port, dtype, max_pixels, max_body_bytes, options, one_base, default_task, verbose
-    )
-    _run(lambda: serve_fleet(settings))
+    common = ServerSettings("", checkpoints, dtype=dtype, max_pixels=max_pixels, vllm_options=tuple(vllm_options or ()))
+    gateway = GatewaySettings(host=host, port=port, max_body_bytes=max_body_bytes, default_task=default_task)
+    _run(lambda: serve_fleet(common, gateway, one_base, verbose))
 
 
 @app.command("fits")
@@ -234,3 +238,7 @@ def _run(prepare_run: Callable[[], Coroutine[Any, Any, int]]) -> None:
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app(prog_name="jina-v4-serve")

@@ -5,7 +5,6 @@ import http.client
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from email.message import Message
 from urllib.parse import urlsplit
 
@@ -13,20 +12,11 @@ from jina_v4_serve.api.keys import Keys
 from jina_v4_serve.doctor.finding import Finding, Verdict
 from jina_v4_serve.errors import OptionError, PortError
 from jina_v4_serve.launch.checks import check_port
-from jina_v4_serve.launch.supervisor import server_url
+from jina_v4_serve.launch.server import server_url
 from jina_v4_serve.settings import read_settings
 
 TIMEOUT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a GET; status 0 where there was none, `late` where the time was up."""
-
-    status: int = 0
-    headers: Message = field(default_factory=Message)
-    body: bytes = b""
-    late: bool = False
+_NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
 
 
 def check_ports(host: str, port: int, more_ports: Sequence[int], digests: Mapping[str, str]) -> Iterator[Finding]:
@@ -53,29 +43,31 @@ def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, st
     else:
         return Finding("ok", subject, "free")
     url = server_url(host, port)
-    models = _get(url, "/v1/models")
-    kind = models.headers.get("server", "")
-    ours = "x-jina-v4-task" in models.headers or kind == "jina-v4-gateway"
-    if models.late:
+    try:
+        status, headers, _ = _get(url, "/v1/models")
+    except TimeoutError:
         advice = "a server of ours would be stuck: see its log; else choose another port: --port"
         return Finding(taken, subject, f"in use, and silent for {TIMEOUT_S:g} s", advice)
-    if not models.status:
+    except _NO_ANSWER:
         return Finding(taken, subject, f"{reason.partition('. ')[0]}; no HTTP there", advice_taken)
-    if not ours:
-        found = f"another program answers ({kind or 'unnamed'}, status {models.status})"
+    kind = headers.get("server", "")
+    if "x-jina-v4-task" not in headers and kind != "jina-v4-gateway":
+        found = f"another program answers ({kind or 'unnamed'}, status {status})"
         return Finding(taken, subject, found, advice_taken)
-    return _check_ours(subject, url, models, digests)
-
-
-def _check_ours(subject: str, url: str, models: Answer, digests: Mapping[str, str]) -> Finding:
-    if models.status == 401:
+    if status == 401:
         advice = "set its key in JINA_V4_API_KEY_FILE to learn more"
         return Finding("warn", subject, "a server of ours runs there, with another key", advice)
-    tasks = [task for task in models.headers.get("x-jina-v4-task", "").split(", ") if task]
-    revisions = models.headers.get("x-jina-v4-revision", "").split(", ")
+    return _check_ours(subject, url, headers, digests)
+
+
+def _check_ours(subject: str, url: str, headers: Message, digests: Mapping[str, str]) -> Finding:
+    tasks = [task for task in headers.get("x-jina-v4-task", "").split(", ") if task]
+    revisions = headers.get("x-jina-v4-revision", "").split(", ")
     served = ", ".join(f"{task} {revision}" for task, revision in zip(tasks, revisions, strict=False))
-    ready = _get(url, "/ready")
-    if ready.status == 404:
+    status, body = 0, b""
+    with contextlib.suppress(*_NO_ANSWER):
+        status, _, body = _get(url, "/ready")
+    if status == 404:
         # vLLM goes on without a plugin that it could not load, and answers by itself: no prompts, no checks.
         advice = "its log says why (Failed to load plugin); stop it, install again, start it again"
         return Finding("FAIL", subject, f"{served}: our routes are not loaded, vLLM's own answer", advice)
@@ -83,10 +75,10 @@ def _check_ours(subject: str, url: str, models: Answer, digests: Mapping[str, st
         if task in digests and not revision.startswith(digests[task][:16]):
             advice = "restart it if the new fold is to be served; indexes must be of one revision"
             return Finding("warn", subject, f"{task} runs with revision {revision}, the folder holds another", advice)
-    if ready.status == 200:
+    if status == 200:
         return Finding("ok", subject, f"runs already, ready: {served or 'no task'}")
     advice = "wait for its start; else its log, or docs/operations.md#when-something-fails"
-    return Finding("warn", subject, f"runs already, not ready{_reason(ready.body)}: {served or 'no task'}", advice)
+    return Finding("warn", subject, f"runs already, not ready{_reason(body)}: {served or 'no task'}", advice)
 
 
 def _reason(body: bytes) -> str:
@@ -101,7 +93,7 @@ def _reason(body: bytes) -> str:
     return ""
 
 
-def _get(url: str, path: str) -> Answer:
+def _get(url: str, path: str) -> tuple[int, Message, bytes]:
     headers = {}
     with contextlib.suppress(OptionError):
         if key := Keys(read_settings()).first:
@@ -110,10 +102,6 @@ def _get(url: str, path: str) -> Answer:
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
-        return Answer(response.status, response.headers, response.read(65536))
-    except TimeoutError:
-        return Answer(late=True)
-    except (OSError, ValueError, http.client.HTTPException):
-        return Answer()
+        return response.status, response.headers, response.read(65536)
     finally:
         connection.close()

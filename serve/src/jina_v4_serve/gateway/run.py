@@ -24,7 +24,7 @@ from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.checks import check_port
 from jina_v4_serve.launch.screen import say
-from jina_v4_serve.launch.supervisor import on_signals
+from jina_v4_serve.launch.stopping import Stop, on_signals
 from jina_v4_serve.settings import read_settings
 from jina_v4_serve.watched_file import WatchedFile
 
@@ -178,14 +178,8 @@ async def _until_idle(gateway: Gateway, drain_s: float, at_once: asyncio.Event) 
 
 async def run_gateway(settings: GatewaySettings) -> int:
     """Run the gateway until a signal stops it, the second signal at once; return the exit code of the program."""
-    stop, at_once = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            at_once.set()
-        stop.set()
-
-    exit_code = on_signals(on_signal)
-    async with running(settings, at_once):
-        await stop.wait()
-    return exit_code()
+    stop = Stop()
+    on_signals(stop)
+    async with running(settings, stop.at_once):
+        await stop.asked.wait()
+    return stop.exit_code

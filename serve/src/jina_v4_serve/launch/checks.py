@@ -17,7 +17,7 @@ from jina_v4_serve.launch.arguments import vllm_arguments
 from jina_v4_serve.launch.driver import check_driver
 from jina_v4_serve.launch.gpu import Gpu, known_gpu
 from jina_v4_serve.launch.options import check_readable
-from jina_v4_serve.launch.server import DTYPES, Launch, ServerSettings
+from jina_v4_serve.launch.server import DTYPES, Launch, ServerSettings, server_url
 from jina_v4_serve.launch.sizing import served_dtype, step_of
 from jina_v4_serve.launch.variables import check_variables
 from jina_v4_serve.settings import read_settings, served_environment
@@ -50,6 +50,7 @@ def prepare(settings: ServerSettings) -> Launch:
         arguments=tuple(vllm_arguments(settings, checkpoint, on_cpu, adapters, gpu)),
         options=settings.vllm_options,
         environment={**environment(settings.tasks), **(cpu.threads(settings.n_servers) if on_cpu else {})},
+        url=server_url(settings.host, settings.port, settings.vllm_options),
         banner=banner(settings, checkpoint, on_cpu, gpu),
     )
 
@@ -82,11 +83,7 @@ def check_int8(checkpoint: Checkpoint, on_cpu: bool, dtype: str) -> None:
 
 
 def check_max_pixels(max_pixels: int | None, checkpoint: Checkpoint) -> None:
-    """Refuse an image size that no request could have.
-
-    Args:
-        max_pixels: the largest image area to serve; None is the checkpoint's own.
-        checkpoint: that is served.
+    """Refuse a largest image area that no request could have; None is the checkpoint's own.
 
     Raises:
         OptionError: naming the range.

@@ -11,25 +11,22 @@ import json
 import math
 import os
 import signal
-import socket
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from random import SystemRandom
+from typing import Any
 
 import aiohttp
 
-from jina_v4_serve.launch.answers import failure_of, hung_reason
+from jina_v4_serve.heartbeat import HUNG
 from jina_v4_serve.launch.arguments import DRAIN_S
-from jina_v4_serve.launch.options import says_tls
 from jina_v4_serve.launch.screen import Screen, say
-from jina_v4_serve.launch.server import Launch, ServerSettings
+from jina_v4_serve.launch.stopping import Stop, on_signals
 from jina_v4_serve.phases import STARTED, STARTED_HEADER, started
 
-LOCAL = "127.0.0.1"  # of servers that only this machine may reach
 _POLL_S = 0.5
 _GROUP_GONE_S = 1.0  # what is dead but not reaped yet by a slow init holds nothing
 
@@ -70,6 +67,7 @@ class Supervisor:
     Attributes:
         name: for messages.
         url: where the server answers, without a path.
+        stop: lets the server answer what is in flight and end; called a second time, ends it at once.
         ready: set while the server answers /health.
         n_restarts: so far.
     """
@@ -98,6 +96,7 @@ class Supervisor:
         """
         self.name = name
         self.url = url
+        self.stop = Stop()
         self.ready = asyncio.Event()
         self.n_restarts = 0
         self._command = list(command)
@@ -105,16 +104,8 @@ class Supervisor:
         self._policy = policy or Policy()
         self._starting = starting or asyncio.Lock()
         self._screen = screen
-        self._stop = asyncio.Event()
-        self._kill = asyncio.Event()
         self._restarts: deque[float] = deque()
         self._was_ever_ready = False
-
-    def stop(self) -> None:
-        """Let the server answer what is in flight and end; called a second time, end it at once."""
-        if self._stop.is_set():
-            self._kill.set()
-        self._stop.set()
 
     async def run(self) -> int:
         """Keep the server running until `stop`, or until it fails too often.
@@ -127,7 +118,7 @@ class Supervisor:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             while True:
                 code = await self._run_once(session)
-                if self._stop.is_set():
+                if self.stop.asked.is_set():
                     return 0
                 if not self._was_ever_ready:
                     return code or 1
@@ -139,7 +130,7 @@ class Supervisor:
                     )
                     return code or 1
                 say(f"the {self.name} server ended by itself (exit code {code}); it restarts in {pause_s:.1f} s")
-                await first(self._stop.wait(), timeout_s=pause_s)
+                await first(self.stop.asked.wait(), timeout_s=pause_s)
                 self.n_restarts += 1
 
     def _next_pause_s(self) -> float | None:
@@ -154,8 +145,9 @@ class Supervisor:
         return min(pause_s, self._policy.longest_pause_s)
 
     async def _run_once(self, session: aiohttp.ClientSession) -> int:
-        async with self._starting:
-            if self._stop.is_set():
+        async with contextlib.AsyncExitStack() as starting:
+            await starting.enter_async_context(self._starting)
+            if self.stop.asked.is_set():
                 return 0
             output = self._screen.begin() if self._screen else None
             start = started()
@@ -173,24 +165,21 @@ class Supervisor:
                 return 1
             watch = asyncio.create_task(self._watch(session, start[STARTED]))
             try:
-                await first(process.wait(), self._stop.wait(), self.ready.wait(), watch)
-            except BaseException:
+                await first(process.wait(), self.stop.asked.wait(), self.ready.wait(), watch)
+                await starting.aclose()  # another server may start now
+                await first(process.wait(), self.stop.asked.wait(), watch)
+                killed = watch.done()
+                if self.stop.asked.is_set() and process.returncode is None:
+                    # Only a ready server has anything in flight. vLLM ignores signals until its engine has started.
+                    patience_s = self._policy.stop_s if self.ready.is_set() else self._policy.stop_starting_s
+                    watch.cancel()  # what a server logs while it ends is for its file alone
+                    process.terminate()
+                    await first(process.wait(), self.stop.at_once.wait(), timeout_s=patience_s)
+            finally:
                 await self._end(process, watch)
-                raise
-        try:
-            await first(process.wait(), self._stop.wait(), watch)
-            killed = watch.done()
-            if self._stop.is_set() and process.returncode is None:
-                # Only a server that is ready has anything in flight. vLLM ignores signals until its engine has started.
-                patience_s = self._policy.stop_s if self.ready.is_set() else self._policy.stop_starting_s
-                watch.cancel()  # what a server logs while it ends is for its file alone
-                process.terminate()
-                await first(process.wait(), self._kill.wait(), timeout_s=patience_s)
-        finally:
-            await self._end(process, watch)
         code = process.returncode or 0
         code = code if code >= 0 else 128 - code
-        if self._screen and not killed and not self._stop.is_set():
+        if self._screen and not killed and not self.stop.asked.is_set():
             self._screen.ended(code)
         return code
 
@@ -217,8 +206,8 @@ class Supervisor:
                         )
                         return
                     healthy = response.ok
-                    if not healthy and (reason := hung_reason(await response.read())) is not None:
-                        say(f"the {self.name} server is hung, and is killed: {reason}")
+                    if not healthy and (said := await _object(response)).get("status") == HUNG:
+                        say(f"the {self.name} server is hung, and is killed: {said.get('reason')}")
                         return
             except TimeoutError:
                 healthy = silent = self.ready.is_set()  # perhaps it is only busy
@@ -234,7 +223,7 @@ class Supervisor:
                 was_ready = self.ready.is_set()
                 self.ready.set()
                 if self._screen and not was_ready:
-                    self._screen.ready(self.url, await failure_of(self.url, session))
+                    self._screen.ready(self.url, await self._failure(session))
             elif not self.ready.is_set() and time.monotonic() - began > self._policy.start_s:
                 late = f"the {self.name} server is not ready {self._policy.start_s:g} s after its start"
                 if self._was_ever_ready:
@@ -246,6 +235,14 @@ class Supervisor:
                 say(f"the {self.name} server has answered nothing but failures for {self._policy.unhealthy_s:g} s")
                 return
             await asyncio.sleep(_POLL_S)
+
+    async def _failure(self, session: aiohttp.ClientSession) -> str | None:
+        """Return why a server that answers computes no vectors; None where it does, or does not tell."""
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+            async with session.get(f"{self.url}/ready") as response:
+                if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                    return (await _object(response)).get("reason")
+        return None
 
     async def _end(self, process: asyncio.subprocess.Process, watch: asyncio.Task[None]) -> None:
         """Kill what is left of the child's process group, and see it gone."""
@@ -270,72 +267,16 @@ async def first(*awaitables: Awaitable[object], timeout_s: float | None = None) 
                 future.cancel()
 
 
-def worker_command(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return the command of the process that runs vLLM, from our arguments of vLLM and the user's options."""
-    # -P: a folder of the user's with the name of a module of ours or of vLLM's must not be imported in its place.
-    python = (sys.executable, "-P", "-m", "jina_v4_serve.vllm_side.worker")
-    return [*python, json.dumps(list(arguments)), json.dumps(list(options))]
+async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """Return the JSON object of an answer; an empty one where it has none."""
+    try:
+        content = json.loads(await response.read())
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def free_port() -> int:
-    """Return a port of this machine's own address that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind((LOCAL, 0))
-        return int(probe.getsockname()[1])
-
-
-def server_url(host: str, port: int, options: Sequence[str] = ()) -> str:
-    """Return where a server that listens on an address can be reached from this machine."""
-    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
-    scheme = "https" if says_tls(options) else "http"
-    return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
-
-
-def on_signals(stop: Callable[[], None]) -> Callable[[], int]:
-    """Have SIGTERM and SIGINT call a function, the second time too.
-
-    Returns:
-        A function that returns the exit code by the first signal: 0 for SIGTERM, 130 for SIGINT.
-    """
-    received: list[int] = []
-
-    def handle(number: int) -> None:
-        if not received:
-            say("stopping; what is in flight is answered first (a second signal ends it at once)")
-        received.append(number)
-        stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, handle, number)
-    return lambda: 130 if received[:1] == [signal.SIGINT] else 0
-
-
-def stop_with_stdin() -> None:
-    """Treat the end of the standard input as a SIGTERM: a parent that was killed sends none."""
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="stdin-watch", daemon=True).start()
-
-
-def supervisor_of(
-    settings: ServerSettings,
-    launch: Launch,
-    screen: Screen,
-    policy: Policy | None = None,
-    starting: asyncio.Lock | None = None,
-) -> Supervisor:
-    """Return the supervisor of the server that `prepare` made a launch for."""
-    command = worker_command(launch.arguments, launch.options)
-    url = server_url(settings.host, settings.port, launch.options)
-    return Supervisor(settings.task, command, url, launch.environment, policy, starting, screen)
-
-
-async def supervise(settings: ServerSettings, launch: Launch, screen: Screen, policy: Policy | None = None) -> int:
+async def supervise(supervisor: Supervisor) -> int:
     """Run one server until a signal stops it; return the exit code of the program."""
-    supervisor = supervisor_of(settings, launch, screen, policy)
-    exit_code = on_signals(supervisor.stop)
-    return await supervisor.run() or exit_code()
+    on_signals(supervisor.stop)
+    return await supervisor.run() or supervisor.stop.exit_code

@@ -5,23 +5,21 @@
 """
 
 import os
-import shutil
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from jina_v4_serve.errors import ServeError
 from jina_v4_serve.facts import model_name
 from jina_v4_serve.launch.arguments import ONE_PROCESS, api_processes
 from jina_v4_serve.launch.options import says_tls
-from jina_v4_serve.launch.supervisor import LOCAL, free_port
+from jina_v4_serve.launch.server import LOCAL, free_port
+from jina_v4_serve.launch.stopping import when_stdin_ends
 from jina_v4_serve.ray.settings import ServerSettings, Task
 
-_COMMAND = "jina-v4-serve"
 _POLL_S = 0.25
 _PROBE_TIMEOUT_S = 10.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
@@ -43,14 +41,15 @@ class Child:
             environment: all of its variables.
 
         Raises:
-            ServeError: it is not installed on this node, or would not speak HTTP.
+            ServeError: it would not speak HTTP.
         """
         if says_tls(arguments):
             raise ServeError("--ssl-* is not offered under Ray: this program alone calls the server, by HTTP")
         port = free_port()
         self.url = f"http://{LOCAL}:{port}"
         self._task = task
-        command = [_program(), task, "--host", LOCAL, "--port", str(port), "--supervised", "--verbose", *arguments]
+        program = (sys.executable, "-P", "-m", "jina_v4_serve.cli")
+        command = [*program, task, "--host", LOCAL, "--port", str(port), "--supervised", "--verbose", *arguments]
         # Its standard input ends with this process, however that ends, and it ends with its standard input.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr, env=dict(environment))
 
@@ -71,15 +70,6 @@ class Child:
         """Wait until it has ended."""
         self._process.wait()
 
-    def when_ended(self, act: Callable[[], None]) -> None:
-        """Have a function called, by another thread, as soon as the server has ended."""
-
-        def watch() -> None:
-            self._process.wait()
-            act()
-
-        threading.Thread(target=watch, name="child-watch", daemon=True).start()
-
     def stop(self) -> None:
         """Let it end, and wait: what it held (a GPU's memory) is free then."""
         if self._process.stdin is not None:
@@ -99,7 +89,11 @@ def arguments(settings: ServerSettings, task: Task) -> list[str]:
     options = ["--checkpoint", str(settings.checkpoints / model_name(task)), "--dtype", settings.dtype]
     if settings.max_pixels is not None:
         options += ["--max-pixels", str(settings.max_pixels)]
-    return [*options, "--", *_shared(settings), *settings.vllm_options]
+    if settings.num_gpus:
+        for_replica = f"--api-server-count={api_processes(int(settings.num_cpus), 1)}"
+    else:
+        for_replica = f"--distributed-executor-backend={ONE_PROCESS}"
+    return [*options, "--", for_replica, *settings.vllm_options]
 
 
 def environment(settings: ServerSettings, task: Task) -> dict[str, str]:
@@ -114,21 +108,6 @@ def environment(settings: ServerSettings, task: Task) -> dict[str, str]:
     }
 
 
-def _shared(settings: ServerSettings) -> list[str]:
-    """Return the options of vLLM by which several replicas fit one node."""
-    if settings.num_gpus == 0:
-        return [f"--distributed-executor-backend={ONE_PROCESS}"]
-    return [f"--api-server-count={api_processes(int(settings.num_cpus), 1)}"]
-
-
-def _program() -> str:
-    places = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # noqa: PTH120 - a list
-    program = shutil.which(_COMMAND, path=places)
-    if program is None:
-        raise ServeError(f"{_COMMAND} is not installed on this node: every node needs jina-v4-serve[vllm,ray]")
-    return program
-
-
 def main() -> None:
     """Run a server for another program, see above."""
     task, *its_arguments = sys.argv[1:]
@@ -137,15 +116,9 @@ def main() -> None:
         # Ray sets it to what it counts out to an actor, 1; the server knows better what its machine has.
         found.pop("OMP_NUM_THREADS", None)
         found.setdefault("OMP_WAIT_POLICY", "passive")  # as above
-
-    def stop_with_stdin() -> None:
-        while os.read(0, 4096):
-            pass
-        child.stop()
-
     try:
         child = Child(task, its_arguments, found)
-        threading.Thread(target=stop_with_stdin, name="stdin-watch", daemon=True).start()
+        when_stdin_ends(child.stop)
         child.wait_ready()
     except ServeError as error:
         sys.exit(f"error: {error}")

@@ -7,6 +7,7 @@ once, and Ray's routers send it nothing more. A replica that only failed its req
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Replica:
             self._child.stop()
             raise
         self._ready_at = time.monotonic()
-        self._child.when_ended(self._end)
+        threading.Thread(target=self._follow, name="child-watch", daemon=True).start()
 
     async def check_health(self) -> None:
         """Ask the server for its own check: vectors are computed, and are right.
@@ -114,7 +115,8 @@ class Replica:
             self._servers = Servers({self._task: self._child.url}, self._timeout_s)
         return self._servers
 
-    def _end(self) -> None:
+    def _follow(self) -> None:
+        self._child.wait()
         if not self._is_stopping:
             say(f"error: the {self._task} server ended; so does its replica, for Ray Serve to start another")
             os._exit(_FAILED)

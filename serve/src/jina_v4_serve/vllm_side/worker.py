@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from jina_v4_serve.exported import read_adapters
 from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import check_options
 from jina_v4_serve.launch.revision import precision, revision
+from jina_v4_serve.launch.stopping import when_stdin_ends
 from jina_v4_serve.phases import reached
 from jina_v4_serve.settings import read_served, read_settings, served_environment, variable_of
 from jina_v4_serve.vllm_side.versions import find_vllm, moved
@@ -28,13 +28,7 @@ from jina_v4_serve.vllm_side.versions import find_vllm, moved
 
 def end_with_parent() -> None:
     """Kill the process group as soon as the pipe on standard input ends."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    when_stdin_ends(lambda: os.killpg(0, signal.SIGKILL))
 
 
 def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
