@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from jina_v4_serve.errors import CheckpointError
 from jina_v4_serve.facts import MAX_MODEL_LEN, PROMPT_NAMES
 
@@ -175,13 +177,12 @@ def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Colle
     n_bytes = quantized_bytes = 0
     for file in sorted(name for name in files if name.endswith(".safetensors")):
         tensors = _read_tensors(folder / file)
-        of_matrices = {name for scale in tensors if scale.endswith(SCALE) for name in (scale, scale[: -len(SCALE)])}
+        scales = [name for name in tensors if quantized is not None and name.endswith(SCALE)]
+        matrices = [scale.removesuffix(SCALE) for scale in scales]
+        other_dtypes = {**dict.fromkeys(scales, "float32"), **dict.fromkeys(matrices, quantized)}
         for name, tensor in tensors.items():
-            expected = dtype
-            if quantized is not None and name in of_matrices:
-                expected = "float32" if name.endswith(SCALE) else quantized
-                quantized_bytes += tensor.n_bytes
-            tensor.check(folder / file, name, expected)
+            tensor.check(folder / file, name, other_dtypes.get(name) or dtype)
+        quantized_bytes += sum(tensors[name].n_bytes for name in other_dtypes.keys() & tensors)
         if file in shards:
             stored |= {(name, file) for name in tensors}
             n_bytes += sum(tensor.n_bytes for tensor in tensors.values())
@@ -244,24 +245,12 @@ def _read_tensors(path: Path) -> dict[str, _Tensor]:
     Raises:
         CheckpointError: it is broken.
     """
-    tensors: dict[str, _Tensor] = {}
     try:
-        with path.open("rb") as file:
-            n_header = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size - 8 - n_header
-            header = json.loads(file.read(n_header)) if size >= 0 else {}
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            tensor = _Tensor(entry["dtype"], tuple(entry["shape"]))
-            if stop - start != tensor.n_bytes:
-                raise ValueError(f"{name} has {stop - start} bytes")
-            tensors[name] = tensor
-        if (n_bytes := sum(tensor.n_bytes for tensor in tensors.values())) != size:
-            raise ValueError(f"{n_bytes} bytes of tensors")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            return {name: _Tensor(each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is broken: {error!r}. Fold it again") from error
-    return tensors
 
 
 def check_canary(folder: Path) -> None:
