@@ -24,7 +24,7 @@ ATTRIBUTES = {
     "entrypoints.openai.models.serving:OpenAIServingModels": "base_model_paths lora_requests",
     "entrypoints.cli.serve:ServeSubcommand": "cmd",
     "config.model:ModelConfig": (
-        "dtype max_model_len quantization get_multimodal_config matryoshka_dimensions hf_config model"
+        "dtype max_model_len quantization multimodal_config matryoshka_dimensions hf_config model"
     ),
     "config.multimodal:MultiModalConfig": "mm_processor_kwargs",
     "config.scheduler:SchedulerConfig": "max_num_batched_tokens long_prefill_token_threshold",
@@ -34,7 +34,6 @@ ATTRIBUTES = {
         "data_parallel_size data_parallel_size_local data_parallel_external_lb data_parallel_hybrid_lb"
     ),
     "config.vllm:VllmConfig": "model_config cache_config scheduler_config parallel_config device_config lora_config",
-    "model_executor.models.qwen2_5_vl:Qwen2_5_VLProcessingInfo": "get_hf_processor",
 }
 PARAMETERS = {
     "engine.protocol:EngineClient.encode": "prompt pooling_params request_id lora_request trace_headers priority"

@@ -1,7 +1,7 @@
 """The model plugin: vLLM's own Qwen2.5-VL with a pooler that gives final vectors.
 
-Continuous batching, PagedAttention and the model itself are vLLM's. What is added: the pooler, which is right under
-chunked prefill, and a limit on what a request may ask of the image processor.
+Continuous batching, PagedAttention and the model itself are vLLM's. What is added is the pooler, which is right under
+chunked prefill.
 
 It refuses prefix caching: cached tokens have no hidden states in this pass, and their share of the mean would be
 missing without any error.
@@ -18,26 +18,19 @@ from safetensors.torch import load_file
 from vllm import PoolingParams
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
-from vllm.model_executor.models.qwen2_5_vl import (
-    Qwen2_5_VLDummyInputsBuilder,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLMultiModalProcessor,
-    Qwen2_5_VLProcessingInfo,
-)
-from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.platforms import current_platform
 from vllm.tasks import PoolingTask
 from vllm.v1.outputs import PoolerOutput
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
 from jina_v4_serve import heartbeat
+from jina_v4_serve.checkpoint import PROJECTOR
 from jina_v4_serve.phases import reached
 from jina_v4_serve.pooling import Accumulator, PoolingRequest, Projector, Span, SpecialTokens, advance, pooled_span
 from jina_v4_serve.trimming import give_back_regularly
 from jina_v4_serve.vllm_side.plugin import PROJECTORS
 from jina_v4_serve.vllm_side.versions import replacement
-
-PROJECTOR = "multi_vector_projector.safetensors"
 
 
 class UpdateBySpans(PoolingParamsUpdate):
@@ -158,49 +151,14 @@ def pooling_params(request: PoolingRequest) -> PoolingParams:
     return PoolingParams(task="token_embed" if request.multivector else "embed", extra_kwargs=extra)
 
 
-def read_projector(folder: Path, device: torch.device) -> Projector | None:
-    """Read the folded projector of a merged checkpoint; None where there is none."""
-    path = folder / PROJECTOR
-    if not path.is_file():
-        return None
-    tensors = load_file(path)
+def read_projector(folder: Path, device: torch.device) -> Projector:
+    """Read the folded projector of a merged checkpoint or an adapter."""
+    tensors = load_file(folder / PROJECTOR)
     # Torch takes "cuda" for the GPU that this worker has chosen, safetensors for the first one.
     weight, bias = (tensors[f"multi_vector_projector.{name}"].to(device, torch.float32) for name in ("weight", "bias"))
     return Projector(weight, bias)
 
 
-class JinaProcessingInfo(Qwen2_5_VLProcessingInfo):
-    """Qwen2.5-VL's image settings, with a ceiling on what one request may change."""
-
-    def get_hf_processor(self, **kwargs: object) -> Any:
-        """Return the image processor for a request's settings.
-
-        Raises:
-            ValueError: for a setting other than the two pixel limits, or one above the server's own. A larger image
-                than the engine was sized for would wait for ever.
-        """
-        if kwargs:
-            self._check_request(kwargs)
-        return super().get_hf_processor(**kwargs)
-
-    def _check_request(self, kwargs: Mapping[str, object]) -> None:
-        if set(kwargs) != {"min_pixels", "max_pixels"}:
-            raise ValueError(
-                f"mm_processor_kwargs may hold min_pixels and max_pixels, always both; it holds {sorted(kwargs)}"
-            )
-        low, high = kwargs["min_pixels"], kwargs["max_pixels"]
-        configured: Mapping[str, Any] = self.ctx.model_config.get_multimodal_config().mm_processor_kwargs or {}
-        ceiling: int = configured.get("max_pixels") or super().get_hf_processor().image_processor.size["longest_edge"]
-        if type(low) is not int or type(high) is not int or not 0 < low <= high <= ceiling:
-            raise ValueError(
-                f"min_pixels={low!r}, max_pixels={high!r} is not offered: whole numbers with"
-                f" 0 < min_pixels <= max_pixels <= {ceiling}, which is this server's limit"
-            )
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen2_5_VLMultiModalProcessor, info=JinaProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
-)
 class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL as a pooling model."""
 
@@ -215,7 +173,7 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
         """Build vLLM's model and put the pooler on it.
 
         Raises:
-            ValueError: when prefix caching is on, or the projector of an adapter's task is not there.
+            ValueError: when prefix caching is on.
         """
         reached("engine started")
         if vllm_config.cache_config.enable_prefix_caching:
@@ -235,15 +193,9 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
         )
         # Not a parameter's: where weights are quantized as they are read, parameters have no device yet.
         device = torch.device(vllm_config.device_config.device_type)
-        folders: Mapping[str, str] = getattr(config, PROJECTORS, {})  # of several tasks; the launcher put them there
-        projectors: dict[str | None, Projector | None] = {
-            task: read_projector(Path(folder), device) for task, folder in folders.items()
-        }
-        if None in projectors.values():
-            raise ValueError(f"there is no {PROJECTOR} in one of {', '.join(folders.values())}")
-        if not projectors:
-            projectors = {None: read_projector(Path(vllm_config.model_config.model), device)}
-        self.pooler = JinaPooler(special, projectors)
+        # Of several tasks the launcher has put them there.
+        places: Mapping[str | None, str] = getattr(config, PROJECTORS, {}) or {None: vllm_config.model_config.model}
+        self.pooler = JinaPooler(special, {task: read_projector(Path(place), device) for task, place in places.items()})
         if vllm_config.lora_config is not None and current_platform.is_cpu() and (lora := replacement("cpu_lora")):
             lora.use_grouped_products()
 
