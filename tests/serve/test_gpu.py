@@ -19,7 +19,7 @@ from jina_v4_serve.errors import OptionError
 from jina_v4_serve.launch import driver, sizing
 from jina_v4_serve.launch.arguments import gpu_arguments
 from jina_v4_serve.launch.checks import prepare
-from jina_v4_serve.launch.gpu import known_gpu, served_gpu
+from jina_v4_serve.launch.gpu import known_gpu
 from jina_v4_serve.launch.options import count_of, says_data_parallel, value_of
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import Step, fit, held_bytes, kv_cache_bytes, needed_bytes, offered_bytes, step_of
@@ -63,7 +63,9 @@ def row(name: str, published: Checkpoint, folder: Path, monkeypatch: pytest.Monk
     MACHINES[name].use(folder, monkeypatch)
     monkeypatch.setattr(sizing, "read_checkpoint", lambda *_: published)
     monkeypatch.setattr(sizing.cpu, "memory_bytes", lambda: UNIFIED_BYTES)
-    if failure := driver.driver_failure([served_gpu()]):
+    gpu = known_gpu()
+    assert gpu is not None
+    if failure := driver.driver_failure(gpu):
         return f"| {name} | refused: {failure.partition('; ')[2]} | | | | | |"
     said = arguments_of(published)
     step, offered = step_of(known_gpu()), offered_bytes(known_gpu())
@@ -308,7 +310,7 @@ def test_the_instance_that_is_named_is_the_one_that_counts(tmp_path: Path, monke
     whole = ("NVIDIA H100 80GB HBM3, 580.95.05, 81559, 81000, 9.0, Enabled",)
     for devices, expected in ((INSTANCE, 20), ("MIG-other", 40), ("MIG-gone", None), ("", 20)):
         Machine(whole, listing, devices).use(tmp_path, monkeypatch)
-        found = served_gpu()
+        found = known_gpu()
         assert found is not None
         assert found.total_bytes == (expected and expected * 10**9)
         assert not found.shares_memory

@@ -1,7 +1,6 @@
 """The result of a check."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 GIB = 2**30
@@ -28,11 +27,3 @@ class Finding:
 def gib(n_bytes: float) -> str:
     """Write a number of bytes for people."""
     return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.0f} MiB"
-
-
-def read_text(path: Path) -> str:
-    """Read a file of the kernel; empty where there is none."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

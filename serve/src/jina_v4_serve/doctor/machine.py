@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jina_v4_serve.doctor.finding import GIB, Finding, gib, read_text
+from jina_v4_serve.doctor.finding import GIB, Finding, gib
 from jina_v4_serve.launch import cpu
-from jina_v4_serve.launch.driver import driver_advice, driver_failure
+from jina_v4_serve.launch.driver import ADVICE, driver_failure
 from jina_v4_serve.launch.gpu import Gpu
 
 MIN_FILES = 4096  # a connection is a file; so are a server's own 80
@@ -49,8 +49,8 @@ def check_gpus(gpus: Sequence[Gpu]) -> Iterator[Finding]:
     for number, gpu in enumerate(gpus):
         found = f"{gpu.name}, driver {gpu.driver}, {_memory(gpu)}"
         subject = f"GPU {number}"
-        if failure := driver_failure([gpu]):
-            yield Finding("FAIL", subject, f"{found}: {failure}", driver_advice())
+        if failure := driver_failure(gpu):
+            yield Finding("FAIL", subject, f"{found}: {failure}", ADVICE)
         elif gpu.mig:
             advice = "name an instance of `nvidia-smi -L`: CUDA_VISIBLE_DEVICES=MIG-..., one a server"
             chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
@@ -75,7 +75,7 @@ def _memory(gpu: Gpu) -> str:
 
 def available_bytes() -> int:
     """Return the memory that new programs could have now."""
-    for line in read_text(_MEMORY_INFO).splitlines():
+    for line in cpu.read_text(_MEMORY_INFO).splitlines():
         if line.startswith("MemAvailable:"):
             return min(int(line.split()[1]) * 1024, cpu.memory_bytes())
     return cpu.memory_bytes()
@@ -105,7 +105,7 @@ def check_processor(*, on_cpu: bool) -> Finding:
     """Say which instructions for matrix products the processor has; `on_cpu` says that it computes."""
     if platform.machine() != "x86_64":
         return Finding("ok", "processor", platform.machine())
-    cpu_info = read_text(_CPU_INFO)
+    cpu_info = cpu.read_text(_CPU_INFO)
     flags = set(cpu_info.split())
     if "avx512f" in flags:
         units = "AVX-512 and AMX" if "amx_bf16" in flags else "AVX-512"

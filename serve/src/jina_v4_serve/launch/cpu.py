@@ -27,22 +27,21 @@ _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 def n_cores() -> int:
     """Return the cores that this process may use, those of its container where that is less."""
     allowed = len(os.sched_getaffinity(0))
-    quota, _, period = _read(_CPU_MAX).partition(" ")
+    quota, _, period = read_text(_CPU_MAX).partition(" ")
     return min(allowed, max(1, int(quota) // int(period))) if quota.isdecimal() else allowed
 
 
 def memory_bytes() -> int:
     """Return the memory of the machine, that of the container where that is less."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _read(_MEMORY_MAX).strip()
+    limit = read_text(_MEMORY_MAX).strip()
     return min(whole, int(limit)) if limit.isdecimal() else whole
 
 
 def threads(n_servers: int) -> dict[str, str]:
-    """Return the variables by which servers share the cores; none where the operator has set one, or vLLM knows better.
+    """Return the variables by which the servers of this machine share its cores.
 
-    Args:
-        n_servers: on this machine.
+    There are none where the operator has set one, or vLLM knows better.
     """
     if "VLLM_CPU_OMP_THREADS_BIND" in os.environ or "OMP_NUM_THREADS" in os.environ:
         return {}
@@ -86,7 +85,7 @@ def float32_is_faster(n_bytes: int) -> bool:
     Args:
         n_bytes: of weights, keys and values of all servers on this machine, in float32.
     """
-    slow_in_bfloat16 = platform.machine() == "x86_64" and not fast_in_bfloat16(_read(_CPU_INFO))
+    slow_in_bfloat16 = platform.machine() == "x86_64" and not fast_in_bfloat16(read_text(_CPU_INFO))
     return slow_in_bfloat16 and n_bytes <= _USABLE * memory_bytes()
 
 
@@ -94,10 +93,7 @@ def fast_in_bfloat16(cpu_info: str) -> bool:
     """Tell whether an x86 processor multiplies matrices faster in bfloat16 than in float32.
 
     AMX is made for it. AVX-512's own instruction is worth 2.3 times float32's rate on AMD's cores; on Intel's, where
-    there are two units for float32, half as much was measured.
-
-    Args:
-        cpu_info: what /proc/cpuinfo says.
+    there are two units for float32, half as much was measured. `cpu_info` is what /proc/cpuinfo says.
     """
     words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
@@ -109,19 +105,20 @@ def int8_is_exact() -> bool:
     An x86 processor needs VNNI for it. On others pairs of products are added up in 16 bits, and what does not fit is
     cut off: vectors were 3e-3 to 8e-3 off (1 - cosine, 2 layers) where int8 itself costs 1e-4.
     """
-    return platform.machine() != "x86_64" or bool(_VNNI & set(_read(_CPU_INFO).split()))
+    return platform.machine() != "x86_64" or bool(_VNNI & set(read_text(_CPU_INFO).split()))
 
 
 def has_amx() -> bool:
     """Tell whether the processor has AMX; vLLM's kernels of int8 for it take bfloat16 and float16, and no float32."""
-    return "amx_tile" in _read(_CPU_INFO).split()
+    return "amx_tile" in read_text(_CPU_INFO).split()
 
 
 def _unbound(n_threads: int) -> dict[str, str]:
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(n_threads)}
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file of the kernel; empty where there is none."""
     try:
         return path.read_text()
     except OSError:

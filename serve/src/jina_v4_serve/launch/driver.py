@@ -5,7 +5,6 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 
 from jina_v4_serve.errors import OptionError
@@ -14,6 +13,7 @@ from jina_v4_serve.launch.gpu import Gpu, read_gpus
 PINNED_CUDA = 13  # of the torch in requirements/gpu.txt
 OLDEST = {12: 525, 13: 580}  # the driver that each CUDA needs, by major versions
 COMPATIBLE = "VLLM_ENABLE_CUDA_COMPATIBILITY"  # vLLM's: it then loads NVIDIA's cuda-compat
+ADVICE = f"install a newer one, or on a data centre GPU NVIDIA's cuda-compat, and set {COMPATIBLE}=1"
 
 
 def torch_cuda() -> int:
@@ -25,20 +25,15 @@ def torch_cuda() -> int:
     return int(build[:2]) if build[:2].isdecimal() else PINNED_CUDA
 
 
-def driver_failure(gpus: Sequence[Gpu]) -> str | None:
+def driver_failure(gpu: Gpu) -> str | None:
     """Return what is wrong with the driver; None where it is new enough, or cuda-compat is to take its place."""
     cuda = torch_cuda()
     oldest = OLDEST.get(cuda, max(OLDEST.values()))
-    for gpu in gpus:
-        major = gpu.driver.partition(".")[0]
-        if major.isdecimal() and int(major) < oldest and not _compatible():
-            return f"the GPU's driver is {gpu.driver}; CUDA {cuda}, which torch is built for, needs {oldest} or newer"
-    return None
-
-
-def driver_advice() -> str:
-    """Return what to do about it."""
-    return f"install a newer one, or on a data centre GPU NVIDIA's cuda-compat, and set {COMPATIBLE}=1"
+    major = gpu.driver.partition(".")[0]
+    is_replaced = os.environ.get(COMPATIBLE, "").strip().lower() in ("1", "true")
+    if is_replaced or not major.isdecimal() or int(major) >= oldest:
+        return None
+    return f"the GPU's driver is {gpu.driver}; CUDA {cuda}, which torch is built for, needs {oldest} or newer"
 
 
 def check_driver(gpu: Gpu | None) -> None:
@@ -47,23 +42,18 @@ def check_driver(gpu: Gpu | None) -> None:
     Raises:
         OptionError: naming both versions.
     """
-    failure = driver_failure([gpu] if gpu else [])
-    if failure is not None:
-        raise OptionError(f"{failure}: {driver_advice()}")
-
-
-def _compatible() -> bool:
-    return os.environ.get(COMPATIBLE, "").strip().lower() in ("1", "true")
+    if gpu is not None and (failure := driver_failure(gpu)):
+        raise OptionError(f"{failure}: {ADVICE}")
 
 
 def main() -> None:
     """Warn of a driver that is too old; whether there is a GPU at all is for others to find out."""
     try:
-        failure = driver_failure(read_gpus())
+        failure = next(filter(None, map(driver_failure, read_gpus())), None)
     except OptionError as error:
         failure = str(error)
     if failure is not None:
-        print(f"warning: {failure}: {driver_advice()}", file=sys.stderr)  # noqa: T201 - the user's screen
+        print(f"warning: {failure}: {ADVICE}", file=sys.stderr)  # noqa: T201 - the user's screen
 
 
 if __name__ == "__main__":

@@ -61,40 +61,29 @@ def read_gpus(device: str | None = None) -> list[Gpu]:
         raise OptionError(f"nvidia-smi replies something else: {error}") from error
 
 
-def served_gpu() -> Gpu | None:
-    """Return the GPU or MIG instance that a server uses; None where there is no nvidia-smi.
-
-    Raises:
-        OptionError: nvidia-smi fails, or its reply cannot be read.
-    """
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-    if not device.startswith("MIG-"):
-        gpu = next(iter(read_gpus(device)), None)
-        return _instance(gpu, 0) if gpu is not None and gpu.mig else gpu
-    gpus = read_gpus()
-    return _instance(next((gpu for gpu in gpus if gpu.mig), gpus[0]), device) if gpus else None
-
-
 def known_gpu() -> Gpu | None:
-    """Return what `served_gpu` does; None too where nvidia-smi cannot be asked: a server may start all the same."""
+    """Return the GPU or MIG instance that a server uses; None where nvidia-smi does not tell, which ends no start."""
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    uuid = device if device.startswith("MIG-") else None
     try:
-        return served_gpu()
+        gpus = read_gpus(None if uuid else device)
+        gpu = next((gpu for gpu in gpus if gpu.mig), next(iter(gpus), None))
+        return _instance(gpu, uuid) if gpu and (gpu.mig or uuid) else gpu
     except OptionError:
         return None
 
 
-def _instance(gpu: Gpu, name: str | int) -> Gpu:
+def _instance(gpu: Gpu, uuid: str | None) -> Gpu:
     """Return a GPU with the memory of one of its instances, which only `nvidia-smi -L` names.
 
     Args:
         gpu: that is split.
-        name: the instance's UUID, or 0 for the first, which CUDA takes where none is named.
+        uuid: of the instance; None for the first, which CUDA takes where none is named.
     """
-    found = [match for line in _ask("-L") if (match := _INSTANCE.match(line))]
-    matching = found[:1] if isinstance(name, int) else [each for each in found if each["uuid"] == name]
-    for instance in matching:
-        total_bytes = int(instance["gb"]) * 10**9
-        return replace(gpu, name=f"{gpu.name} MIG {instance['profile']}", total_bytes=total_bytes, free_bytes=None)
+    for line in _ask("-L"):
+        if (found := _INSTANCE.match(line)) and uuid in (None, found["uuid"]):
+            total_bytes = int(found["gb"]) * 10**9
+            return replace(gpu, name=f"{gpu.name} MIG {found['profile']}", total_bytes=total_bytes, free_bytes=None)
     return replace(gpu, total_bytes=None, free_bytes=None)
 
 
