@@ -15,9 +15,6 @@ def give_back_regularly(interval_s: float = INTERVAL_S) -> None:
     """Start a thread that gives freed memory back until the process ends; one a process.
 
     Nothing is done where the C library is not glibc.
-
-    Args:
-        interval_s: how long is waited between two times.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None or any(thread.name == _NAME for thread in threading.enumerate()):

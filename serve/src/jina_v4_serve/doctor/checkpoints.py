@@ -13,7 +13,7 @@ from jina_v4_serve.facts import TASKS, model_name
 from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.checks import check_int8
 from jina_v4_serve.launch.gpu import Gpu
-from jina_v4_serve.launch.sizing import held_bytes, needed_bytes, offered_bytes, served_dtype, step_of
+from jina_v4_serve.launch.sizing import held_bytes, needed_bytes, offered_bytes, room_bytes, served_dtype, step_of
 from jina_v4_serve.vllm_side.versions import find_vllm
 
 
@@ -146,14 +146,11 @@ def check_gpu_memory(checkpoints: Sequence[Checkpoint], dtype: str, gpus: Sequen
         return Finding("FAIL", "need", "there is no GPU to hold the weights", "see the lines on vLLM and GPU")
     chosen = served_dtype(dtype, len(checkpoints), checkpoints[0], on_cpu=False)
     step, offered = step_of(gpus[0]), offered_bytes(gpus[0])
-    sums = [
-        function(each, read_adapters(each).values(), chosen, step)
-        for function in (held_bytes, needed_bytes)
-        for each in checkpoints
-    ]
-    held, needed = sum(sums[: len(checkpoints)]), sum(sums[len(checkpoints) :])
+    room = len(checkpoints) * room_bytes(step)
+    held = sum(held_bytes(each, read_adapters(each).values(), chosen, step) for each in checkpoints)
+    needed = held + room
     servers = "one server" if len(checkpoints) == 1 else f"{len(checkpoints)} servers"
-    found = f"{gib(needed)} for {servers} in {chosen}, {gib(needed - held)} of it to work"
+    found = f"{gib(needed)} for {servers} in {chosen}, {gib(room)} of it to work"
     advice = "fewer tasks a GPU, or --one-base, or fold --quantize, or a larger one: docs/operations.md#sizing"
     if offered is None:
         return Finding("warn", "need", f"{found}; nothing tells how much memory the GPU has", "see that it has so much")

@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -57,15 +58,14 @@ def examine(
 def as_text(findings: Sequence[Finding], width: int) -> str:
     """Write findings for a screen of so many columns: a line each, with the advice below it."""
     indent = " " * (5 + _SUBJECT)
-    wrapper = textwrap.TextWrapper(min(max(width, NARROWEST), WIDEST), break_on_hyphens=False)
-    lines = []
+    wrap = partial(textwrap.wrap, width=min(max(width, NARROWEST), WIDEST), break_on_hyphens=False)
+    lines: list[str] = []
     for finding in findings:
-        wrapper.initial_indent, wrapper.subsequent_indent = "", indent
-        wrapped = wrapper.fill(f"{finding.verdict:4} {finding.subject:{_SUBJECT - 1}} {finding.found}")
+        text = f"{finding.verdict:4} {finding.subject:{_SUBJECT - 1}} {finding.found}"
+        first, *rest = wrap(text, subsequent_indent=indent)
         coloured = typer.style(finding.verdict, fg=COLOURS[finding.verdict], bold=finding.verdict == "FAIL")
-        lines.append(wrapped.replace(finding.verdict, coloured, 1))
-        wrapper.initial_indent, wrapper.subsequent_indent = f"{indent}> ", f"{indent}  "
-        lines += wrapper.wrap(finding.advice)
+        lines += [first.replace(finding.verdict, coloured, 1), *rest]
+        lines += wrap(finding.advice, initial_indent=f"{indent}> ", subsequent_indent=f"{indent}  ")
     counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in COLOURS}
     lines.append("")
     if counts["FAIL"]:

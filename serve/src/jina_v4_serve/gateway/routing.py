@@ -36,12 +36,7 @@ def _read_head(body: bytes) -> _Head:
 
 
 def find_task(body: bytes, served: Collection[str], default: str | None = None) -> str:
-    """Return the task of the body of a request, one of the served tasks.
-
-    Args:
-        body: of the request.
-        served: tasks.
-        default: of a request that names no task; None refuses it.
+    """Return the task of the body of a request, one of the served tasks; the default is for one that names none.
 
     Raises:
         ApiError: 400 when it is no JSON object, 422 for no task, two tasks, or one that is not served, 404 when its

@@ -7,13 +7,11 @@ attempt keeps a caller waiting.
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
 
 import aiohttp
-from aiohttp import ClientResponse
 from yarl import URL
 
 logger = logging.getLogger(__name__)
@@ -108,12 +106,9 @@ class Servers:
         return "ready" if page.status == HTTPStatus.OK else "not ready"
 
     async def _page(self, url: URL, headers: Mapping[str, str] | None = None) -> Page:
-        async with self._get(url, headers) as response:
-            return Page(response.status, response.headers, await response.read())
-
-    def _get(self, url: URL, headers: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[ClientResponse]:
         timeout = aiohttp.ClientTimeout(total=_POLL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        return self.session.get(url, timeout=timeout, headers=headers, allow_redirects=False)
+        async with self.session.get(url, timeout=timeout, headers=headers, allow_redirects=False) as response:
+            return Page(response.status, response.headers, await response.read())
 
     def by_address(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
         """Group tasks by their server; a task that is not served any more is left out."""

@@ -96,12 +96,7 @@ def vllm_arguments(
 ) -> list[str]:
     """Return the arguments of vLLM's `serve` that are right for this model and this machine.
 
-    Args:
-        settings: of the server.
-        checkpoint: that is served.
-        on_cpu: whether the CPU computes.
-        adapters: of an exported base.
-        gpu: that computes; None where nothing tells.
+    `adapters` are of an exported base, by task; `gpu` is None where nothing tells which it is.
     """
     dtype = served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu)
     overrides: dict[str, Any] = {"architectures": [ARCHITECTURE]}
@@ -173,13 +168,7 @@ def gpu_arguments(
 
 
 def longest_part(checkpoint: Checkpoint, n_tokens: int, options: Sequence[str]) -> list[str]:
-    """Return the option by which a long prompt leaves room in a step for those that came after it.
-
-    Args:
-        checkpoint: that is served.
-        n_tokens: of one prompt among others in a step.
-        options: of vLLM, the user's.
-    """
+    """Return the option by which a long prompt takes so many tokens of a step, and leaves room for those after it."""
     longest = count_of(options, "--max-model-len") if value_of(options, "--max-model-len") else checkpoint.max_model_len
     # vLLM refuses a part that is longer than the longest prompt.
     return [] if longest is None else [f"--long-prefill-token-threshold={min(n_tokens, longest)}"]
@@ -206,25 +195,16 @@ def lora_arguments(adapters: Mapping[str, Adapter]) -> list[str]:
 
 
 def executor_option(n_servers: int, options: Sequence[str]) -> tuple[str, ...]:
-    """Return the option that has the engine compute in its own process, where the threads are ours to set.
-
-    Args:
-        n_servers: on this machine.
-        options: of vLLM, the operator's; with several workers, vLLM's own executor is left.
-    """
-    return (
-        ()
-        if says_parallel(options) or not cpu.threads(n_servers)
-        else (f"--distributed-executor-backend={ONE_PROCESS}",)
-    )
+    """Return the option that has the engine compute in its own process, where the threads are ours to set."""
+    if says_parallel(options) or not cpu.threads(n_servers):  # vLLM's own executor is left
+        return ()
+    return (f"--distributed-executor-backend={ONE_PROCESS}",)
 
 
 def api_processes(n_cores: int, n_servers: int) -> int:
     """Return how many processes of a server beside a GPU take requests: each prepares its pictures one after the other.
 
-    Args:
-        n_cores: of this machine.
-        n_servers: that share them.
+    The servers of this machine share its cores.
     """
     return min(MOST_API_PROCESSES, max(1, n_cores // (CORES_AN_API_PROCESS * n_servers)))
 

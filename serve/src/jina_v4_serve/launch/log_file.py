@@ -5,8 +5,10 @@ crash leaves behind is lost. It is for its owner alone. It keeps at most MAX_BYT
 is written at the moment when it is emptied may be lost, as with logrotate's `copytruncate`.
 """
 
+import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 MAX_BYTES = 16 * 2**20
@@ -46,17 +48,12 @@ class LogFile:
         self._at += len(content)
         *lines, self._rest = _ENDS.split(self._rest + content)
         if self._at == size > MAX_BYTES:
-            self._empty(size)
+            self._empty()
         return [_COLOUR.sub(b"", line).decode(errors="replace") for line in lines if line]
 
-    def _empty(self, size: int) -> None:
-        try:
-            copy = os.open(self._former, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                os.sendfile(copy, self.file, 0, size)
-            finally:
-                os.close(copy)
-        except OSError:  # a full disk: what was logged is lost, and the disk less full
-            pass
+    def _empty(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk: what was logged is lost, and the disk less full
+            self._former.touch(0o600)
+            shutil.copyfile(self.path, self._former)
         os.ftruncate(self.file, 0)
         self._at = 0

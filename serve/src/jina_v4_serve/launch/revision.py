@@ -13,11 +13,7 @@ QUANTIZED = {"": "quantization", "kv_": "kv_cache_dtype", "vision_": "mm_encoder
 def revision(checkpoint: Checkpoint, precision: str, max_pixels: int | None, adapter: Adapter | None = None) -> str:
     """Return what decides about the vectors: the checkpoint's files, the precision, the largest image area.
 
-    Args:
-        checkpoint: that is served.
-        precision: that is computed in, see `precision`.
-        max_pixels: as the operator set it; None for the checkpoint's own.
-        adapter: that is served beside the checkpoint.
+    `max_pixels` is as the operator set it, None for the checkpoint's own; the `adapter` is beside an exported base.
     """
     digest = checkpoint.digest if adapter is None else adapter.digest
     return f"{digest[:16]}-{precision}-{max_pixels or checkpoint.max_pixels}"
@@ -26,9 +22,7 @@ def revision(checkpoint: Checkpoint, precision: str, max_pixels: int | None, ada
 def precision(merged: Mapping[str, Any], quantized: str | None = None) -> str:
     """Return what vLLM computes in: the dtype, and what is quantized, as in bfloat16+int8+kv_fp8.
 
-    Args:
-        merged: vLLM's settings from our arguments and the user's options.
-        quantized: what the checkpoint's matrices are.
+    `merged` are vLLM's settings from our arguments and the user's options, `quantized` is of the checkpoint's matrices.
     """
     return "+".join([merged["dtype"], *quantized_parts(merged, quantized)])
 
@@ -36,9 +30,7 @@ def precision(merged: Mapping[str, Any], quantized: str | None = None) -> str:
 def quantized_parts(merged: Mapping[str, Any], quantized: str | None = None) -> list[str]:
     """Return what has another type than the rest, each in its own words: weights, keys and values, the vision tower.
 
-    Args:
-        merged: as of `precision`.
-        quantized: what the checkpoint's matrices are. vLLM has one word for all that is read from a checkpoint.
+    What the checkpoint's matrices are goes before vLLM's setting, which has one word for all that is read from one.
     """
     values = {**merged, "quantization": quantized or merged.get("quantization")}
     return [

@@ -47,9 +47,7 @@ def say_checked(began: float) -> None:
 def open_logs(servers: Sequence[ServerSettings], verbose: bool) -> list[LogFile | None]:
     """Begin the logs of servers and say where they are; None each where all of vLLM's log comes on the screen.
 
-    Args:
-        servers: that are about to start.
-        verbose: whether the user wants it on the screen. It comes there too where no file can be written.
+    It does so where the user wants that, and where no file can be written.
     """
     settings = read_settings()
     if verbose or settings.log != "plain":
@@ -66,12 +64,7 @@ def open_logs(servers: Sequence[ServerSettings], verbose: bool) -> list[LogFile 
 
 
 def example(url: str, task: str) -> str:
-    """Return a command that embeds a text.
-
-    Args:
-        url: of the server or gateway, without a path.
-        task: to embed for.
-    """
+    """Return a command that embeds a text, by the address of a server or gateway without a path."""
     settings = read_settings()
     key = " -H 'Authorization: Bearer KEY'" if settings.api_key or settings.api_key_file else ""
     body = f'{{"input": "a text", "task": "{task}", "dimensions": 128}}'
@@ -98,21 +91,17 @@ class Screen:
         self._label = label
         self._example = example
         self._began = began
-        self._forget()
 
     def begin(self) -> int | None:
         """Note that a start begins; return the file for what its processes print, None for the screen."""
         self._since, self._began = self._began or time.monotonic(), None
-        self._forget()
-        return None if self._log is None else self._log.file
-
-    def _forget(self) -> None:
         self._phases: dict[str, float] = {}
         self._hidden: deque[str] = deque(maxlen=_TAIL)
         self._in_traceback = False
         self._exception = ""  # the first, which the others follow from
         self._advice = ""
         self._explained = False
+        return None if self._log is None else self._log.file
 
     def ready(self, url: str, failure: str | None) -> None:
         """Say that the server answers.

@@ -62,12 +62,7 @@ class Fit:
 
 
 def step_of(gpu: Gpu | None, options: Sequence[str] = ()) -> Step:
-    """Return what a GPU computes at one time.
-
-    Args:
-        gpu: None where nothing tells; it is taken for a small one then.
-        options: of vLLM, the user's.
-    """
+    """Return what a GPU computes at one time; one that nothing tells about (None) is taken for a small one."""
     total_bytes = (gpu.total_bytes if gpu else None) or 0
     by_size = next(tokens for least_bytes, tokens in STEPS if total_bytes >= least_bytes)
     tokens = count_of(options, "--max-num-batched-tokens") or by_size
@@ -78,12 +73,9 @@ def kv_cache_bytes(checkpoint: Checkpoint, dtype: str, step: Step | None = None)
     """Return the memory that pooling needs for keys and values.
 
     A prompt's are kept for its one pass only, and the scheduler goes on with what it has begun before it begins
-    anything new. So there are those of the prompts that are half-way, and of what a step begins.
-
-    Args:
-        checkpoint: that is served.
-        dtype: that is computed in.
-        step: of a GPU; None for a CPU, where two prompts are half-way at most, and others wait while both are longest.
+    anything new of the same priority. So there are those of the prompts that are half-way, and of what a step begins.
+    On a CPU, where `step` is None, two prompts are half-way at most, and others wait while both are longest. A more
+    urgent prompt may begin beside them; where it lacks room on its way, vLLM drops one of theirs and begins it anew.
     """
     _, value_bytes = STORED_DTYPES[dtype]
     longest = checkpoint.max_model_len
@@ -92,14 +84,7 @@ def kv_cache_bytes(checkpoint: Checkpoint, dtype: str, step: Step | None = None)
 
 
 def held_bytes(checkpoint: Checkpoint, adapters: Iterable[Adapter], dtype: str, step: Step | None = None) -> int:
-    """Return the memory that one server's weights, keys and values take.
-
-    Args:
-        checkpoint: that is served.
-        adapters: of an exported base.
-        dtype: that is computed in.
-        step: of a GPU; None for a CPU.
-    """
+    """Return the memory that one server's weights, keys and values take; `step` is a GPU's, None for a CPU."""
     _, stored_bytes = STORED_DTYPES[checkpoint.dtype]
     _, value_bytes = STORED_DTYPES[dtype]
     plain_bytes = (checkpoint.weight_bytes - checkpoint.quantized_bytes) * value_bytes // stored_bytes
@@ -107,10 +92,14 @@ def held_bytes(checkpoint: Checkpoint, adapters: Iterable[Adapter], dtype: str, 
     return weight_bytes + sum(each.weight_bytes for each in adapters) + kv_cache_bytes(checkpoint, dtype, step)
 
 
+def room_bytes(step: Step | None) -> int:
+    """Return the memory that one server needs beside what it holds, to work."""
+    return CPU_ROOM_BYTES if step is None else GPU_ROOM_BYTES + GPU_ROOM_BYTES_A_TOKEN * step.tokens
+
+
 def needed_bytes(checkpoint: Checkpoint, adapters: Iterable[Adapter], dtype: str, step: Step | None = None) -> int:
     """Return all the memory that one server takes: what it holds, and room to work; arguments as of `held_bytes`."""
-    room = CPU_ROOM_BYTES if step is None else GPU_ROOM_BYTES + GPU_ROOM_BYTES_A_TOKEN * step.tokens
-    return held_bytes(checkpoint, adapters, dtype, step) + room
+    return held_bytes(checkpoint, adapters, dtype, step) + room_bytes(step)
 
 
 def offered_bytes(gpu: Gpu | None) -> int | None:
@@ -148,14 +137,7 @@ def memory_share(gpu: Gpu | None, held: int, options: Sequence[str] = ()) -> flo
 
 
 def served_dtype(dtype: str, n_servers: int, checkpoint: Checkpoint, on_cpu: bool) -> str:
-    """Return the dtype that is computed in.
-
-    Args:
-        dtype: as --dtype.
-        n_servers: that share this machine.
-        checkpoint: that is served.
-        on_cpu: whether the CPU computes.
-    """
+    """Return the dtype that is computed in, for --dtype and the number of servers that share this machine."""
     if dtype != "auto":
         return dtype
     n_bytes = n_servers * held_bytes(checkpoint, (), "float32")
@@ -164,10 +146,6 @@ def served_dtype(dtype: str, n_servers: int, checkpoint: Checkpoint, on_cpu: boo
 
 def fit(checkpoints: Path, dtype: str = "auto") -> Fit:
     """Compare what the servers of all tasks take with the memory of this machine, or with the free one of its GPU.
-
-    Args:
-        checkpoints: the folder that holds the three merged checkpoints.
-        dtype: as --dtype of `all`.
 
     Raises:
         CheckpointError: one is missing or not whole.

@@ -127,13 +127,7 @@ class JinaEndpoints:
 
 
 def capacity_of(vllm_config: Any, longest: int, n_processes: int) -> Capacity:
-    """Return what decides how much a server takes in.
-
-    Args:
-        vllm_config: of its engines, vLLM's.
-        longest: the longest text that is served, in tokens.
-        n_processes: API processes.
-    """
+    """Return what decides how much a server takes in, whose longest text has so many tokens."""
     parallel = vllm_config.parallel_config
     # Behind a balancer of the operator's, a server feeds the engines of its own machine alone.
     by_others = parallel.data_parallel_external_lb or parallel.data_parallel_hybrid_lb
@@ -142,10 +136,7 @@ def capacity_of(vllm_config: Any, longest: int, n_processes: int) -> Capacity:
 
 
 def hide_paths(models: Any) -> dict[str, Any]:
-    """Have `/v1/models` show names where vLLM has it show paths.
-
-    Args:
-        models: vLLM's `OpenAIServingModels`.
+    """Have `/v1/models` show names where vLLM's `OpenAIServingModels` has it show paths.
 
     Returns:
         The adapters that it has loaded, a `LoRARequest` a task, with their paths.

@@ -17,17 +17,14 @@ logger = logging.getLogger("jina_v4_serve")
 # tests/vllm_names.py with its wheel.
 OLDEST, NEWEST = (0, 26), (0, 33)
 # Where a name is, newest place first.
+_CLI_ARGS = (
+    "vllm.entrypoints.common.cli_args",  # 0.33
+    "vllm.entrypoints.launchers.cli_args",  # 0.32
+    "vllm.entrypoints.openai.cli_args",  # 0.26
+)
 MOVED = {
-    "make_arg_parser": (
-        "vllm.entrypoints.common.cli_args",  # 0.33
-        "vllm.entrypoints.launchers.cli_args",  # 0.32
-        "vllm.entrypoints.openai.cli_args",  # 0.26
-    ),
-    "validate_parsed_serve_args": (
-        "vllm.entrypoints.common.cli_args",
-        "vllm.entrypoints.launchers.cli_args",
-        "vllm.entrypoints.openai.cli_args",
-    ),
+    "make_arg_parser": _CLI_ARGS,
+    "validate_parsed_serve_args": _CLI_ARGS,
     "cli_env_setup": ("vllm.entrypoints.common.startup", "vllm.entrypoints.serve.utils.api_utils"),
 }
 # Modules of ours that replace parts of vLLM, and the versions that they were measured and compared with.
@@ -64,12 +61,7 @@ def vllm_version(on_cpu: bool) -> tuple[int, ...]:
 
 
 def is_replaced(name: str, on_cpu: bool) -> bool:
-    """Tell whether the installed vLLM is one that a module of ours replaces a part of; log it where it is not.
-
-    Args:
-        name: of `REPLACEMENTS`.
-        on_cpu: whether it is the CPU build.
-    """
+    """Tell whether one of `REPLACEMENTS` is for the installed vLLM, its CPU build or its other one; log where not."""
     version = vllm_version(on_cpu)
     if version in REPLACEMENTS[name]:
         return True
@@ -78,11 +70,7 @@ def is_replaced(name: str, on_cpu: bool) -> bool:
 
 
 def replacement(name: str) -> ModuleType | None:
-    """Import a module of ours that replaces a part of vLLM on a CPU; None where it is for other versions.
-
-    Args:
-        name: of `REPLACEMENTS`.
-    """
+    """Import one of `REPLACEMENTS` that is for CPUs; None where it is for other versions."""
     return import_module(f"jina_v4_serve.vllm_side.{name}") if is_replaced(name, on_cpu=True) else None
 
 
