@@ -98,6 +98,7 @@ async def measure(url: str, checkpoint: Path, options: argparse.Namespace) -> di
         for seed in range(options.rounds):
             for kind, priority in PRIORITIES.items():
                 arrivals = arrival_times(options.rate, options.seconds, seed)
+                await live.closed(1, WARM_UP_S)  # until nothing of the last corpus is under way
                 if priority is None:
                     step = await live.opened(arrivals, float("inf"))
                 else:

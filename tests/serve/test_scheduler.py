@@ -17,7 +17,9 @@ MODEL = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidd
 class Steps:
     """A scheduler, and what happens to its requests."""
 
-    def __init__(self, folder: Path, *, is_async: bool = False, most_running: int = 256) -> None:
+    def __init__(
+        self, folder: Path, *, is_async: bool = False, most_running: int = 256, n_blocks: int = N_BLOCKS
+    ) -> None:
         from jina_v4_serve.vllm_side.scheduler import make_scheduler
         from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -42,11 +44,11 @@ class Steps:
             cache_config=cache,
             device_config=DeviceConfig("cpu"),
         )
-        cache.num_gpu_blocks = N_BLOCKS
+        cache.num_gpu_blocks = n_blocks
         attention = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
         self.scheduler = make_scheduler(
             config,
-            kv_cache_config=KVCacheConfig(N_BLOCKS, [], [KVCacheGroupSpec(["layer"], attention)]),
+            kv_cache_config=KVCacheConfig(n_blocks, [], [KVCacheGroupSpec(["layer"], attention)]),
             structured_output_manager=None,
             block_size=BLOCK,
             log_stats=False,
@@ -84,16 +86,27 @@ class Steps:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_query_has_a_step_of_its_own_and_the_next_is_for_all(is_async: bool, tmp_path: Path) -> None:
+def test_queries_have_steps_of_their_own_up_to_an_eighth_of_one_for_all(is_async: bool, tmp_path: Path) -> None:
     steps = Steps(tmp_path, is_async=is_async)
-    for number in range(20):
+    for number in range(40):
         steps.add(f"corpus {number}", 512, LAST)
-    assert sum(steps.step().values()) == STEP
-    steps.add("query", 16)
-    assert steps.step() == {"query": 16}
-    steps.add("another", 16)
-    of_all = steps.step()
-    assert ("another" in of_all, sum(of_all.values())) == (True, STEP)
+    for _ in range(2):
+        assert sum(steps.step().values()) == STEP
+        for number in range(STEP // 8 // 16):
+            steps.add(f"query {number}", 16)
+            assert steps.step() == {f"query {number}": 16}
+        steps.add("one more", 16)
+        of_all = steps.step()
+        assert ("one more" in of_all, sum(of_all.values())) == (True, STEP)
+
+
+def test_a_query_that_lacks_memory_waits_for_a_step_that_makes_some(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, n_blocks=4 * PART // BLOCK + 1)  # one block is vLLM's own
+    for number in range(2):
+        steps.add(f"long {number}", 2 * PART, LAST)
+    steps.step()
+    steps.add("query", 2 * PART + BLOCK)
+    assert [sum(steps.step().values()) for _ in range(2)] == [0, STEP]
 
 
 def test_a_long_query_passes_long_texts_and_begins_no_others(tmp_path: Path) -> None:
