@@ -251,7 +251,7 @@ def test_a_stock_server_gives_both_from_one_request_too(server: Any, make_client
     assert server.paths().count("/pooling") == 1
     np.testing.assert_array_equal(found.dense, client.encode_text("a b c"))
     np.testing.assert_array_equal(found.multivector, client.encode_text("a b c", return_multivector=True))
-    with pytest.raises(ArgumentError, match="gives no multi-vectors by itself"):
+    with pytest.raises(ArgumentError, match="returns no multi-vectors by itself"):
         make_client(server.url).encode_both(["a"])
 
 

@@ -24,7 +24,7 @@ def test_the_reply_of_another_task_is_refused(server: Any) -> None:
     server.play_gateway(answered_by=lambda _: "code")
     with EmbeddingsClient(server.url) as client:
         client.encode_text("a", task="code")
-        with pytest.raises(WrongServerError, match=r"as a server of ours for 'retrieval' and answered as .* 'code'"):
+        with pytest.raises(WrongServerError, match=r"as jina-v4-serve for 'retrieval' and answered as .* 'code'"):
             client.encode_text("a", task="retrieval")
 
 
@@ -32,7 +32,7 @@ def test_a_reply_in_the_name_of_several_tasks_is_refused(server: Any) -> None:
     server.play_gateway(answered_by=lambda _: "retrieval,code")
     with (
         EmbeddingsClient(server.url, task="code") as client,
-        pytest.raises(WrongServerError, match="answered as a server of ours for 'retrieval, code'"),
+        pytest.raises(WrongServerError, match="answered as jina-v4-serve for 'retrieval, code'"),
     ):
         client.encode_text("a")
 

@@ -233,8 +233,8 @@ def test_headers_that_this_client_does_not_know_are_refused(
         ({"data": []}, "lists no models"),
         ({"data": ["x"]}, "lists no models"),
         ([], "JSON that is no object"),
-        ({"data": [{"id": "x-retrieval"}]}, "does not tell the model's name and max_model_len"),
-        ({"data": [{"max_model_len": 9, "root": "x-retrieval"}]}, "does not tell the model's name"),
+        ({"data": [{"id": "x-retrieval"}]}, "lacks the model's name or max_model_len"),
+        ({"data": [{"max_model_len": 9, "root": "x-retrieval"}]}, "lacks the model's name"),
     ],
     ids=str,
 )
@@ -365,7 +365,7 @@ def test_a_tokenizer_that_does_not_count_is_refused(server: Any, client: Embeddi
         (
             ("play_ours", "retrieval"),
             ("play_ours", "code"),
-            "asked as a server of ours for 'retrieval' and answered as a server of ours for 'code'",
+            "asked as jina-v4-serve for 'retrieval' and answered as jina-v4-serve for 'code'",
         ),
         (("play_ours", "retrieval"), ("play_stock", "v4-retrieval"), "answered as a stock vLLM"),
     ],
@@ -397,9 +397,7 @@ def test_a_stock_server_that_became_ours_returns_nothing(server: Any, client: Em
         return server.answer(answer.content, metadata=answer.headers["metadata"], **headers)
 
     server.routes["/pooling"] = ours
-    with pytest.raises(
-        WrongServerError, match="asked as a stock vLLM and answered as a server of ours for 'retrieval'"
-    ):
+    with pytest.raises(WrongServerError, match="asked as a stock vLLM and answered as jina-v4-serve for 'retrieval'"):
         client.encode_text("a")
 
 

@@ -44,8 +44,8 @@ from jina_v4_client.results import Vector
 T = TypeVar("T")
 FIRST, LAST = 0, 999  # priorities: the lower is computed first
 SENTENCES_MAX_LENGTH = 8192  # tokens, in the published sentence-transformers code
-MAX_BYTES = 32 * 2**20  # of a request: half of what a server of ours takes in one body
-_BYTES_PER_TOKEN = 4  # of text: a server of ours estimates by the same rule whether a request fits its budget
+MAX_BYTES = 32 * 2**20  # of a request: half of the largest body that our server accepts
+_BYTES_PER_TOKEN = 4  # of text: our server uses the same rule to estimate whether a request fits its budget
 _IMAGE_PROMPT_TOKENS = 11  # around an image's own
 _A4 = (1191, 1684)  # pixels, as a server renders a page
 _PUBLISHED = "Invalid {name}: {value}. Must be one of {allowed}."
@@ -54,7 +54,7 @@ _REVISION = re.compile(r"[0-9a-f]{16}-[a-z0-9_+]+-[0-9]+")
 
 @dataclass(eq=False)
 class PdfFile:
-    """A PDF file, with what a server has said of it so far: how many pages it has, and vectors by page."""
+    """A PDF file, its number of pages once a server has counted them, and its vectors so far, by page."""
 
     name: str
     content: bytes
@@ -113,7 +113,7 @@ class Call:
         self.as_array = self.as_array and self.outputs == ("dense",)
 
     def locate(self, place: int, error: Exception) -> ImageError:
-        """Say which image of the call an error is about."""
+        """Add to an error which image of the call it is about."""
         located = ImageError(f"{self.name}[{place}] ({describe(self.items[place])}): {error}")
         located.__cause__ = error
         return located
@@ -154,7 +154,7 @@ def choose_task(task: object) -> Task:
 
 
 def check_model(model: object, task: Task | None = None) -> str | None:
-    """Refuse a model whose name says another task than the one asked for."""
+    """Refuse a model whose name contradicts the task."""
     if model is None:
         return None
     if not isinstance(model, str) or not model:
@@ -174,7 +174,7 @@ def check_max_pixels(max_pixels: object) -> int | None:
 
 
 def check_count(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
-    """Refuse what is no integer within the limits; True and False are no integers here."""
+    """Refuse anything but an integer within the limits; True and False do not count as integers."""
     count = _as_integer(value)
     if count is None or count < at_least or (at_most is not None and count > at_most):
         limits = f"at least {at_least}" if at_most is None else f"{at_least} to {at_most}"
@@ -187,7 +187,7 @@ def _as_integer(value: object) -> int | None:
 
 
 def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[object], bool]:
-    """Return the items as a list, and whether one item was given instead of a sequence of them."""
+    """Return the items as a list, and whether the caller passed a single item instead of a sequence."""
     if isinstance(items, single):
         return [items], True
     is_no_list = isinstance(items, str | bytes | bytearray) or getattr(items, "ndim", 1) == 0  # an array of one text
@@ -199,20 +199,20 @@ def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[ob
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Refuse what is no positive and finite number."""
+    """Refuse anything but a positive, finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ArgumentError(f"{name}={value!r} is not allowed; give a number of seconds above 0")
 
 
 def check_revision(revision: object) -> str | None:
-    """Refuse what is no revision that a server could name."""
+    """Refuse anything but a revision as servers write it."""
     if revision is None or (isinstance(revision, str) and _REVISION.fullmatch(revision)):
         return revision
     raise ArgumentError(f"revision={revision!r} is not allowed; give what `revision()` of a client returned, or None")
 
 
 def check_wire(wire_format: object, wire_dtype: object) -> tuple[WireFormat, WireDtype]:
-    """Refuse a format or a dtype that no server of ours sends."""
+    """Refuse a format or a dtype that our server does not send."""
     form = check_choice("wire_format", wire_format, WIRE_FORMATS)
     dtype = check_choice("wire_dtype", wire_dtype, WIRE_DTYPES)
     if dtype == "float16" and form != "safetensors":
@@ -221,10 +221,10 @@ def check_wire(wire_format: object, wire_dtype: object) -> tuple[WireFormat, Wir
 
 
 def choose_api_key(api_key: object) -> str:
-    """Return the key of the caller, else of JINA_V4_API_KEY, else a stand-in; never repeat it in a message."""
+    """Return the caller's key, or that of JINA_V4_API_KEY, or a placeholder; no message may contain it."""
     origin = "api_key"
     if api_key is None:
-        # A key that was read from a file into the environment often keeps the end of its line.
+        # A key that was read from a file into the environment often ends with a newline.
         api_key, origin = os.environ.get("JINA_V4_API_KEY", "").strip(), "the environment variable JINA_V4_API_KEY"
     if not api_key:
         # With no key at all the openai package would look for the user's own OpenAI key.
@@ -235,7 +235,7 @@ def choose_api_key(api_key: object) -> str:
 
 
 def read_items(call: Call) -> tuple[list[int], dict[int, JinaV4Error]]:
-    """Check the items, and read the images that are files; without skip up to the first that fails.
+    """Check the items, and read the images that are files. Without skip, stop at the first that fails.
 
     Returns:
         The places of the URLs, which must be fetched, and errors by place.
@@ -259,7 +259,7 @@ def read_items(call: Call) -> tuple[list[int], dict[int, JinaV4Error]]:
 
 
 def _is_image(item: object) -> bool:
-    """Tell whether one of several sentences is an image: a string may be either, or name a file that is opened."""
+    """Tell whether a sentence is an image. A string may be a text, an image, or the path of an image file."""
     return not isinstance(item, str) or is_url(item) or is_data_uri(item) or is_image_file(item)
 
 
@@ -280,7 +280,7 @@ def _check_text(call: Call, place: int, text: object) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some places of a call that hold either texts, images, or pages of PDF files, of one file once they are cut."""
+    """Some places of a call, all texts, all images or all pages; pages of a batch that is sent are of one PDF file."""
 
     call: Call
     places: Sequence[int]
@@ -302,7 +302,7 @@ class Batch:
 
 
 def cut(whole: Batch, max_items: int, max_tokens: int, max_bytes: int = MAX_BYTES) -> Iterator[Batch]:
-    """Cut a batch into smaller ones, in order, each as large as the limits allow; an item over them goes alone."""
+    """Cut a batch into smaller ones, in order, each as large as the limits allow; a larger item goes alone."""
     places: list[int] = []
     file, n_tokens, n_bytes = None, 0, 0
     for place, item in zip(whole.places, whole.items, strict=True):

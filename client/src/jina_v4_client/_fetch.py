@@ -24,9 +24,9 @@ async def fetch_images(
 ) -> dict[int, JinaV4Error]:
     """Fetch and check the images of a call that are URLs, by their places; return errors by place.
 
-    `max_concurrency` are fetched at a time, and no fetch begins before an earlier image is checked, so no more than
-    that many files wait in memory. Without skip, nothing behind an image that failed is fetched any more; what stands
-    before it is seen through, because it may fail as well and is then the first.
+    At most `max_concurrency` files are fetched or wait for their check at a time. Without skip, an image that fails
+    ends the fetches of all later images. Earlier ones are finished: the error to report is that of the first image
+    that fails.
     """
     errors: dict[int, JinaV4Error] = {}
     at_once = asyncio.Semaphore(max_concurrency)

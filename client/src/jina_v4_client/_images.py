@@ -65,7 +65,7 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 
 
 class ImageWarning(UserWarning):
-    """An image is not seen as one may expect."""
+    """The model sees less of an image than its file holds."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PreparedImage:
     height: int
 
     def data_uri(self) -> str:
-        """Give the file as a data URI."""
+        """Return the file as a data URI."""
         return f"data:{self.media_type};base64,{base64.b64encode(self.content).decode('ascii')}"
 
 
@@ -88,7 +88,7 @@ def is_url(source: object) -> TypeGuard[str]:
 
 
 def is_data_uri(text: str) -> bool:
-    """Tell whether a string is meant as a data URI, by the same rule as our servers: "Data: 12 March" is a text."""
+    """Tell whether a string is a data URI, by the same rule as our server: "Data: 12 March" is a text."""
     return _DATA_URI.match(text) is not None
 
 
@@ -166,13 +166,13 @@ def read_source(source: object) -> bytes | Image.Image:
 
 
 def read_string(text: str, folder: Path) -> bytes:
-    """Return the bytes of the image that a data URI, base64 or a path, relative to a folder, stands for."""
+    """Return the bytes of an image from a data URI, base64 or a path relative to a folder."""
     stripped = text.strip(BLANKS)
     return _decode_data_uri(stripped) if stripped[:5].lower() == "data:" else _read_file(text, folder)
 
 
 def read_base64(text: str) -> bytes:
-    """Decode base64; white space, %-escapes, either alphabet and missing padding are accepted, as by our servers."""
+    """Decode base64; white space, %-escapes, either alphabet and missing padding are accepted, as by our server."""
     digits = "".join(unquote(text).split()).rstrip("=")
     wrong = _NOT_BASE64.search(digits)
     if wrong is not None:
@@ -209,12 +209,12 @@ def _prepared(source: bytes | Image.Image) -> tuple[PreparedImage, str]:
         raise ImageError(why_not_read(source[:HEAD_BYTES])) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"more pixels than Pillow allows, see PIL.Image.MAX_IMAGE_PIXELS ({error})") from error
-    except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
+    except Exception as error:  # Pillow's readers raise any error on broken files
         raise ImageError(f"a broken image ({type(error).__name__}: {error})") from error
 
 
 def _is_heic(head: bytes) -> bool:
-    """Tell by the brands, of which a file names several."""
+    """Tell whether a file is HEIC, by the brands that it lists."""
     end = min(int.from_bytes(head[:4]), len(head))
     return head[4:8] == b"ftyp" and any(head[i : i + 4] in _HEIC_BRANDS for i in range(8, end, 4))
 
@@ -282,7 +282,7 @@ def _check_shape(image: Image.Image) -> None:
 
 
 def _reads_alike(image: Image.Image) -> bool:
-    """Tell whether vLLM sees the same RGB pixels in this file as ``convert("RGB")`` gives."""
+    """Tell whether vLLM reads the same RGB pixels from this file as ``convert("RGB")``."""
     if image.mode not in _SAFE_MODES or "transparency" in image.info:
         return False
     try:

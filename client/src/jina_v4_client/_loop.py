@@ -27,9 +27,9 @@ _KEPT: list[object] = []
 
 
 def watch_forks(owner: Any) -> None:
-    """Have something that holds sockets or a loop start anew in each forked child.
+    """Reset an object that holds sockets or a loop in each forked child.
 
-    Its `leave_to_parent` returns what the parent goes on using, so that the child never closes it.
+    Its `leave_to_parent` returns what the parent continues to use. The child keeps that, so that it never closes it.
     """
     _WATCHED.add(owner)
 
@@ -61,7 +61,7 @@ class BackgroundLoop:
 
     def __init__(self, close: Close) -> None:
         self._close = close
-        self._changing = threading.RLock()  # a signal handler may come in between and use the client
+        self._changing = threading.RLock()  # a signal handler may interrupt this and use the client
         self._running: _Running | None = None
         self._stopped = False
         watch_forks(self)
@@ -105,11 +105,11 @@ class BackgroundLoop:
         if running is None:
             return
         running.loop.call_soon_threadsafe(running.ending.set)
-        if running.thread is not threading.current_thread():  # it may be there that the client is collected
+        if running.thread is not threading.current_thread():  # the client may be collected in that thread
             running.thread.join()
 
     def leave_to_parent(self) -> object:
-        """Start anew in a forked child; another thread of the parent may have held the lock."""
+        """Reset in a forked child; another thread of the parent may have held the lock."""
         left, self._running = self._running, None
         self._changing = threading.RLock()
         return left
@@ -134,7 +134,7 @@ class BackgroundLoop:
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop, ending: asyncio.Event, close: Close) -> None:
-    """Run a loop until it is told to end; asyncio.run would start a thread for that, too late at a program's end."""
+    """Run a loop until `ending` is set; asyncio.run would start a thread at its end, too late at a program's end."""
     main = loop.create_task(_until_ended(ending, close))
     try:
         while not main.done():

@@ -1,10 +1,10 @@
-"""A server of ours: the request for a batch, and the vectors in its reply.
+"""Our server: the request for a batch, and the vectors in its reply.
 
-It is asked for safetensors. Whatever stands between may not carry them, so JSON is read as well, with base64 or with
-plain numbers in it; the vectors are the same.
+The client asks for safetensors. A proxy in between may not pass that on, so JSON is read as well, with base64 or with
+plain numbers; the vectors are the same.
 
-Nothing is taken on trust: a reply that does not hold one whole vector of length 1 for each item, or one such row for
-each of its tokens, is an error.
+Every reply is checked: one that does not hold a vector of length 1 for each item, or such a row for each of its tokens,
+is an error.
 """
 
 import base64
@@ -38,7 +38,7 @@ from jina_v4_client.results import UNIT_TOLERANCE, Item, Vector, row_lengths, to
 SAFETENSORS = "application/x-safetensors"
 JSON = "application/json"
 MAX_ITEMS = 2048  # of a request, unless the server is set otherwise
-MAX_TOKENS = 16384  # one scheduling step on a GPU, an eighth of what a server on a CPU takes at a time
+MAX_TOKENS = 16384  # two scheduling steps on a large GPU, an eighth of what a server on a CPU accepts at a time
 
 
 def batch_limits(whole: Batch) -> tuple[int, int]:
@@ -137,7 +137,7 @@ def read_reply(
 
 
 def _read_dense(tensor: NDArray[Any], url: str, batch: Batch, wire_dtype: WireDtype) -> list[Vector]:
-    """Give the dense vector of each item, (dim,) float32, an array of its own."""
+    """Return the dense vector of each item, (dim,) float32, each an array of its own."""
     rows = _read_rows(tensor, "dense", url, wire_dtype)  # (n_items, dim)
     if len(rows) != len(batch.places):
         raise BadReplyError(f"{url} answered with {len(rows)} vectors to a request of {len(batch.places)}")
@@ -158,7 +158,7 @@ def _load(reply: Reply, url: str) -> dict[str, NDArray[Any]]:
 
 
 def _read_rows(rows: NDArray[Any], name: str, url: str, wire_dtype: WireDtype) -> Vector:
-    """Give rows as (n, dim) float32 of unit length."""
+    """Return rows as (n, dim) float32 of unit length."""
     if rows.ndim != 2 or rows.size == 0 or rows.dtype != np.dtype(wire_dtype):
         raise BadReplyError(
             f"{url} answered with {name} of {rows.dtype} {rows.shape} where a table of {wire_dtype} was asked for"
@@ -178,7 +178,7 @@ def _read_rows(rows: NDArray[Any], name: str, url: str, wire_dtype: WireDtype) -
 
 
 def _read_ends(offsets: NDArray[Any], url: str, n_items: int, n_rows: int) -> NDArray[np.int64]:
-    """Give where each item's rows end, but for the last's."""
+    """Return where each item's rows end, without the last item's."""
     if offsets.dtype != np.int64 or offsets.shape != (n_items + 1,):
         raise BadReplyError(
             f"{url} answered with offsets of {offsets.dtype} {offsets.shape} where int64 {(n_items + 1,)} was asked for"
@@ -197,7 +197,7 @@ def _named(names: Iterable[str]) -> str:
 def _read_json_tensors(reply: Reply, url: str, n_items: int, outputs: Sequence[Output]) -> dict[str, NDArray[Any]]:
     """Read JSON, in OpenAI's or Jina's form, as the tensors that a safetensors reply would hold.
 
-    Its items may stand in any order; each says which it is.
+    Its items may come in any order; each has its index.
     """
     entries = read_json(reply, url).get("data")
     if not is_list_of_dicts(entries):
@@ -223,7 +223,7 @@ def _read_json_tensors(reply: Reply, url: str, n_items: int, outputs: Sequence[O
 
 
 def _read_json_rows(values: Sequence[object], url: str) -> NDArray[np.float32]:
-    """Give vectors, each a list of numbers or the base64 of little-endian float32, as (n, dim) float32."""
+    """Return vectors, each a list of numbers or the base64 of little-endian float32, as (n, dim) float32."""
     rows = [_read_json_row(value, url) for value in values]
     widths = {len(row) for row in rows}
     if len(widths) > 1:

@@ -1,4 +1,4 @@
-"""PDF files: read here, rendered by a server of ours, and embedded page by page."""
+"""PDF files: read here, rendered by our server, and embedded page by page."""
 
 import os
 from dataclasses import replace

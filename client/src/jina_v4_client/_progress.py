@@ -1,4 +1,4 @@
-"""Tells how far a call is: to a function of the caller's, or to a bar of tqdm's if that is installed."""
+"""Reports the progress of a call, to the caller's function or as a bar of tqdm if that is installed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ class Meter:
             try:
                 from tqdm.auto import tqdm  # type: ignore[import-untyped] # its types are a package of their own
             except ImportError as error:
-                message = "progress=True needs tqdm: install it, or give a function (done, total) instead of True"
+                message = "progress=True needs tqdm: install it, or pass a function (done, total) instead of True"
                 raise ArgumentError(message) from error
             self._bar = tqdm(total=n_items, unit="item")
             self._report = lambda done, _: self._bar.update(done - self._bar.n)
@@ -40,6 +40,6 @@ class Meter:
             self._post(lambda: report(n_done, self._n_items))
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """End the bar where it is."""
         if self._bar is not None:
             self._post(self._bar.close)

@@ -1,13 +1,12 @@
-"""The core: sees a call through, from its checked arguments to its vectors, in the order in which things happen.
+"""The core: runs a call from its checked arguments to its vectors. This file reads in the order in which it happens.
 
 Check the items -> learn which server answers -> cut the items into batches -> send them, several at a time, each until
 it is answered or given up -> put the vectors in order.
 
 With ``on_error="skip"`` a batch that the server refuses is sent again without the item that the refusal names, or in
-two halves, down to single items: at most twice as many requests as it has items. So is one that it answers with 500,
-which a single item may bring about. Where the server fails otherwise or is gone, the batch's items have failed. After a
-few of these in a row the rest is given up. A refusal of what the call asks for, and not of an item, ends it all the
-same.
+two halves, down to single items: at most twice as many requests as it has items. The same is done after a status 500,
+which a single item may cause. After any other failure all items of the batch have failed, and after a few such failures
+in a row the call gives up the rest. A refusal that is about the whole call, and not about an item, ends the call.
 """
 
 import asyncio
@@ -89,12 +88,12 @@ class Core:
             return await _Embedding(self, call, requests, meter).run()
 
     async def revision(self, asked: Task | None) -> str | None:
-        """Ask anew which revision serves a task, and go on with that one only."""
+        """Ask again which revision serves a task, and accept only that one from now on."""
         task = choose_task(asked)
         check_model(self.known.model, task)
         requests = self.requests()
         async with requests.time_limit():
-            server = await self.known.find(task, requests.send, anew=True)
+            server = await self.known.find(task, requests.send, again=True)
         if server.revision is not None:
             self.known.revisions[task] = server.revision
         return server.revision
@@ -117,7 +116,7 @@ class Requests:
 
     @asynccontextmanager
     async def time_limit(self) -> AsyncIterator[None]:
-        """End what is inside at the call's time limit; after a failure the next call asks anew who the server is."""
+        """End the block at the call's time limit. After a failure the next call asks again which server answers."""
         try:
             async with asyncio.timeout_at(self.deadline if self.deadline < math.inf else None) as limit:
                 yield
@@ -132,7 +131,7 @@ class Requests:
             raise
 
     async def send(self, write: Callable[[], Request]) -> Reply:
-        """Send a request until it is answered; written no sooner, only those in flight are in memory."""
+        """Send a request until it is answered. It is written only now, so that only those in flight are in memory."""
         n_failures = 0
         while True:
             while (quiet_s := self._quiet_until - _now()) > 0:
@@ -146,13 +145,13 @@ class Requests:
                 if n_failures > self._core.max_retries or not may_pass(error) or pause_s > longest_s:
                     raise
                 if error.retry_after_s is not None:
-                    # A server that asks to be left alone means all of this call's requests.
+                    # A Retry-After is for all requests of this call.
                     self._quiet_until = max(self._quiet_until, _now() + pause_s)
             await asyncio.sleep(pause_s)
 
 
 class _GivenUpError(Exception):
-    """Nothing more is sent; its argument is the error that is the reason."""
+    """The call gives up; its argument is the error that is the reason."""
 
 
 class _Embedding:
@@ -166,7 +165,7 @@ class _Embedding:
 
     async def run(self) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
         await self._read_items()
-        server = None  # until it was found fit for the call
+        server = None  # until it is known and can serve the call
         try:
             async with self._requests.time_limit():
                 if self._left():
@@ -202,7 +201,7 @@ class _Embedding:
         return [Batch(self._call, places) for places in (texts, images) if places]
 
     async def _learn_server(self) -> Server:
-        """Find the server of the task, and what must be known of it before it is asked for vectors."""
+        """Find the server of the task, and learn what the requests to it need."""
         known, send = self._core.known, self._requests.send
         server = self._requests.server or await known.find(self._call.task, send)
         self._requests.server = server
@@ -235,7 +234,7 @@ class _Embedding:
         await _all_of([work() for _ in range(n_workers)])
 
     async def _embed(self, server: Server, batch: Batch) -> None:
-        """Embed a batch; where it fails and the call skips, its parts, until the items at fault are alone."""
+        """Embed a batch. Where it fails and the call skips, embed its parts, until each item at fault is alone."""
         core, send, waiting = self._core, self._requests.send, [batch]
         while waiting:
             batch = waiting.pop()
@@ -326,7 +325,7 @@ def _named_item(error: ServerError, batch: Batch) -> int | None:
 
 
 def _locate(error: ServerError, batch: Batch) -> None:
-    """Say which item of the call is meant, where the server could only count those of one request."""
+    """Add the place in the call to an error that counts the items of one request."""
     index = _named_item(error, batch)
     if (file := batch.file) is not None:
         error.args = (f"{error} ({file.name})",)

@@ -1,8 +1,8 @@
-"""Requests and replies, and which server it is: one of ours, which pools in the engine, or a stock vLLM.
+"""Requests and replies, and which kind of server answers: ours, which pools in the engine, or a stock vLLM.
 
-A server of ours names its task and its pooling in the headers of every response. A gateway in front of several of ours
-names all their tasks where it lists their models, and passes on the one task of the server that embedded. Any other
-server is taken for a stock vLLM that returns the hidden states of all tokens; `_stock` makes the same vectors of them.
+Our server names its task and its pooling in the headers of every response. Our gateway names the tasks of all servers
+behind it where it lists their models; its other replies name the task of the server that embedded. Any other server is
+treated as a stock vLLM that returns the hidden states of all tokens; `_stock` makes the same vectors of them.
 """
 
 import email.utils
@@ -26,7 +26,7 @@ from jina_v4_client.errors import (
 WireDtype = Literal["float32", "float16"]
 WIRE_DTYPES: Final[tuple[WireDtype, ...]] = get_args(WireDtype)
 WireFormat = Literal["safetensors", "base64", "float"]
-WIRE_FORMATS: Final[tuple[WireFormat, ...]] = get_args(WireFormat)  # what cannot do one does the next
+WIRE_FORMATS: Final[tuple[WireFormat, ...]] = get_args(WireFormat)  # best first
 TASK_HEADER = "x-jina-v4-task"
 POOLING_HEADER = "x-jina-v4-pooling"
 REVISION_HEADER = "x-jina-v4-revision"
@@ -63,7 +63,7 @@ class Server:
     model: str  # the name to send
     max_model_len: int  # tokens
     task: Task
-    pools: bool  # vectors come pooled (a server of ours), not as hidden states (a stock vLLM)
+    pools: bool  # it returns pooled vectors (our server), not hidden states (a stock vLLM)
     revision: str | None = None  # of what decides about the vectors, if the server names one
     frame: tuple[int, int] | None = None  # tokens of a stock server's image prompt around vision_start to vision_end
 
@@ -84,9 +84,9 @@ class Known:
         """Begin with what the caller asks for."""
         self.spoken = self.wire_format
 
-    async def find(self, task: Task, send: Send, *, anew: bool = False) -> Server:
-        """Return the server of a task, of the right revision; ask which servers there are unless they are known."""
-        servers = None if anew else self.servers
+    async def find(self, task: Task, send: Send, *, again: bool = False) -> Server:
+        """Return the server of a task, of the right revision. Ask for the servers unless they are known."""
+        servers = None if again else self.servers
         if servers is None:
             servers = self.servers = self._read_models(await send(lambda: Request("/v1/models")))
         if task not in servers:
@@ -108,7 +108,7 @@ class Known:
         self.spoken = max(self.spoken, wire_format, key=WIRE_FORMATS.index)
 
     def forget(self) -> None:
-        """Ask anew at the next call."""
+        """Ask for the servers again at the next call."""
         self.servers, self.spoken = None, self.wire_format
 
     def _read_models(self, reply: Reply) -> dict[Task, Server]:
@@ -138,10 +138,10 @@ def check_unchanged(server: Server, reply: Reply) -> None:
     """Refuse the reply of another server than the one that was found at first: they come and go behind an address."""
     tasks = _read_tasks(reply, server.url)
     if [*tasks] != ([server.task] if server.pools else []):
-        was = f"a server of ours for {server.task!r}" if server.pools else "a stock vLLM"
-        now = f"a server of ours for {', '.join(tasks)!r}" if tasks else "a stock vLLM"
+        was = f"jina-v4-serve for {server.task!r}" if server.pools else "a stock vLLM"
+        now = f"jina-v4-serve for {', '.join(tasks)!r}" if tasks else "a stock vLLM"
         raise WrongServerError(
-            f"{server.url} was asked as {was} and answered as {now}: nothing is returned; call again to start anew"
+            f"{server.url} was asked as {was} and answered as {now}: nothing is returned; call again"
         )
     revision = tasks.get(server.task)
     if revision != server.revision:
@@ -156,12 +156,12 @@ def _read_card(card: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], url:
     # The card of a LoRA module has no length of its own; the base model's, the first, holds for it.
     name, max_model_len = card.get("id"), card.get("max_model_len") or cards[0].get("max_model_len")
     if not isinstance(name, str) or not isinstance(max_model_len, int):
-        raise BadReplyError(f"{url}/v1/models does not tell the model's name and max_model_len: this is no vLLM server")
+        raise BadReplyError(f"{url}/v1/models lacks the model's name or max_model_len: this is no vLLM server")
     return name, max_model_len
 
 
 def _read_tasks(reply: Reply, url: str) -> dict[Task, str | None]:
-    """Return the tasks that a server of ours or a gateway names in its headers, in its order, with their revisions.
+    """Return the tasks that our server or gateway names in its headers, in its order, with their revisions.
 
     A stock server names no task, and an older one of ours no revision.
     """
@@ -188,7 +188,7 @@ def _task_of_stock(card: Mapping[str, Any], url: str, server_task: Task | None) 
         return said.pop()
     if said:
         raise WrongServerError(
-            f"{url} cannot be told to serve one task: model {card.get('id')!r} from {card.get('root')!r}"
+            f"{url} does not serve one task: model {card.get('id')!r} from {card.get('root')!r}"
             + (f" with server_task={server_task!r}" if server_task else "")
             + f" names {' and '.join(sorted(said))}"
         )
@@ -199,7 +199,7 @@ def _task_of_stock(card: Mapping[str, Any], url: str, server_task: Task | None) 
 
 
 def read_json(reply: Reply, url: str) -> dict[str, Any]:
-    """Return the JSON object of a reply; anything else did not come from a server of this kind."""
+    """Return the JSON object of a reply; anything else is not from such a server."""
     try:
         document = json.loads(reply.content)
     except (ValueError, RecursionError) as error:
@@ -241,7 +241,7 @@ def refusal(url: str, path: str, status: int, headers: Mapping[str, str], conten
 
 
 def _reason(content: bytes) -> tuple[str, str | None]:
-    """Find the message in an error of vLLM, of a server of ours, of FastAPI or of a proxy, and the field it names."""
+    """Find the message in an error of vLLM, our server, FastAPI or a proxy, and the field it names."""
     text = content.decode("utf-8", "replace")
     try:
         document = json.loads(text)

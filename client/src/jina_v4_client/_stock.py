@@ -75,7 +75,7 @@ def check_items(batches: Sequence[Batch]) -> dict[int, ArgumentError]:
     return {
         place: ArgumentError(
             f"texts[{place}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as a "
-            "special token and not as text; take it out, break it up, or ask a server of ours"
+            "special token and not as text; remove it, break it up, or use a server started with jina-v4-serve"
         )
         for batch in batches
         if batch.is_text
@@ -88,13 +88,13 @@ def check_projector(server: Server, projector: Projector | None) -> None:
     """Refuse multi-vectors without a projector, or with another task's."""
     if projector is None:
         raise ArgumentError(
-            f"{server.url} is a stock vLLM, which gives no multi-vectors by itself: give the file {PROJECTOR_FILE} of "
-            f"the served checkpoint as EmbeddingsClient(..., projector='.../{MODEL}-{server.task}/{PROJECTOR_FILE}')"
+            f"{server.url} is a stock vLLM, which returns no multi-vectors by itself: pass the file {PROJECTOR_FILE} "
+            f"of the served checkpoint as EmbeddingsClient(..., projector='.../{MODEL}-{server.task}/{PROJECTOR_FILE}')"
         )
     if projector.task not in (None, server.task):
         raise ArgumentError(
             f"projector={str(projector.path)!r} is of the task {projector.task!r}, as the manifest beside it says, and "
-            f"{server.url} serves {server.task!r}: give the one of {MODEL}-{server.task}"
+            f"{server.url} serves {server.task!r}: pass the one of {MODEL}-{server.task}"
         )
 
 
@@ -116,7 +116,7 @@ async def with_frame(server: Server, send: Send) -> Server:
 
 
 async def embed(server: Server, batch: Batch, send: Send, projector: Projector | None) -> list[Item]:
-    """Ask for the hidden states of a batch, and make its vectors of them."""
+    """Request the hidden states of a batch, and make its vectors from them."""
     reply = await send(lambda: write_request(server, batch))
     check_unchanged(server, reply)
     return read_reply(server, batch, reply, projector)
@@ -179,7 +179,7 @@ def _read_rows(reply: Reply, url: str, n_items: int) -> list[Vector]:
             raise BadReplyError(f"{url}/pooling answered with an item of shape {shape}")
         if len(shape) != 2:
             raise WrongServerError(
-                f"{url} gives one vector an item instead of one a token; start it with {STOCK_FLAGS}"
+                f"{url} returns one vector an item instead of one a token; start it with {STOCK_FLAGS}"
             )
         end = start + 4 * shape[0] * shape[1]
         layout = [item.get(key) for key in ("start", "end", "embed_dtype", "endianness")]
@@ -196,7 +196,7 @@ def _read_rows(reply: Reply, url: str, n_items: int) -> list[Vector]:
     n_rows = sum(len(array) for array in rows)
     if n_prompt_tokens is not None and n_prompt_tokens != n_rows:
         raise WrongServerError(
-            f"{url} gave the hidden states of {n_rows} tokens out of {n_prompt_tokens}: some came from a cache; "
+            f"{url} returned the hidden states of {n_rows} tokens out of {n_prompt_tokens}: some came from a cache; "
             f"start it with {STOCK_FLAGS}"
         )
     return rows
@@ -262,7 +262,7 @@ def read_projector(path: object) -> Projector:
         # deserialize is not typed
         tensors: dict[str, Any] = dict(deserialize(file.read_bytes()))  # type: ignore[no-untyped-call]
     except (OSError, SafetensorError) as error:
-        raise ArgumentError(f"{where} cannot be read ({error}); copy it anew") from error
+        raise ArgumentError(f"{where} cannot be read ({error}); copy it again") from error
     if tensors.keys() != {_WEIGHT, _BIAS}:
         raise ArgumentError(f"{where} does not hold {_WEIGHT} and {_BIAS}; give the checkpoint's {PROJECTOR_FILE}")
     weight, bias = (_as_float32(tensors[name]) for name in (_WEIGHT, _BIAS))

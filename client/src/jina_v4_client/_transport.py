@@ -34,7 +34,7 @@ from jina_v4_client.errors import (
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _CONNECT_TIMEOUT_S = 5.0
-_MAX_UNREAD = 2**20  # bytes; more than what nobody asked for is not taken from the network
+_MAX_UNREAD = 2**20  # bytes that no reply waits for; beyond them the connection is not read
 _TIMEOUT = openai.Timeout(None, connect=_CONNECT_TIMEOUT_S)  # the whole of a request is limited where it is sent
 _HEADERS: dict[str, str | openai.Omit] = {
     "Accept": "application/json",
@@ -72,7 +72,7 @@ class Transport:
             self.url, self._key = check_base_url(base_url), choose_api_key(api_key)
             self._callers = None if http_client is None else _api(self.url, self._key, http_client)
         elif (base_url, api_key, http_client) != (None, None, None):
-            raise ArgumentError("openai_client brings its own address, key and HTTP client: give it alone")
+            raise ArgumentError("openai_client brings its own address, key and HTTP client: pass it alone")
         elif not isinstance(openai_client, openai.AsyncOpenAI):
             raise ArgumentError(f"openai_client must be an openai.AsyncOpenAI, not {type(openai_client).__name__}")
         else:
@@ -87,7 +87,7 @@ class Transport:
         return self._closed or (self._callers is not None and self._callers.is_closed())
 
     def take_callers(self) -> None:
-        """Have the caller's connections used in one event loop only."""
+        """Reserve the caller's connections for one event loop."""
         if self._given is None:
             return
         if self._given in _TAKEN:
@@ -103,7 +103,7 @@ class Transport:
         api = self._callers or await self._connected()
         request_id, url = uuid4().hex, f"{self.url}{request.path}"
         options: openai.RequestOptions = {
-            # A redirected POST would come back as a GET, or hand texts and key to a server that nobody chose.
+            # A redirected POST would become a GET, or send texts and key to a server that nobody chose.
             "follow_redirects": False,
             "headers": {"Accept": request.accept, REQUEST_ID_HEADER: request_id},
             "timeout": _TIMEOUT,
@@ -131,13 +131,13 @@ class Transport:
                 raise ArgumentError(message) from error
             if not api.is_closed():
                 raise
-            # By another call, whose reply was not its own; of this request nothing was sent.
+            # Another call closed them, after a reply to another request; nothing of this request was sent.
             raise ServerConnectionError(f"the connections to {self.url} were closed; repeat the call") from error
         await self._check_id(response, request_id, url)
         return Reply(response.headers, response.content)
 
     async def close(self, *, callers: bool = False) -> None:
-        """Close the connections of this loop; those that a caller brought only with `callers`."""
+        """Close the connections of this loop, and with `callers` those that the caller passed."""
         self._closed = True
         await self._disconnect()
         if callers and self._callers is not None:
@@ -145,7 +145,7 @@ class Transport:
             await self._callers.close()
 
     def leave_to_parent(self) -> object:
-        """Start anew in a forked child."""
+        """Reset in a forked child."""
         left, self._by_loop = self._by_loop, {}
         self._is_parents = self._callers is not None
         return left, self._callers
@@ -171,11 +171,11 @@ class Transport:
             await guard.aclose()
 
     async def _check_id(self, response: httpx2.Response, request_id: str, url: str) -> None:
-        """Refuse a reply to another request: nothing but its id shows that two replies changed places."""
+        """Refuse a reply to another request: only its id shows that two replies were swapped."""
         found = response.headers.get(REQUEST_ID_HEADER)
         if found == request_id or (found is None and not (response.is_success and TASK_HEADER in response.headers)):
-            return  # a stock vLLM, or a proxy that failed, need not repeat it
-        await self._disconnect()  # whatever else comes over these connections is not to be trusted either
+            return  # a stock vLLM, or the error page of a proxy, does not repeat it
+        await self._disconnect()  # other replies on these connections may be swapped too
         raise BadReplyError(
             f"{url} answered with {REQUEST_ID_HEADER}: {found}, and {request_id} was sent: this is the reply to "
             "another request; nothing is returned. A proxy in between must pass this header on unchanged"
@@ -188,14 +188,14 @@ class Transport:
         if isinstance(error, openai.APIConnectionError):
             return ServerConnectionError(
                 f"no server answers at {self.url} ({name}); start one, for example with "
-                "`make serve-retrieval`, or give the address of yours as base_url"
+                "`make serve-retrieval`, or pass the address of yours as base_url"
             )
         return ServerError(f"{url}: {error}")
 
 
 async def _connections(url: str, key: str) -> AsyncGenerator[openai.AsyncOpenAI]:
-    """Yield openai's client. A loop ends its generators with itself, or when nobody holds them: so the connections."""
-    # The environment's proxies are not for a server on this machine.
+    """Yield openai's client. A loop closes its generators when it ends, and so these connections."""
+    # A server on this machine is reached without the environment's proxies.
     async with Http(trusted(), trust_env=not _is_on_this_machine(httpx2.URL(url).host)) as http_client:
         yield _api(url, key, http_client)
 
@@ -205,10 +205,10 @@ def _api(url: str, key: str, http_client: httpx2.AsyncClient) -> openai.AsyncOpe
 
 
 class _Api(openai.AsyncOpenAI):
-    """openai's client, with headers that owe nothing to the OPENAI_* variables of the environment.
+    """openai's client, without the headers that it makes of the OPENAI_* variables of the environment.
 
-    They hold an organisation, a project and, in OPENAI_CUSTOM_HEADERS, perhaps a key; all are for OpenAI and for nobody
-    else. The description of this machine, which openai adds as well, concerns nobody either.
+    These hold an organisation, a project and, in OPENAI_CUSTOM_HEADERS, perhaps a key, which are for OpenAI only. Its
+    description of this machine is left out as well.
     """
 
     @property
@@ -218,25 +218,25 @@ class _Api(openai.AsyncOpenAI):
 
 
 class Http(httpx2.AsyncClient):
-    """An HTTP client of requests that bring all their headers with them."""
+    """An HTTP client for requests that carry all their headers already."""
 
     def __init__(self, verify: ssl.SSLContext, *, trust_env: bool) -> None:
         super().__init__(verify=verify, trust_env=trust_env, limits=httpx2.Limits(keepalive_expiry=5.0))
-        # httpx2 has no argument for it that leaves the environment's proxies in use, which keep their own transports.
-        # Were these called otherwise, all would work as well, through anyio.
+        # httpx2's argument for a transport would turn off the environment's proxies. If these private names change,
+        # requests go through anyio: slower, not wrong.
         pool: Any = getattr(getattr(self, "_transport", None), "_pool", None)
         if pool is not None:
             pool._network_backend = _Network()
 
     def build_request(self, method: str, url: Any, *, headers: Any = None, content: Any = None, **rest: Any) -> Any:
-        """Build a request; merging it with the settings of the client takes a tenth of the CPU of a small one."""
+        """Build a request without merging it with the client's settings, a tenth of the CPU of a small one."""
         options: dict[str, Any] = {"cookies": self.cookies, "extensions": {"timeout": rest["timeout"].as_dict()}}
         return httpx2.Request(method, _parsed(url), headers=headers, content=content, **options)
 
 
 @asynccontextmanager
 async def _connecting(timeout: float | None) -> AsyncIterator[None]:
-    """Raise httpcore2's errors where a connection cannot be made in time, or at all."""
+    """Raise httpcore2's errors where a connection fails or takes too long."""
     try:
         async with asyncio.timeout(timeout):
             yield
@@ -251,8 +251,8 @@ class _Network(httpcore2.AsyncNetworkBackend):
         self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
     ) -> httpcore2.AsyncNetworkStream:
         loop = asyncio.get_running_loop()
-        # The addresses of a name race, except in other loops than asyncio's, which have no races. A lone address must
-        # not: asyncio loses the socket of a race that is cancelled as it ends.
+        # With several addresses of a name, asyncio tries the next after 0.25 s (other loops cannot). Not for a single
+        # address: when such a race is cancelled at its end, asyncio leaks the socket.
         is_address = ":" in host or host.replace(".", "").isdigit()
         races = isinstance(loop, asyncio.BaseEventLoop) and not is_address
         options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if races else {}
@@ -321,10 +321,10 @@ class _Stream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         if info != "is_readable":
             return self._transport.get_extra_info(info)
-        # A server that answered early, and did not read the request to its end, must not get another one behind it.
+        # A server that answered before it read the whole request must not get another one on this connection.
         if self._unread or self._transport.is_closing() or self._transport.get_write_buffer_size():
             return True
-        poll = select.poll()  # an idle connection that the server closed, and the loop has not seen it yet
+        poll = select.poll()  # the server may have closed an idle connection, and the loop has not noticed yet
         poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         return bool(poll.poll(0))
 

@@ -416,7 +416,7 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
         return cast(Paged, self._run("files", files, *shared, max_pixels=max_pixels, pages=pages))
 
     def revision(self, task: Task | None = None) -> Revision:
-        """Ask which revision of the model serves a task, and go on with that one only.
+        """Ask which revision of the model serves a task, and accept only that one from now on.
 
         Store it beside the vectors. From then on this client refuses vectors of another revision for this task; so
         does a new one that is made with it.

@@ -4,7 +4,7 @@
 JinaV4Error
 ├── ArgumentError (also ValueError)               the call cannot be made; nothing was embedded
 │   └── ImageError                                an image that cannot be read, or fetched from its URL
-└── ServerError                                   the server did not give what was asked; no vector is returned
+└── ServerError                                   the server did not return what was requested; no vector is returned
     ├── ServerConnectionError                     nobody answered
     │   └── ServerTimeoutError                    no answer in time
     ├── ServerAuthenticationError                 401, 403: the API key
@@ -31,11 +31,11 @@ class ImageError(ArgumentError):
 
 
 class ServerError(JinaV4Error):
-    """The server did not give what was asked for.
+    """The server did not return what was requested.
 
     Attributes:
         status_code: the HTTP status of the reply, None if there was none.
-        retry_after_s: how long the server asks to be left alone, if it does.
+        retry_after_s: the Retry-After of the reply, if it has one.
         param: the field at fault, as the server names it, such as ``input[3].image``; its count is the request's.
     """
 
@@ -74,7 +74,7 @@ class ServerFailedError(ServerError):
 
 
 class WrongServerError(ServerError):
-    """The server works, but serves another task or is set up in a way that gives other vectors."""
+    """The server works, but serves another task or is set up so that it returns other vectors."""
 
 
 class BadReplyError(ServerError):

@@ -1,4 +1,4 @@
-"""What a call returns where vectors alone would not do, and how vectors are put together."""
+"""What calls return beside plain vectors, and how vectors are put together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ Item = Vector | DenseAndMulti
 
 
 def together(dense: Sequence[Vector] | None, multivectors: Sequence[Vector] | None) -> list[Item]:
-    """Return for each item what was asked for: one of the two kinds, or both."""
+    """Return for each item the kind of vectors that was requested, or both kinds."""
     if dense is None or multivectors is None:
         return [*(dense or ()), *(multivectors or ())]
     return [DenseAndMulti(vector, rows) for vector, rows in zip(dense, multivectors, strict=True)]
