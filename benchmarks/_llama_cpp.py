@@ -15,11 +15,12 @@ import llama_cpp
 import numpy as np
 from _child import Vectors
 from _data import PREFIX
-from jina_v4_merge.gguf_file import GgufFile
-from jina_v4_merge.gguf_tokenizer import gguf_tokenizer
-from jina_v4_merge.layout import is_language_model
-from jina_v4_merge.sources import read_json, small_files
-from jina_v4_merge.weights import base_tensors
+from jina_v4_merge.export.gguf_file import GgufFile
+from jina_v4_merge.export.gguf_tokenizer import gguf_tokenizer
+from jina_v4_merge.files import read_json
+from jina_v4_merge.reading.configs import small_files
+from jina_v4_merge.reading.layout import is_language_model
+from jina_v4_merge.reading.weights import base_tensors
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 

@@ -15,7 +15,7 @@ from jina_v4_client.embed import cli as client_embed
 from jina_v4_client.embed import pages as client_pages
 from jina_v4_merge import prompts as merge_facts
 from jina_v4_merge import quantize as merge_quantize
-from jina_v4_merge import reference as merge_reference
+from jina_v4_merge.verify import reference as merge_reference
 from jina_v4_serve import __version__ as serve_version
 from jina_v4_serve import checkpoint as serve_checkpoint
 from jina_v4_serve import facts as serve_facts

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, TASKS, Figure, Golden
 from gguf import GGUFReader
-from jina_v4_merge.export_gguf import export_gguf
-from jina_v4_merge.standin import standin
+from jina_v4_merge.export.gguf import export_gguf
+from jina_v4_merge.standin.weights import standin
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from wire import TASK, TEXTS

@@ -8,8 +8,8 @@ import pytest
 from conftest import GOLDEN, Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from jina_v4_merge.fold import fold
-from jina_v4_merge.reference import make_canary
-from jina_v4_merge.verify import verify
+from jina_v4_merge.verify.checks import verify
+from jina_v4_merge.verify.reference import make_canary
 from jina_v4_serve.launch.cpu import has_amx, int8_is_exact
 from servers import engine_server
 

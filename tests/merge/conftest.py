@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import GOLDEN, TASKS
 from jina_v4_merge.fold import fold
-from jina_v4_merge.standin import standin
+from jina_v4_merge.standin.weights import standin
 from safetensors.torch import load_file, save_file
 from servers import BIN
 

@@ -21,11 +21,11 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from jina_v4_merge import gguf_file as _imported_before_forks  # noqa: F401
-from jina_v4_merge import staging
-from jina_v4_merge.export_gguf import export_gguf
+from jina_v4_merge.export import gguf_file as _imported_before_forks  # noqa: F401
+from jina_v4_merge.export.gguf import export_gguf
 from jina_v4_merge.fold import fold
-from jina_v4_merge.verify import verify
+from jina_v4_merge.verify.checks import verify
+from jina_v4_merge.writing import staging
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.errors import CheckpointError
 

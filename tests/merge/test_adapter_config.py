@@ -10,8 +10,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from jina_v4_merge.adapter_config import FIELDS, lora_config
 from jina_v4_merge.errors import ConfigError
+from jina_v4_merge.reading.adapter_config import FIELDS, lora_config
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 32, "lora_alpha": 32, "bias": "none"}
 
@@ -87,8 +87,9 @@ def test_a_field_of_a_later_peft_that_is_not_off_is_refused_by_name(value: objec
 def test_every_field_of_pefts_config_is_known() -> None:
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - FIELDS.keys() == set(), (
-        f"PEFT {peft.__version__} has fields that FIELDS of jina_v4_merge.adapter_config lacks. Read in PEFT what each "
-        "does, and add it: _ANY if merging is W + scaling * (B @ A) whatever its value, else the values for which it is"
+        f"PEFT {peft.__version__} has fields that FIELDS of jina_v4_merge.reading.adapter_config lacks. Read in PEFT "
+        "what each does, and add it: _ANY if merging is W + scaling * (B @ A) whatever its value, else the values for "
+        "which it is"
     )
     assert FIELDS.keys() - fields == set(), (
         f"PEFT {peft.__version__} lacks these fields. Older adapters have them: keep them in FIELDS, and name them here"

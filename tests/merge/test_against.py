@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN
-from jina_v4_merge.against import Compared, compare_with
 from jina_v4_merge.errors import LayoutError, SourceError
-from jina_v4_merge.export import export_adapters
+from jina_v4_merge.export.adapters import export_adapters
 from jina_v4_merge.fold import fold
-from jina_v4_merge.model import open_model
-from jina_v4_merge.verify import verify
+from jina_v4_merge.reading.model import open_model
+from jina_v4_merge.verify.against import Compared, compare_with
+from jina_v4_merge.verify.checks import verify
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration

@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import GOLDEN, TASKS, Figure, Golden
-from jina_v4_merge import reference
-from jina_v4_merge.canary import CANARY_NAME, LONG_TEXT, SHORT_TEXTS, Entry, check_canary, largest_distance, texts
 from jina_v4_merge.errors import ConfigError, SourceError, WeightError
-from jina_v4_merge.layout import is_adapted
-from jina_v4_merge.model import open_model
 from jina_v4_merge.prompts import text_prefixes
-from jina_v4_merge.reference import ReferenceModel, affordable_dtype, make_canary
-from jina_v4_merge.verify import verify
+from jina_v4_merge.reading.layout import is_adapted
+from jina_v4_merge.reading.model import open_model
+from jina_v4_merge.verify import reference
+from jina_v4_merge.verify.canary import (
+    CANARY_NAME,
+    LONG_TEXT,
+    SHORT_TEXTS,
+    Entry,
+    check_canary,
+    largest_distance,
+    texts,
+)
+from jina_v4_merge.verify.checks import verify
+from jina_v4_merge.verify.reference import ReferenceModel, affordable_dtype, make_canary
 from jina_v4_serve.api.canary import BOUNDS, read_canary
 from jina_v4_serve.checkpoint import read_checkpoint
 

@@ -11,7 +11,7 @@ import torch
 from conftest import GOLDEN
 from jina_v4_merge.errors import MergeError, SourceError
 from jina_v4_merge.fold import fold
-from jina_v4_merge.weights import stored_tensors
+from jina_v4_merge.reading.weights import stored_tensors
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.long

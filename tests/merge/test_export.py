@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure, Golden
 from jina_v4_merge.errors import OutputError, SourceError, WeightError
-from jina_v4_merge.export import export_adapters, peft_config
+from jina_v4_merge.export.adapters import export_adapters, peft_config
 from jina_v4_merge.fold import fold
-from jina_v4_merge.model import open_model
+from jina_v4_merge.reading.model import open_model
 from oracle import _projector, _vectors
 from peft import PeftModel
 from safetensors.torch import load_file

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure
-from jina_v4_merge.canary import CANARY_NAME, Entry, largest_distance
-from jina_v4_merge.export import export_adapters
+from jina_v4_merge.export.adapters import export_adapters
 from jina_v4_merge.prompts import text_prefixes
-from jina_v4_merge.reference import ReferenceModel, make_canary
-from jina_v4_merge.verify import find_checkpoints, verify
+from jina_v4_merge.verify.canary import CANARY_NAME, Entry, largest_distance
+from jina_v4_merge.verify.checks import find_checkpoints, verify
+from jina_v4_merge.verify.reference import ReferenceModel, make_canary
 from jina_v4_serve.api.canary import read_canary
 from safetensors.torch import load_file, save_file
 

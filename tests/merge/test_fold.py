@@ -148,7 +148,7 @@ def test_the_same_inputs_give_the_same_bytes(out: Path, folded: Callable[[str], 
 def test_the_blocks_in_which_rows_are_read_do_not_matter(
     block_bytes: int, out: Path, monkeypatch: pytest.MonkeyPatch, folded: Callable[[str], Path]
 ) -> None:
-    monkeypatch.setattr("jina_v4_merge.weights._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("jina_v4_merge.reading.weights._BLOCK_BYTES", block_bytes)
     made = weights_of(fold(str(BASE), out, ["code"], "float32")[0].folder)
     expected = weights_of(folded("float32") / "jina-embeddings-v4-code")
     # Not the same bytes: a product of one row is summed in another order than one of many.

@@ -17,11 +17,12 @@ import torch
 from conftest import GOLDEN, TASKS
 from gguf import GGMLQuantizationType, GGUFReader
 from jina_v4_merge.errors import ConfigError, LayoutError, MergeError, OutputError, WeightError
-from jina_v4_merge.export_gguf import export_gguf
-from jina_v4_merge.gguf_file import GgufFile
-from jina_v4_merge.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
-from jina_v4_merge.sources import read_json, small_files
-from jina_v4_merge.verify import find_checkpoints, verify
+from jina_v4_merge.export.gguf import export_gguf
+from jina_v4_merge.export.gguf_file import GgufFile
+from jina_v4_merge.export.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
+from jina_v4_merge.files import read_json
+from jina_v4_merge.reading.configs import small_files
+from jina_v4_merge.verify.checks import find_checkpoints, verify
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -487,7 +488,7 @@ SPOILT = {
     "another kind of file": (lambda e: file_of(e).write_bytes(b"GGML"), "this is no GGUF file of version 3"),
     "half a projector": (
         lambda e: save_file({"multi_vector_projector.bias": torch.zeros(128)}, e / PROJECTOR),
-        "must hold multi_vector_projector.weight and multi_vector_projector.bias of as many rows",
+        "must hold multi_vector_projector.weight and multi_vector_projector.bias with the same number of rows",
     ),
     "a projector of another dtype": (
         lambda e: save_file({name: tensor.half() for name, tensor in load_file(e / PROJECTOR).items()}, e / PROJECTOR),

@@ -14,9 +14,9 @@ import pytest
 from conftest import GOLDEN, TASKS
 from jina_v4_merge import fold as fold_module
 from jina_v4_merge.errors import OutputError
-from jina_v4_merge.export_gguf import export_gguf
+from jina_v4_merge.export.gguf import export_gguf
 from jina_v4_merge.fold import fold
-from jina_v4_merge.standin import standin
+from jina_v4_merge.standin.weights import standin
 
 pytestmark = pytest.mark.proof
 
@@ -26,7 +26,8 @@ FINAL_NAMES = sorted(f"jina-embeddings-v4-{task}" for task in TASKS)
 # The real command, which stops and says so when it comes to the last tensor that has adapters.
 PAUSED = """
 import sys, time
-from jina_v4_merge import cli, model
+from jina_v4_merge import cli
+from jina_v4_merge.reading import model
 lora = model.Model.lora
 def pause(self, task, base_name):
     if base_name == "multi_vector_projector.weight":
@@ -119,11 +120,11 @@ def test_a_limit_on_the_size_of_files_leaves_nothing(tmp_path: Path) -> None:
 ON_A_SMALL_DISK = """
 import ctypes, errno, os, sys
 from pathlib import Path
-from jina_v4_merge import cli, shards, space
+from jina_v4_merge import cli, files
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 libc = ctypes.CDLL(None, use_errno=True)
 mounted = libc.mount(b"none", bytes(out), b"tmpfs", 0, b"size=24m") == 0
-write = shards.SafetensorsWriter._write
+write = files.HashedFile.write
 n_written = 0
 def fill(writer, content):
     global n_written
@@ -134,7 +135,7 @@ def fill(writer, content):
         with (out / "of somebody else").open("wb") as file:
             file.write(bytes(os.statvfs(out).f_bavail * os.statvfs(out).f_bsize))
     write(writer, content)
-shards.SafetensorsWriter._write = fill
+files.HashedFile.write = fill
 try:
     cli.app(sys.argv[1:], standalone_mode=False)
 except BaseException as error:
@@ -209,7 +210,7 @@ def test_a_standin_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jina_v4_merge.standin.write_file", no_space)
+    monkeypatch.setattr("jina_v4_merge.standin.weights.write_file", no_space)
     with pytest.raises(OutputError, match="No space left on device"):
         standin(tmp_path / "tiny")
     assert names_in(tmp_path) == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import GOLDEN, TASKS, Figure
-from jina_v4_merge.export_gguf import export_gguf
+from jina_v4_merge.export.gguf import export_gguf
 from jina_v4_merge.fold import fold
 
 pytestmark = pytest.mark.proof

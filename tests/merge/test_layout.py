@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from conftest import GOLDEN, TASKS
-from jina_v4_merge import layout, standin_config
 from jina_v4_merge.errors import ConfigError, LayoutError
-from jina_v4_merge.sources import read_json
+from jina_v4_merge.files import read_json
+from jina_v4_merge.reading import layout
+from jina_v4_merge.standin import config as standin_config
 from safetensors import safe_open
 
 SPECIAL_TOKENS = dict.fromkeys(

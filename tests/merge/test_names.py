@@ -15,7 +15,7 @@ import torch
 from conftest import GOLDEN, TASKS
 from jina_v4_merge.errors import LayoutError
 from jina_v4_merge.fold import fold
-from jina_v4_merge.verify import verify
+from jina_v4_merge.verify.checks import verify
 from safetensors.torch import load_file, save_file
 
 TASK = "code"

@@ -16,7 +16,7 @@ import peft
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure
-from jina_v4_merge.layout import published_name
+from jina_v4_merge.reading.layout import published_name
 from oracle import _load_base
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file

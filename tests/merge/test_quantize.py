@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, Figure, Golden
-from jina_v4_merge.canary import Entry, check_canary, largest_distance
 from jina_v4_merge.errors import SourceError, WeightError
 from jina_v4_merge.fold import fold
-from jina_v4_merge.model import open_model
 from jina_v4_merge.prompts import text_prefixes
 from jina_v4_merge.quantize import KINDS, dequantize, quantize, round_to_fp8
-from jina_v4_merge.reference import ReferenceModel, make_canary
-from jina_v4_merge.refold import compare
-from jina_v4_merge.verify import verify
+from jina_v4_merge.reading.model import open_model
+from jina_v4_merge.verify.canary import Entry, check_canary, largest_distance
+from jina_v4_merge.verify.checks import verify
+from jina_v4_merge.verify.reference import ReferenceModel, make_canary
+from jina_v4_merge.verify.refold import compare
 from jina_v4_serve.api.canary import QUANTIZED_BOUNDS
 from jina_v4_serve.checkpoint import CANARY, read_checkpoint
 from numpy.typing import NDArray

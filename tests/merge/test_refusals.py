@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
-from jina_v4_merge import weights
-from jina_v4_merge.digests import hashing
 from jina_v4_merge.errors import ConfigError, LayoutError, MergeError, OutputError, SourceError, WeightError
-from jina_v4_merge.export import export_adapters
-from jina_v4_merge.export_gguf import export_gguf
+from jina_v4_merge.export.adapters import export_adapters
+from jina_v4_merge.export.gguf import export_gguf
+from jina_v4_merge.files import hashing
 from jina_v4_merge.fold import fold
+from jina_v4_merge.reading import weights
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -347,7 +347,11 @@ def test_a_file_that_becomes_shorter_meanwhile(base: Path, out: Path, monkeypatc
     assert re.search(r"adapter_model\.safetensors: cannot read base_model\..*: the file has become shorter", message)
 
 
-COMMANDS = {"fold": fold, "export": export_adapters, "export_gguf": functools.partial(export_gguf, task="code")}
+COMMANDS = {
+    "fold": fold,
+    "export.adapters": export_adapters,
+    "export.gguf": functools.partial(export_gguf, task="code"),
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
-from jina_v4_merge import exchange as exchange_module
 from jina_v4_merge import fold as fold_module
-from jina_v4_merge import staging as staging_module
 from jina_v4_merge.errors import MergeError, OutputError
 from jina_v4_merge.fold import fold
+from jina_v4_merge.writing import filesystem as exchange_module
+from jina_v4_merge.writing import staging as staging_module
 
 BASE = str(GOLDEN / "checkpoint")
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from conftest import GOLDEN, TASKS
 from jina_v4_merge import fold as fold_module
-from jina_v4_merge import space
 from jina_v4_merge.errors import OutputError
-from jina_v4_merge.export_gguf import export_gguf
+from jina_v4_merge.export.gguf import export_gguf
 from jina_v4_merge.fold import fold
-from jina_v4_merge.standin import standin
+from jina_v4_merge.standin.weights import standin
+from jina_v4_merge.writing import filesystem as space
 
 BASE = str(GOLDEN / "checkpoint")
 
@@ -68,8 +68,8 @@ def test_room_that_is_one_block_short_is_an_error_before_anything_is_written(
 )
 def test_no_room_at_all(write: Callable[[Path], object], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(monkeypatch, 0)
-    for writer in ("shards.SafetensorsWriter", "gguf_file._Appended"):
-        monkeypatch.setattr(f"jina_v4_merge.{writer}", None)  # stopped before that
+    for writer in ("writing.shards", "export.gguf_file"):
+        monkeypatch.setattr(f"jina_v4_merge.{writer}.HashedFile", None)  # stopped before that
     with pytest.raises(OutputError, match=r"are needed and 0 .* are free; make room or choose another place"):
         write(out)
     assert not out.exists()
@@ -77,7 +77,7 @@ def test_no_room_at_all(write: Callable[[Path], object], out: Path, monkeypatch:
 
 def test_the_room_asked_for_a_gguf_file_is_enough(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("jina_v4_merge.export_gguf.require_space", lambda _, sizes: asked.extend(sizes))
+    monkeypatch.setattr("jina_v4_merge.export.gguf.require_space", lambda _, sizes: asked.extend(sizes))
     export_gguf(BASE, out, "code", "f32")
     written = sum(path.stat().st_size for path in out.iterdir())
     assert written <= sum(asked) <= written + (16 << 20)
@@ -85,7 +85,7 @@ def test_the_room_asked_for_a_gguf_file_is_enough(out: Path, monkeypatch: pytest
 
 def test_the_room_asked_for_a_standin_is_that_which_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("jina_v4_merge.standin.require_space", lambda _, sizes: asked.extend(sizes))
+    monkeypatch.setattr("jina_v4_merge.standin.weights.require_space", lambda _, sizes: asked.extend(sizes))
     standin(tmp_path / "tiny")
     files = [path.stat().st_size for path in (tmp_path / "tiny").rglob("*") if path.is_file()]
     assert sorted(asked) == sorted([*files, 1, 1])

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN
-from jina_v4_merge.standin import standin
-from jina_v4_merge.standin_config import SIZES, model_config
-from jina_v4_merge.standin_tokenizer import SPECIAL_TOKENS, tokenizer_files
+from jina_v4_merge.standin.config import SIZES, model_config
+from jina_v4_merge.standin.tokenizer import SPECIAL_TOKENS, tokenizer_files
+from jina_v4_merge.standin.weights import standin
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -59,7 +59,7 @@ def test_it_says_that_its_weights_are_random(tiny: Path, tiny_folded: dict[str, 
 
 @pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(tiny: Path, tmp_path: Path) -> None:
-    again = "from pathlib import Path; from jina_v4_merge.standin import standin; standin(Path('again'))"
+    again = "from pathlib import Path; from jina_v4_merge.standin.weights import standin; standin(Path('again'))"
     env = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", again], cwd=tmp_path, env=env, check=True)
     standin(tmp_path / "other", seed=1)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure
-from jina_v4_merge.canary import CANARY_NAME
 from jina_v4_merge.errors import SourceError
-from jina_v4_merge.model import open_model
-from jina_v4_merge.refold import compare
-from jina_v4_merge.verify import find_checkpoints, verify
+from jina_v4_merge.reading.model import open_model
+from jina_v4_merge.verify.canary import CANARY_NAME
+from jina_v4_merge.verify.checks import find_checkpoints, verify
+from jina_v4_merge.verify.refold import compare
 from safetensors.torch import load_file, save_file
 
 BASE = GOLDEN / "checkpoint"
@@ -49,6 +49,13 @@ def rehash(folder: Path) -> None:
         for path in files
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def one_weight_file(folder: Path) -> None:
+    tensors = {**load_file(folder / FIRST_SHARD), **load_file(folder / LAST_SHARD)}
+    save_file(tensors, folder / "model.safetensors")
+    for name in (FIRST_SHARD, LAST_SHARD, INDEX):
+        (folder / name).unlink()
 
 
 def flip(path: Path, position: int) -> None:
@@ -141,6 +148,11 @@ SPOILT = {
         f"{PROJECTOR}: multi_vector_projector.bias is missing",
         True,
     ),
+    "a projector without rows": Spoilt(
+        lambda c: edit(c / PROJECTOR, lambda tensors: tensors.update({k: v[:0].clone() for k, v in tensors.items()})),
+        f"{PROJECTOR}: multi_vector_projector.bias is missing or empty",
+        True,
+    ),
     "a tensor of another shape": Spoilt(
         lambda c: edit(c / LAST_SHARD, lambda tensors: tensors.update({LAYER: tensors[LAYER][:-1].clone()})),
         f"{LAYER} is [511, 256] and must be [512, 256]",
@@ -173,6 +185,9 @@ SPOILT = {
     ),
     "the config names other code": Spoilt(
         lambda c: edit_json(c / "config.json", architectures=["X"]), "config.json: architectures is ['X']", True
+    ),
+    "one weight file in place of the shards and their index": Spoilt(
+        one_weight_file, "model.safetensors: does not belong to the checkpoint"
     ),
     "the canary is of another checkpoint": Spoilt(
         lambda c: (c / CANARY_NAME).write_text('{"manifest_sha256": "00"}'), f"{CANARY_NAME}: belongs to another"

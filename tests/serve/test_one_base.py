@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import GOLDEN, TASKS
 from gpus import Machine
-from jina_v4_merge.export import export_adapters
+from jina_v4_merge.export.adapters import export_adapters
 from jina_v4_serve.api import start_check
 from jina_v4_serve.api.start_check import adapters_failure
 from jina_v4_serve.api.vectors import Floats, NonFiniteError

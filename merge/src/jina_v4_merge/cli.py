@@ -6,12 +6,11 @@ torch is imported by the commands, not here, so that help and mistaken arguments
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,35 +20,14 @@ from jina_v4_merge.prompts import TASKS, Task
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
-class Dtype(StrEnum):
-    """What weights can be written as."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-
-
-class Quantized(StrEnum):
-    """What the language model's matrices can be written as instead."""
-
-    INT8 = "int8"
-    FP8 = "fp8"
-
-
-class GgufDtype(StrEnum):
-    """What the matrices of a GGUF file can be written as."""
-
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-
-
-class Size(StrEnum):
-    """How large a stand-in can be."""
-
-    TINY = "tiny"
-    FULL = "full"
+# Options of several commands. typer has no list of literals, so tasks are an enum.
+Base = Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")]
+Revision = Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")]
+Adapters = Annotated[
+    str | None, typer.Option(help="Where the adapters are, if not beside the base: a folder, or a name on the hub.")
+]
+AdaptersRevision = Annotated[str | None, typer.Option(help="Of --adapters on the hub.")]
+SomeTasks = Annotated[list[Task] | None, typer.Option(help="May be given several times; all tasks without it.")]
 
 
 @app.callback()
@@ -59,17 +37,18 @@ def main() -> None:
 
 @app.command()
 def fold(
-    base: Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")],
+    base: Base,
     out: Annotated[Path, typer.Option(help="The folder in which the checkpoints' folders are made.")],
-    task: Annotated[list[Task] | None, typer.Option(help="May be given several times; all tasks without it.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights written.")] = Dtype.BFLOAT16,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub: branch, tag or commit.")] = None,
-    adapters: Annotated[
-        str | None, typer.Option(help="Where the adapters are, if not beside the base: a folder, or a name on the hub.")
-    ] = None,
-    adapters_revision: Annotated[str | None, typer.Option(help="Of --adapters on the hub.")] = None,
+    task: SomeTasks = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights written.")
+    ] = "bfloat16",
+    revision: Revision = None,
+    adapters: Adapters = None,
+    adapters_revision: AdaptersRevision = None,
     quantize: Annotated[
-        Quantized | None, typer.Option(help="Half the weights: the language model's matrices, a scale a row.")
+        Literal["int8", "fp8"] | None,
+        typer.Option(help="Half the weights: the language model's matrices, a scale a row."),
     ] = None,
     force: Annotated[
         bool,
@@ -85,15 +64,15 @@ def fold(
         made = fold_base(
             base,
             out,
-            [chosen.value for chosen in task] if task else TASKS,
-            dtype.value,
+            _values(task),
+            dtype,
             revision,
             adapters=adapters,
             adapters_revision=adapters_revision,
-            quantized=quantize and quantize.value,
+            quantized=quantize,
             force=force,
         )
-        precision = "+".join(part.value for part in (dtype, quantize) if part)
+        precision = "+".join(filter(None, (dtype, quantize)))
         for checkpoint in made:
             typer.echo(f"{checkpoint.folder}: {checkpoint.n_bytes / 1e9:.2f} GB, {precision}")
         typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
@@ -105,9 +84,9 @@ def verify(
         Path, typer.Argument(help="A checkpoint's folder, or the one that holds the three, or an export.")
     ],
     base: Annotated[str | None, typer.Option(help="Fold it once more and compare bit by bit; not for exports.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
-    adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
-    adapters_revision: Annotated[str | None, typer.Option(help="Of adapters on the hub.")] = None,
+    revision: Revision = None,
+    adapters: Adapters = None,
+    adapters_revision: AdaptersRevision = None,
     against: Annotated[
         str | None,
         typer.Option(help="A checkpoint that somebody else merged, to compare with: a folder, or a name on the hub."),
@@ -119,18 +98,18 @@ def verify(
     """Check checkpoints: every file, tensor and value, and with --base against a second folding."""
     with _errors_for_people():
         with _quiet_ctrl_c():
-            from jina_v4_merge.against import compare_with
-            from jina_v4_merge.against import report as report_on
-            from jina_v4_merge.checkpoint import BASE, GGUF
-            from jina_v4_merge.model import open_model
-            from jina_v4_merge.reference import make_canary
-            from jina_v4_merge.refold import compare
-            from jina_v4_merge.sources import find_other
-            from jina_v4_merge.verify import find_checkpoints
-            from jina_v4_merge.verify import verify as verify_checkpoints
+            from jina_v4_merge.reading.model import open_model
+            from jina_v4_merge.reading.sources import find
+            from jina_v4_merge.verify.against import compare_with
+            from jina_v4_merge.verify.against import report as report_on
+            from jina_v4_merge.verify.checks import find_checkpoints
+            from jina_v4_merge.verify.checks import verify as verify_checkpoints
+            from jina_v4_merge.verify.reference import make_canary
+            from jina_v4_merge.verify.refold import compare
+            from jina_v4_merge.writing.checkpoint import BASE, GGUF
 
         start_s = time.monotonic()
-        other = None if against is None else find_other(against)
+        other = None if against is None else find("--against", against).folder
         checkpoints = verify_checkpoints(find_checkpoints(folder), expect_canary=not canary)
         if other is not None and (len(checkpoints) > 1 or checkpoints[0].part is not None):
             raise ConfigError(f"--against compares with one checkpoint of `jina-v4-merge fold`; {folder} is none")
@@ -172,24 +151,24 @@ def verify(
 
 @app.command()
 def export_adapters(
-    base: Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")],
+    base: Base,
     out: Annotated[Path, typer.Option(help="The folder in which the adapters' folders are made.")],
-    task: Annotated[list[Task] | None, typer.Option(help="May be given several times; all tasks without it.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
-    adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
-    adapters_revision: Annotated[str | None, typer.Option(help="Of --adapters on the hub.")] = None,
+    task: SomeTasks = None,
+    revision: Revision = None,
+    adapters: Adapters = None,
+    adapters_revision: AdaptersRevision = None,
     with_base: Annotated[bool, typer.Option("--with-base", help="The base as a stock checkpoint, too.")] = False,
 ) -> None:
     """Write the task adapters as ordinary PEFT adapters, for one base with all of them."""
     with _errors_for_people():
         with _quiet_ctrl_c():
-            from jina_v4_merge.export import export_adapters as export
+            from jina_v4_merge.export.adapters import export_adapters as export
 
         start_s = time.monotonic()
         made = export(
             base,
             out,
-            [chosen.value for chosen in task] if task else TASKS,
+            _values(task),
             revision,
             adapters=adapters,
             adapters_revision=adapters_revision,
@@ -202,41 +181,47 @@ def export_adapters(
 
 @app.command()
 def export_gguf(
-    base: Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")],
+    base: Base,
     task: Annotated[Task, typer.Option(help="Whose adapter is folded.")],
     out: Annotated[Path, typer.Argument(help="The folder that is made; must not exist yet.")],
-    dtype: Annotated[GgufDtype, typer.Option(help="Of the matrices; norms and biases are float32.")] = GgufDtype.BF16,
-    revision: Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")] = None,
-    adapters: Annotated[str | None, typer.Option(help="As for fold, where they do not lie beside the base.")] = None,
-    adapters_revision: Annotated[str | None, typer.Option(help="Of --adapters on the hub.")] = None,
+    dtype: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="Of the matrices; norms and biases are float32.")
+    ] = "bf16",
+    revision: Revision = None,
+    adapters: Adapters = None,
+    adapters_revision: AdaptersRevision = None,
 ) -> None:
     """Write a task's folded language model as a GGUF file for llama.cpp, and its projector."""
     with _errors_for_people():
         with _quiet_ctrl_c():
-            from jina_v4_merge.export_gguf import export_gguf as export
+            from jina_v4_merge.export.gguf import export_gguf as export
 
         start_s = time.monotonic()
-        made = export(
-            base, out, task.value, dtype.value, revision, adapters=adapters, adapters_revision=adapters_revision
-        )
-        typer.echo(f"{made.folder}: {made.n_bytes / 1e9:.2f} GB, {dtype.value}")
+        made = export(base, out, task.value, dtype, revision, adapters=adapters, adapters_revision=adapters_revision)
+        typer.echo(f"{made.folder}: {made.n_bytes / 1e9:.2f} GB, {dtype}")
         typer.echo(f"done in {time.monotonic() - start_s:.1f} s")
 
 
 @app.command()
 def standin(
     folder: Annotated[Path, typer.Argument(help="Where to put it; must not exist yet.")],
-    size: Annotated[Size, typer.Option(help="tiny is 60 MB, full has the published shapes and is 8 GB.")] = Size.TINY,
+    size: Annotated[
+        Literal["tiny", "full"], typer.Option(help="tiny is 60 MB, full has the published shapes and is 8 GB.")
+    ] = "tiny",
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
     """Write a model with random weights in the published file layout."""
     with _errors_for_people():
         with _quiet_ctrl_c():
-            from jina_v4_merge.standin import standin as write_standin
+            from jina_v4_merge.standin.weights import standin as write_standin
 
         start_s = time.monotonic()
-        n_bytes = write_standin(folder, size.value, seed)
+        n_bytes = write_standin(folder, size, seed)
         typer.echo(f"{folder}: {n_bytes / 1e9:.2f} GB, random weights, in {time.monotonic() - start_s:.1f} s")
+
+
+def _values(tasks: list[Task] | None) -> Sequence[str]:
+    return [task.value for task in tasks] if tasks else TASKS
 
 
 @contextmanager

@@ -19,9 +19,9 @@ TASKS = tuple(task.value for task in Task)
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
 
-# Jinja runs with trim_blocks and lstrip_blocks, which eat newlines of the template: the two of the prompt stand inside
-# a string literal. The loops are spelled `for message in messages` and `for part in message['content']` because vLLM
-# reads the template's syntax tree to find out that contents are lists of parts.
+# Jinja runs with trim_blocks and lstrip_blocks, which remove newlines of the template, so the two of the prompt are
+# inside a string literal. The loops are spelled `for message in messages` and `for part in message['content']` because
+# vLLM reads the template's syntax tree to find out that contents are lists of parts.
 CHAT_TEMPLATE = """\
 {%- set allowed = 'This chat template renders one image and nothing else: exactly one user message whose content is \
 a list of one image part and, optionally, one text part equal to "Describe the image." Send text as a plain input.' -%}

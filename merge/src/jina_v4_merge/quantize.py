@@ -76,8 +76,8 @@ def dequantize(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def quantization_config(kind: str) -> dict[str, Any]:
     """Return what a config.json says of the weights, in the format of compressed-tensors, which vLLM reads.
 
-    The language model's linear layers are quantized, and what goes into them at run time, a scale a token. The vision
-    tower is left out by its name, which differs by loader.
+    The language model's linear layers are quantized, and at run time their inputs, with a scale for each token. The
+    vision tower is left out by its name, which differs by loader.
     """
     common = {"num_bits": 8, "type": _TYPE[kind], "symmetric": True}
     return {
