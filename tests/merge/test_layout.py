@@ -72,6 +72,12 @@ def test_differences_are_named_a_few_of_each_kind() -> None:
     )
 
 
+def test_the_sizes_of_the_text_are_in_text_config_alone_as_published() -> None:
+    config: dict[str, Any] = read_json(GOLDEN / "checkpoint" / "config.json")
+    published = {key: value for key, value in config.items() if key not in ("vocab_size", "model_type", "verbosity")}
+    assert layout.base_shapes(published) == layout.base_shapes(config)
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [

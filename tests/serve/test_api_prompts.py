@@ -11,11 +11,20 @@ from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.prompts import PromptMaker
 from jina_v4_serve.pooling import Span
 from PIL import Image
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 TOKENIZER = Tokenizer.from_file(str(GOLDEN / "checkpoint" / "tokenizer.json"))
 SPECIAL = {token_id for token_id, token in TOKENIZER.get_added_tokens_decoder().items() if token.special}
 MAKER = PromptMaker(TOKENIZER, 100, IMAGE_PROMPT)
+
+
+def test_added_tokens_that_are_not_special_are_read_as_in_the_published_code() -> None:
+    # Qwen2.5's tokenizer has eight: <tool_call>, <|fim_prefix|> and the like. No prompt is made of them.
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_tokens([AddedToken("<|fim_prefix|>", normalized=False, special=False)])
+    (prompt,) = PromptMaker(tokenizer, 100, IMAGE_PROMPT).texts(["a<|fim_prefix|>b"], "Query: ", None)
+    assert prompt.token_ids == tokenizer.encode("Query: a<|fim_prefix|>b").ids
+    assert tokenizer.token_to_id("<|fim_prefix|>") in prompt.token_ids
 
 
 @given(st.lists(st.sampled_from(["<|image_pad|>", "<|vision_start|>", "<|im_end|>", "<|", "|>", " a", "é", "\x00"])))
