@@ -129,6 +129,17 @@ def test_just_what_is_needed_is_fetched_and_the_commit_recorded(
         assert (source["name"], source["revision"]) == (NAME, COMMIT)
 
 
+def test_another_model_is_refused_before_its_weights_are_fetched(
+    base: Path, edit_json: Callable[..., None], hub: list[str], run: Run, out: Path, env: dict[str, str]
+) -> None:
+    # What one of the maker's checkpoints for vLLM lacks, beside the adapters.
+    edit_json(base / "config.json", multi_vector_projector_dim=None, task_names=None, matryoshka_dims=None)
+    done = run("fold", "--base", NAME, "--out", out, **env)
+    assert (done.returncode, set(hub)) == (1, {"config.json"})
+    assert "The base is the published one, jinaai/jina-embeddings-v4" in done.stderr.splitlines()[-1]
+    assert not out.exists()
+
+
 def test_a_checkpoint_to_compare_with_is_fetched_without_what_no_vector_depends_on(
     hub: list[str], run: Run, folded: Callable[[str], Path], env: dict[str, str]
 ) -> None:

@@ -57,8 +57,14 @@ def base_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return every tensor that a base with this config.json holds, by published name.
 
     Raises:
-        ConfigError: a size is missing or no positive whole number, the embeddings are untied, or a base is quantized.
+        ConfigError: it is another model's, a size is missing or no positive whole number, the embeddings are untied, or
+            a base is quantized.
     """
+    if config.get("multi_vector_projector_dim") is None:
+        raise ConfigError(
+            "config.json has no multi_vector_projector_dim, so this is another model. The base is the published one, "
+            "jinaai/jina-embeddings-v4, with its projector and adapters; the maker's checkpoints for vLLM have neither"
+        )
     return stock_shapes(config) | projector_shapes(config, _Sizes(config, "")["multi_vector_projector_dim"])
 
 

@@ -94,6 +94,8 @@ def open_model(
     """
     if adapters_revision is not None and adapters is None:
         raise SourceError("--adapters-revision is for --adapters from the hub; --revision is for the base")
+    # Another model is refused before its gigabytes are fetched.
+    base_shapes(read_json(sources.find("--base", base, revision, only=CONFIG_NAME).folder / CONFIG_NAME))
     source = sources.find("--base", base, revision)
     states = sources.file_states(source.folder)
     config = read_json(source.folder / CONFIG_NAME)

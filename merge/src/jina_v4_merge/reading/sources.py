@@ -1,5 +1,6 @@
 """Finding base and adapters: a folder here, or a repository on the hub, of which just what is needed is fetched."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +52,14 @@ class Source:
     revision: str | None
 
 
-def find(option: str, name: str, revision: str | None = None) -> Source:
+def find(option: str, name: str, revision: str | None = None, *, only: str | None = None) -> Source:
     """Find what an option of the command names: a folder here, else a repository on the hub, which is fetched.
 
     Args:
         option: `--base` (with what adapters are beside it), `--adapters` or `--against`.
         name: A folder, or the name of a repository.
         revision: Of a repository on the hub: branch, tag or commit.
+        only: The one file that is fetched; all that the option needs if None.
 
     Raises:
         SourceError: there is no such folder, or the hub does not have it or cannot be reached.
@@ -74,7 +76,7 @@ def find(option: str, name: str, revision: str | None = None) -> Source:
         return Source(name, folder, None)
     if exists or folder.is_symlink() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise SourceError(f"{name}: no such folder")
-    snapshot = _fetch(option, name, revision)
+    snapshot = _fetch(option, name, revision, [only] if only else _FETCHED[option])
     return Source(name, snapshot, snapshot.name)
 
 
@@ -92,12 +94,12 @@ def file_state(path: Path) -> FileState | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _fetch(option: str, repository: str, revision: str | None) -> Path:
+def _fetch(option: str, repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FETCHED[option]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise SourceError(f"{repository}: neither a folder here nor a possible name on the hub") from error
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
