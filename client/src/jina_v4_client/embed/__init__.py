@@ -1,28 +1,43 @@
-"""`jina-v4-embed`: a corpus in, vectors out, to be killed and resumed at any moment.
+"""`jina-v4-embed`: embeds a corpus; it can be killed at any moment and goes on where it was.
 
-``inputs`` (with ``tables`` and ``pages``) gives the rows, ``work`` has them embedded by several requests at once,
-``journal`` keeps on the disk what is done, ``output`` joins it into one file in the order of the input. ``job`` tells
-whether a run may go on where another ended. The command needs more than the client does: the extra ``embed``.
+The way of a row: ``inputs`` opens what the command line names, and ``tables``, ``pages`` or ``folder`` yield the row.
+``work`` reads its ``content``, has it embedded in a batch by ``encoder``, and keeps the vector on disk in the
+``journal``. ``output`` writes all vectors to one file, in the order of the input. ``run`` puts these together; ``job``
+checks that a resumed run has the same options and inputs. The command needs the client's extra `embed`.
 """
 
+import importlib
 import sys
+
+from jina_v4_client.embed.errors import UsageError
 
 # The packages of the extra, by the name they are imported with.
 EXTRA = ("typer", "tqdm", "pyarrow", "pypdfium2")
 
 
 def main() -> None:
-    """Run the command, or say what is missing for it."""
+    """Run the command, or say which package is missing."""
     try:
         from jina_v4_client.embed.cli import app
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise
-        sys.stderr.write(f"error: {missing(error.name)}\n")
+        sys.stderr.write(f"error: {_missing(error.name)}\n")
         sys.exit(2)
     app(prog_name="jina-v4-embed")
 
 
-def missing(name: str) -> str:
-    """Say how a package of the extra is installed."""
+def check_installed(name: str) -> None:
+    """Refuse an input or output whose package is not installed; packages that not every run needs are imported late.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(_missing(name)) from error
+
+
+def _missing(name: str) -> str:
     return f"jina-v4-embed needs {name} here; install it with: pip install 'jina-v4-client[embed]'"

@@ -1,8 +1,7 @@
 """The command line: `jina-v4-embed [OPTIONS] INPUT... OUTPUT`.
 
-Exit codes: 0 all rows are in the output; 1 stopped, run it again to go on; 2 the command cannot be run as given; 3 the
-output is whole but for rows that were skipped, or for files in a folder that have no rows; 130 and 143 ended by Ctrl-C
-and SIGTERM.
+Exit codes: 0 all rows are in the output; 1 the run stopped, and the same command goes on; 2 the command cannot be run;
+3 the output is written, but rows were skipped or files of a folder left out; 130 and 143 ended by Ctrl-C and SIGTERM.
 """
 
 import os
@@ -11,23 +10,22 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jina_v4_client._model import MAX_LENGTH, MIN_PIXELS, TRUNCATE_DIMS
+from jina_v4_client._model import MAX_LENGTH, MIN_PIXELS, TRUNCATE_DIMS, PromptName, Task
 from jina_v4_client.embed.content import Kind
-from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import ChangedError, Interrupted, StoppedError, UsageError
+from jina_v4_client.embed.files import TableFormat
 from jina_v4_client.embed.inputs import open_inputs
-from jina_v4_client.embed.output import FORMATS, QUANTIZED, Shape
+from jina_v4_client.embed.output import FORMATS, QUANTIZED
 from jina_v4_client.embed.ray import Plan
-from jina_v4_client.embed.run import Outcome, Run
-from jina_v4_client.embed.tables import STDIN, Columns
+from jina_v4_client.embed.run import Run
+from jina_v4_client.embed.tables import STDIN
 from jina_v4_client.embed.work import Settings
 from jina_v4_client.errors import ArgumentError
 
@@ -38,53 +36,6 @@ SKIPPED = 3
 BASE_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class TaskName(StrEnum):
-    """What the vectors are for."""
-
-    RETRIEVAL = "retrieval"
-    TEXT_MATCHING = "text-matching"
-    CODE = "code"
-
-
-class PromptName(StrEnum):
-    """Which side the texts are on."""
-
-    QUERY = "query"
-    PASSAGE = "passage"
-
-
-class Dtype(StrEnum):
-    """How the numbers are stored."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    INT8 = "int8"
-    BINARY = "binary"
-
-
-class InputFormat(StrEnum):
-    """How a table is read."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-    PARQUET = "parquet"
-    TEXT = "text"
-
-
-class OnError(StrEnum):
-    """What becomes of a row that cannot be embedded."""
-
-    STOP = "stop"
-    SKIP = "skip"
-
-
-class Encoding(StrEnum):
-    """How lines of JSON hold vectors."""
-
-    FLOAT = "float"
-    BASE64 = "base64"
 
 
 @app.command()
@@ -99,18 +50,18 @@ def embed(
     output: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="A .parquet, .npy or .safetensors file, or - for lines of JSON.")
     ],
-    task: Annotated[TaskName, typer.Option(help="What the vectors are for.")],
+    task: Annotated[Task, typer.Option(help="What the vectors are for.")],
     base_url: Annotated[
         str | None,
         typer.Option(
-            help="The address of the server or gateway; with --ray several, by commas.", show_default=BASE_URL
+            help="Address of the server or gateway; with --ray several, separated by commas.", show_default=BASE_URL
         ),
     ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Embed on this Ray cluster: HOST:PORT, auto, or local for one of its own. OUTPUT is a folder then.",
+            help="Embed on this Ray cluster: HOST:PORT, auto, or local to start one. OUTPUT is a folder then.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -120,54 +71,62 @@ def embed(
     server_args: Annotated[
         str, typer.Option(help="With --ray: arguments of jina-v4-serve, as in '--dtype bfloat16'.")
     ] = "",
-    prompt_name: Annotated[PromptName, typer.Option(help="What is put before each text.")] = PromptName.PASSAGE,
+    prompt_name: Annotated[PromptName, typer.Option(help="Which prefix the texts get.")] = "passage",
     dimensions: Annotated[
-        int | None, typer.Option(help=f"{', '.join(map(str, TRUNCATE_DIMS))}; all that the model has without it.")
+        int | None, typer.Option(help=f"Of each vector: {', '.join(map(str, TRUNCATE_DIMS))}; all of them without it.")
     ] = None,
-    multivector: Annotated[bool, typer.Option("--multivector", help="A vector a token, of 128 dimensions.")] = False,
+    multivector: Annotated[bool, typer.Option("--multivector", help="One vector of 128 dimensions per token.")] = False,
     pool_factor: Annotated[
-        int | None, typer.Option(min=2, help="With --multivector: so many rows become one, on average.")
+        int | None, typer.Option(min=2, help="With --multivector: how many rows become one, on average.")
     ] = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="Of the numbers written; int8, and binary, a bit a number, in .parquet only.")
-    ] = Dtype.FLOAT32,
+        Literal["float32", "float16", "int8", "binary"],
+        typer.Option(help="Of the numbers that are written; int8 and binary (a bit a number) for .parquet only."),
+    ] = "float32",
     text_column: Annotated[
-        str | None, typer.Option(help='Of texts, in tables. "text" where no --image-column is given.')
+        str | None, typer.Option(help='Column of texts in tables; "text" without this and --image-column.')
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of images: paths, URLs, data URIs or files.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Of ids; FILE#NUMBER without it.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images: paths, URLs, data URIs or bytes.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of ids; without it an id is FILE#NUMBER.")] = None,
     input_format: Annotated[
-        InputFormat | None, typer.Option(help="Of files whose name does not tell it; of the standard input jsonl.")
+        TableFormat | None,
+        typer.Option(help="Format of tables whose name does not show it; jsonl for the standard input."),
     ] = None,
-    pdf_scale: Annotated[float, typer.Option(min=0.1, max=20, help="Pixels a point; 1 is 72 dpi.")] = 2.0,
+    pdf_scale: Annotated[float, typer.Option(min=0.1, max=20, help="Pixels per point of a page; 1 is 72 dpi.")] = 2.0,
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, max=256, help="Requests in flight; with --ray actors.", show_default="4; with --ray one a GPU"
+            min=1,
+            max=256,
+            help="Requests in flight; with --ray actors.",
+            show_default="4; with --ray one a GPU",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts a request.")] = 16,
-    image_batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Images a request.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts per request.")] = 16,
+    image_batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Images per request.")] = 4,
     max_length: Annotated[
-        int, typer.Option(min=1, max=MAX_LENGTH, help="Tokens of a text that are read, the prompt included.")
+        int, typer.Option(min=1, max=MAX_LENGTH, help="Tokens of a text that are read, its prefix included.")
     ] = MAX_LENGTH,
     max_pixels: Annotated[int | None, typer.Option(min=MIN_PIXELS, help="Larger images are scaled down.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The name of the served model, where the task does not say.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the served model; without it the task decides.")] = None,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(envvar="JINA_V4_API_KEY_FILE", help="Holds the server's key; JINA_V4_API_KEY without it."),
+        typer.Option(
+            envvar="JINA_V4_API_KEY_FILE",
+            help="File with the API key; without it JINA_V4_API_KEY is the key.",
+        ),
     ] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Of a request.")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Timeout of a request in seconds.")] = 600.0,
     max_retries: Annotated[int, typer.Option(min=0, max=100, help="Of a request; 6 bridge about 20 seconds.")] = 6,
-    on_error: Annotated[OnError, typer.Option(help="What becomes of a row that cannot be embedded.")] = OnError.STOP,
-    encoding: Annotated[Encoding, typer.Option(help="Of vectors in lines of JSON.")] = Encoding.FLOAT,
-    force: Annotated[bool, typer.Option("--force", help="Replace an output that is there.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an earlier run has done.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="Whether a row that cannot be embedded ends the run or is left out.")
+    ] = "stop",
+    encoding: Annotated[Literal["float", "base64"], typer.Option(help="How lines of JSON hold vectors.")] = "float",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard the work of an earlier run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Embed a corpus. A run that was ended goes on when the same command is given again."""
+    """Embed a corpus. After a run that was ended, the same command goes on where it was."""
     with _ended_in_words(None if output == STDIN else output):
         if dimensions is not None and dimensions not in TRUNCATE_DIMS:
             raise UsageError(f"--dimensions {dimensions} is not offered; choose {', '.join(map(str, TRUNCATE_DIMS))}")
@@ -175,11 +134,11 @@ def embed(
             raise UsageError("--dimensions does not go with --multivector: multi-vectors always have 128")
         if pool_factor is not None:
             _check_pooling(multivector=multivector)
-        if dtype.value in QUANTIZED and (ray is not None or output == STDIN):
-            raise UsageError(f"--dtype {dtype.value} is for an OUTPUT.parquet without --ray; use float32 or float16")
-        options: dict[str, object] = {
-            "task": task.value,
-            "prompt-name": prompt_name.value,
+        if dtype in QUANTIZED and (ray is not None or output == STDIN):
+            raise UsageError(f"--dtype {dtype} is for an OUTPUT.parquet without --ray; use float32 or float16")
+        options: dict[str, Any] = {
+            "task": task,
+            "prompt-name": prompt_name,
             "dimensions": dimensions,
             "multivector": multivector,
             "pool-factor": pool_factor,
@@ -187,23 +146,20 @@ def embed(
             "max-pixels": max_pixels,
             "model": model,
             "pdf-scale": pdf_scale,
-        }
-        columns = {
+            "dtype": dtype,
             "text-column": "text" if text_column is None and image_column is None else text_column,
             "image-column": image_column,
             "id-column": id_column,
-            "input-format": None if input_format is None else input_format.value,
+            "input-format": input_format,
         }
-        job_options = {**options, "dtype": dtype.value, **columns}
-        table_columns = Columns(columns["text-column"], image_column, id_column)
         batch_sizes: dict[Kind, int] = {"text": batch_size, "image": image_batch_size}
         client = {
             "api_key": _read_key(api_key_file),
-            "task": task.value,
+            "task": task,
             "model": model,
             "timeout_s": timeout_s,
             "max_retries": max_retries,
-            "priority": 999,  # the last: queries that come meanwhile go before a corpus
+            "priority": 999,  # the last: the server answers live queries before a corpus
         }
         if ray is not None:
             if (base_url is None) == (checkpoint is None):
@@ -217,31 +173,26 @@ def embed(
                 address=ray,
                 n_workers=workers,
                 urls=base_url.split(",") if base_url else [],
-                server=[task.value, "--checkpoint", str(Path(checkpoint or "").absolute()), *_split(server_args)],
+                server=[task, "--checkpoint", str(Path(checkpoint or "").absolute()), *_split(server_args)],
                 client=client,
                 batch_sizes=batch_sizes,
-                options=job_options,
-                skip=on_error is OnError.SKIP,
+                options=options,
+                skip=on_error == "skip",
                 quiet=quiet,
             )
             raise typer.Exit(SKIPPED if run_on_ray(plan, force=force, restart=restart) else 0)
         if checkpoint is not None or server_args:
             raise UsageError("--checkpoint and --server-args go with --ray; give one, or neither of these")
-        run = Run(
-            inputs=open_inputs(inputs, table_columns, columns["input-format"], pdf_scale),
-            shape=Shape(dtype.value, multivector, _facts(options, dtype.value)),
-            options=job_options,
-            settings=Settings(workers or 4, batch_sizes, on_error is OnError.SKIP),
-            as_base64=encoding is Encoding.BASE64,
-            quiet=quiet,
-        )
+        rows = open_inputs(inputs, options)
+        settings = Settings(workers or 4, batch_sizes, on_error == "skip")
         with _client(base_url or BASE_URL, client) as calls:
-            encode = make_encode(calls, options)
+            run = Run(calls, rows, options, settings, quiet)
             if output == STDIN:
-                outcome = run.to_lines(encode, calls.revision)
+                is_whole = run.to_lines(as_base64=encoding == "base64")
             else:
-                outcome = run.to_file(encode, calls.revision, Path(output), force=force, restart=restart)
-        _tell_skipped(outcome, output)
+                is_whole = run.to_file(Path(output), force=force, restart=restart)
+        if not is_whole:
+            raise typer.Exit(SKIPPED)
 
 
 def _import_ray() -> Callable[..., int]:
@@ -254,12 +205,6 @@ def _import_ray() -> Callable[..., int]:
             f"--ray needs {error.name} here; install it with: pip install 'jina-v4-client[embed,ray]'"
         ) from error
     return run
-
-
-def _facts(options: Mapping[str, object], dtype: str) -> dict[str, object]:
-    """What the output says of its vectors: the options that were given, and how quantized ones are read."""
-    facts = {name: value for name, value in options.items() if value is not None} | {"dtype": dtype}
-    return {**facts, "quantization": QUANTIZED[dtype]} if dtype in QUANTIZED else facts
 
 
 def _check_pooling(*, multivector: bool) -> None:
@@ -284,7 +229,7 @@ def _read_key(file: Path | None) -> str | None:
 
 
 def _client(base_url: str, arguments: Mapping[str, Any]) -> "EmbeddingsClient":
-    # Imported no sooner than here: it takes about a second, and mistaken options shall answer at once.
+    # Imported only here: it takes about a second, and wrong options are to be refused at once.
     from jina_v4_client import EmbeddingsClient
 
     try:
@@ -293,20 +238,9 @@ def _client(base_url: str, arguments: Mapping[str, Any]) -> "EmbeddingsClient":
         raise UsageError(str(error)) from error
 
 
-def _tell_skipped(outcome: Outcome, output: str) -> None:
-    where = "their lines say why" if output == STDIN else f"{output}.errors.jsonl says why"
-    if outcome.n_failed:
-        sys.stderr.write(f"{outcome.n_failed:,} of {outcome.n_rows:,} rows were skipped; {where}\n")
-    if outcome.left_out.count:
-        files = "1 file was" if outcome.left_out.count == 1 else f"{outcome.left_out.count:,} files were"
-        sys.stderr.write(f"{files} left out; {where}: {outcome.left_out}\n")
-    if outcome.n_failed or outcome.left_out.count:
-        raise typer.Exit(SKIPPED)
-
-
 @contextmanager
 def _ended_in_words(output: str | None) -> Iterator[None]:
-    """Say in one line why a run ends, and how it goes on; without a traceback."""
+    """Print one line that says why a run ends and how it goes on, instead of a traceback."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield

@@ -1,6 +1,6 @@
-"""The content of a row: what is sent to be embedded, and the digest by which equal content is known.
+"""Rows and their content: what is sent to be embedded, and a digest that is equal for equal content.
 
-Rows are read lazily: a resumed run passes over the rows that are done without opening an image or rendering a page.
+The content of a row is read late: a resumed run skips the rows that are done without opening an image or a page.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from jina_v4_client.errors import ImageError
 
 Kind = Literal["text", "image"]
 FIRST_FRAME = "an animation or several pictures in one file: the first is embedded, as by the published code"
-DIGEST_BYTES = 16  # of sha256: among 10 million rows two different ones share it with a chance of 1e-25
+_DIGEST_BYTES = 16  # of sha256; the chance that any two of 10 million contents share one is 1e-25
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Content:
 
     Attributes:
         value: a text; or an image as the bytes of a file, a URL, a data URI or a PIL image.
-        digest: equal for equal content.
-        note: what somebody should know of what the model will see; None if nothing.
+        note: how the model sees this in an unexpected way, for the end of the run; None if it does not.
     """
 
     kind: Kind
@@ -43,8 +42,8 @@ class Row:
     """A row of the corpus.
 
     Attributes:
-        read: returns the content; raises RowError if there is none. Call it before the next row is read. That of a
-            table's row can be pickled: with `--ray`, another process calls it.
+        read: returns the content; raises RowError if there is none. Call it before the next row is taken from the
+            source. For a row of a table it can be pickled: with `--ray`, another process calls it.
     """
 
     id: str
@@ -52,16 +51,16 @@ class Row:
 
 
 def escaped(text: str) -> str:
-    """Escape what cannot be written as UTF-8: names of files can hold it, and so can messages that repeat them."""
+    """Escape what is not UTF-8: names of files can hold it, and so can messages with such names."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def make_row(row_id: object, read: Callable[[], Content]) -> Row:
+def make_row(row_id: str, read: Callable[[], Content]) -> Row:
     """Make a row; its id is escaped."""
-    return Row(escaped(str(row_id)), read)
+    return Row(escaped(row_id), read)
 
 
-def broken_row(row_id: object, message: str) -> Row:
+def broken_row(row_id: str, message: str) -> Row:
     """Make a row that has no content."""
     return make_row(row_id, partial(_no_content, message))
 
@@ -70,31 +69,31 @@ def text_content(text: str) -> Content:
     """Make content of a text.
 
     Raises:
-        RowError: it holds half of a character, which cannot be sent.
+        RowError: it holds half of a surrogate pair, which cannot be sent.
     """
     return Content("text", text, _digest(b"text", _utf8(text)))
 
 
 def bytes_content(file: bytes) -> Content:
-    """Give the bytes of an image file as content."""
+    """Make content of the bytes of an image file; if they are none, the client will say so."""
     digest, note = _digest(b"file", file), None
     try:
         with open_image(io.BytesIO(file)) as image:
             if image.mode in CLIPPED_MODES:
                 return Content("image", image.convert("RGB"), digest, CLIPPED)
-            # What is behind the first picture of a phone's JPEG (MPO) is no other page, but a help to show it.
+            # The second picture in a phone's JPEG (MPO) is no page of its own.
             if image.format != "MPO" and getattr(image, "is_animated", False):
                 note = FIRST_FRAME
-    except Exception:  # the client says what is wrong with it
+    except Exception:  # Pillow's readers raise whatever a broken file makes them stumble over
         note = None
     return Content("image", file, digest, note)
 
 
 def file_content(path: Path) -> Content:
-    """Give an image file as content.
+    """Make content of an image file.
 
     Raises:
-        RowError: it cannot be read. Whether it is an image is found out later, by the client.
+        RowError: it cannot be read.
     """
     try:
         return bytes_content(path.read_bytes())
@@ -106,15 +105,15 @@ def named_image_content(name: str, folder: Path) -> Content:
     """Make content of an image that a string refers to (path, URL) or holds (data URI, base64).
 
     Args:
-        name: of the image.
+        name: the string.
         folder: what a path is relative to.
 
     Raises:
-        RowError: there is nothing to read.
+        RowError: it is none of these, or cannot be read.
     """
     text = name.strip(BLANKS)
     if is_url(text):
-        # What is behind a URL is fetched by a worker, so equal URLs are equal content.
+        # The client fetches it when it is sent, so the digest is that of the URL.
         return Content("image", text, _digest(b"name", _utf8(text)))
     try:
         file = read_string(name, folder)
@@ -124,7 +123,7 @@ def named_image_content(name: str, folder: Path) -> Content:
 
 
 def picture_content(picture: Image.Image, note: str | None = None) -> Content:
-    """Give a picture as content."""
+    """Make content of a picture."""
     size = f"{picture.mode} {picture.width} {picture.height}".encode()
     return Content("image", picture, _digest(size, picture.tobytes()), note)
 
@@ -144,4 +143,4 @@ def _no_content(message: str) -> Content:
 
 
 def _digest(kind: bytes, content: bytes) -> bytes:
-    return hashlib.sha256(kind + b"\0" + content).digest()[:DIGEST_BYTES]
+    return hashlib.sha256(kind + b"\0" + content).digest()[:_DIGEST_BYTES]

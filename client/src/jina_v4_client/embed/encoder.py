@@ -1,7 +1,8 @@
-"""The one call that the work makes: contents of one kind in, for each a vector, a multi-vector or an error out.
+"""The one call that the work makes: contents of one kind in; a vector, a multi-vector or an error out for each.
 
-An error is a row's own only if the row was sent alone and the server is well right after it. The client's word is not
-enough: after some failures in a row it gives up the rest of a call, with the error of another row.
+A server's error is blamed on a row only if the row was sent alone, and right after it the server embeds a plain text or
+image. The client's errors are not enough: after several failures it gives up the rest of a call, with the error of
+another row.
 """
 
 import re
@@ -19,27 +20,25 @@ from jina_v4_client.scoring.token_pooling import pool_tokens
 if TYPE_CHECKING:
     from jina_v4_client.client import EmbeddingsClient
 
-# A vector; RowError if the row is at fault; any other error must stop the run, and behind one nothing is certain.
+# A vector; RowError if the row is at fault; any other error must stop the run, and no row after it can be blamed.
 Outcome = Vector | RowError | JinaV4Error
 Encode = Callable[[Kind, list[Any]], list[Outcome]]
 _FAILED = 500
 _STATUSES_OF_ROWS = (400, 413, 415, 422, _FAILED)
-_PROBES: dict[Kind, Any] = {"text": "a text", "image": Image.new("RGB", (56, 56))}  # that a server that is well embeds
-# Which item of a request or a call is meant: a row knows nothing of these.
+_PROBES: dict[Kind, Any] = {"text": "a text", "image": Image.new("RGB", (56, 56))}
+# How the client and the server name an item of a request or a call; the id of the row takes its place.
 _PLACES = re.compile(
     r"(texts|images|input)\[\d+\]( \([^)]*\))?: |(?<=input)\[\d+\]| \(input\[\d+\] is item \d+ of the call\)$"
 )
 
 
-def make_encode(
-    client: "EmbeddingsClient", options: Mapping[str, Any], batch_sizes: Mapping[Kind, int] | None = None
-) -> Encode:
+def make_encode(client: "EmbeddingsClient", options: Mapping[str, Any], batch_sizes: Mapping[Kind, int]) -> Encode:
     """Make the call; several threads may use it.
 
     Args:
-        client: that sends.
+        client: sends the requests.
         options: of the command, by the name of the flag.
-        batch_sizes: items a request, by kind; None sends each call as one request.
+        batch_sizes: items a request, by kind.
     """
     pool_factor: int | None = options.get("pool-factor")
     common = {"return_multivector": options["multivector"], "truncate_dim": options["dimensions"]}
@@ -47,12 +46,11 @@ def make_encode(
     for_images = {"max_pixels": options["max-pixels"], **common}
 
     def send(kind: Kind, values: list[Any]) -> list[Vector | JinaV4Error]:
-        batch_size = len(values) if batch_sizes is None else batch_sizes[kind]
         try:
             if kind == "text":
-                found = client.encode_text(values, batch_size=batch_size, on_error="skip", **for_texts)
+                found = client.encode_text(values, batch_size=batch_sizes[kind], on_error="skip", **for_texts)
             else:
-                found = client.encode_image(values, batch_size=batch_size, on_error="skip", **for_images)
+                found = client.encode_image(values, batch_size=batch_sizes[kind], on_error="skip", **for_images)
         except ServerError as error:
             return [error] * len(values)
         outcomes: list[Vector | JinaV4Error] = []

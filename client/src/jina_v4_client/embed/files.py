@@ -1,5 +1,6 @@
-"""What kind a file is. Its first bytes decide; its name does where they say nothing."""
+"""Finds out what kind of file a file is: by its first bytes, or by its name where they say nothing."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,24 +14,34 @@ from jina_v4_client._images import (
     why_not_read,
 )
 
-Kind = Literal["image", "tiff", "pdf"]
-_TABLE_ENDINGS = frozenset([".csv", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt"])
+FileKind = Literal["image", "tiff", "pdf"]
+TableFormat = Literal["jsonl", "csv", "parquet", "text"]
+TABLE_FORMATS: Mapping[str, TableFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 
 
-def kind_of(path: str | Path) -> tuple[Kind | None, str]:
-    """Tell what a file is.
+def kind_of(path: str | Path) -> tuple[FileKind | None, str]:
+    """Return what kind of file with pages this is.
 
-    A file whose name is an image's or a PDF file's counts as one even if it does not begin so: it is a broken one.
+    A file that is named as an image or a PDF file counts as one even if it does not begin like one: it is broken.
 
     Returns:
-        Its kind, and nothing; or None, and why the file is left out.
+        The kind and ""; or None and why the file is left out.
     """
-    ending = Path(path).suffix.lower()
+    path = Path(path)
+    ending = path.suffix.lower()
+    named: FileKind | None = "pdf" if ending == PDF_ENDING else "image" if ending in IMAGE_ENDINGS else None
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
-        return kind_by_name(ending), f"cannot be read: {error.strerror}"
+        return named, f"cannot be read: {error.strerror}"
     if head.lstrip().startswith(b"%PDF-"):
         return "pdf", ""
     if head.startswith(TIFF_MARKS):
@@ -40,16 +51,8 @@ def kind_of(path: str | Path) -> tuple[Kind | None, str]:
     why = why_not_read(head)
     if why != NOT_READ:
         return None, why
-    named = kind_by_name(ending)
-    if named != "image" and opens_as_image(Path(path)):
+    if named != "image" and opens_as_image(path):
         return "image", ""
-    if named is None and ending in _TABLE_ENDINGS:
+    if named is None and ending in TABLE_FORMATS:
         why = "a text or a table; give it as an INPUT of its own"
     return named, why
-
-
-def kind_by_name(ending: str) -> Kind | None:
-    """Tell by the ending of a name, in small letters, whether a file is meant as an image or a PDF file."""
-    if ending == PDF_ENDING:
-        return "pdf"
-    return "image" if ending in IMAGE_ENDINGS else None

@@ -1,4 +1,4 @@
-"""Folders. Every file below one is a row or several, or it is left out and its name reported."""
+"""Folders. Every file below one is a row or several, or it is left out and reported."""
 
 import hashlib
 import os
@@ -6,29 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from jina_v4_client.embed.content import Row
 from jina_v4_client.embed.errors import UsageError
-from jina_v4_client.embed.files import Kind, kind_of
-from jina_v4_client.embed.pages import ImageFile, Pdf, Tiff, check_pdf_reader
+from jina_v4_client.embed.files import kind_of
+from jina_v4_client.embed.pages import Pages, open_pages
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A file that has no rows.
-
-    Attributes:
-        why: in words.
-    """
+class LeftOut(NamedTuple):
+    """A file that has no rows, and why."""
 
     path: str
     why: str
-
-
-@dataclass(frozen=True)
-class _File:
-    path: str
-    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -44,11 +34,15 @@ class Folder:
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order."""
         for file in self._files():
-            yield from open_file(file.path, file.kind, self.pdf_scale).rows()
+            yield from file.rows()
 
     def count(self) -> int | None:
-        """Count the rows."""
-        counts = [open_file(file.path, file.kind, self.pdf_scale).count() or 0 for file in self._files()]
+        """Count the rows.
+
+        Raises:
+            UsageError: there are none.
+        """
+        counts = [file.count() for file in self._files()]
         if not counts:
             left_out = "".join(f"; {entry.path}: {entry.why}" for entry in islice(self.left_out(), 3))
             raise UsageError(f"{self.path} holds neither images nor PDF files{left_out}")
@@ -56,10 +50,10 @@ class Folder:
 
     def left_out(self) -> Iterator[LeftOut]:
         """Yield the files that have no rows, in order."""
-        return (entry for entry in _walk(self.path) if isinstance(entry, LeftOut))
+        return (entry for entry in self._entries() if isinstance(entry, LeftOut))
 
     def fingerprint(self) -> dict[str, object]:
-        """Describe the files, so that a change is seen."""
+        """Describe the files that have rows, so that a change is seen."""
         listing, n_files = hashlib.sha256(), 0
         for file in self._files():
             try:
@@ -70,28 +64,19 @@ class Folder:
             n_files += 1
         return {"files": n_files, "listing": listing.hexdigest()}
 
-    def _files(self) -> Iterator[_File]:
-        return (entry for entry in _walk(self.path) if isinstance(entry, _File))
+    def _files(self) -> Iterator[Pages]:
+        return (entry for entry in self._entries() if not isinstance(entry, LeftOut))
 
-
-def open_file(path: str, kind: Kind, pdf_scale: float) -> ImageFile | Tiff | Pdf:
-    """Open a file of a known kind as a source of rows."""
-    if kind == "pdf":
-        check_pdf_reader()
-        return Pdf(path, pdf_scale)
-    return Tiff(path) if kind == "tiff" else ImageFile(path)
+    def _entries(self) -> Iterator[Pages | LeftOut]:
+        for path, why_not in walk(self.path):
+            kind, why = (None, why_not) if why_not else kind_of(path)
+            yield LeftOut(path, why) if kind is None else open_pages(path, kind, self.pdf_scale)
 
 
 def walk(folder: str) -> Iterator[tuple[str, str]]:
-    """Yield the paths of the files below a folder, in order, each with why it cannot be read ("" if it may be)."""
+    """Yield the files below a folder in order: the path, and why it cannot be read ("" if it can)."""
     real = Path(folder).resolve()
     return _below(folder, real, (real,), {real})
-
-
-def _walk(folder: str) -> Iterator[_File | LeftOut]:
-    for path, why_not in walk(folder):
-        kind, why = (None, why_not) if why_not else kind_of(path)
-        yield LeftOut(path, why) if kind is None else _File(path, kind)
 
 
 def _below(folder: str, real: Path, chain: tuple[Path, ...], read: set[Path]) -> Iterator[tuple[str, str]]:
@@ -100,8 +85,8 @@ def _below(folder: str, real: Path, chain: tuple[Path, ...], read: set[Path]) ->
     Args:
         folder: as it is named in paths.
         real: the same without links.
-        chain: the input and the linked folders that lead here.
-        read: the input and all linked folders that were entered, which are read as a whole.
+        chain: the input, and the linked folders on the way from it to this folder.
+        read: the input and all linked folders that were entered; each is read as a whole.
     """
     try:
         with os.scandir(folder) as entries:
@@ -136,5 +121,5 @@ def _below(folder: str, real: Path, chain: tuple[Path, ...], read: set[Path]) ->
 
 
 def is_read_with(folder: Path, other: Path) -> bool:
-    """Whether reading the other folder reads this one: it is below it, under no hidden name."""
+    """Tell whether a folder is read with the other one: it is the same or below it, and not below a hidden name."""
     return folder.is_relative_to(other) and not any(part.startswith(".") for part in folder.relative_to(other).parts)

@@ -1,27 +1,26 @@
-"""What a run is for, as it is written beside its work, so that only the same run goes on with it."""
+"""The job of a run: its options and inputs. It is kept with the work; only a run with the same job goes on with it."""
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jina_v4_client.embed.errors import ChangedError, UsageError
 
 JOB_FILE = "job.json"
-# Of the work folder; one of another format is not resumed. 2: forms are filled in, and the frames of a TIFF are rows.
+# Of the work folder; another format is not resumed. Since 2, PDF pages show filled-in forms and TIFF frames are rows.
 _FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides about the vectors and where they go.
+    """Everything that decides which vectors are written.
 
     Attributes:
         options: by the name of the flag.
         inputs: a fingerprint for each.
-        revision: of the model whose vectors are in the work folder; None before the first, and where it is not told.
+        revision: of the model that made the vectors so far; None before the first, or if the server does not tell.
     """
 
     options: Mapping[str, object]
@@ -29,22 +28,22 @@ class Job:
     revision: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the job into a work folder, whole or not at all."""
-        write_whole(folder / JOB_FILE, self.dump())
+        """Write the job into a work folder; after a kill or a power cut the file is whole, or as it was."""
+        part = folder / f"{JOB_FILE}.tmp"
+        with part.open("wb") as file:
+            file.write(self.dump())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(folder / JOB_FILE)
+        sync_folder(folder)
 
     def dump(self) -> bytes:
         """Return the content of the file."""
-        document = {
-            "format": _FORMAT,
-            "revision": self.revision,
-            "options": dict(self.options),
-            "inputs": [dict(entry) for entry in self.inputs],
-        }
-        return json.dumps(document, indent=1).encode()
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1).encode()
 
 
 def read_job(folder: Path) -> Job | None:
-    """Read the job of a work folder; None if it was not begun.
+    """Read the job of a work folder; None if there is none.
 
     Raises:
         UsageError: it cannot be read by this version.
@@ -63,7 +62,7 @@ def load_job(content: bytes, folder: object) -> Job:
 
     Args:
         content: of the file.
-        folder: that it is in, for the message.
+        folder: of the file, for the message.
 
     Raises:
         UsageError: it cannot be read by this version.
@@ -77,25 +76,26 @@ def load_job(content: bytes, folder: object) -> Job:
     return Job(document["options"], document["inputs"], document.get("revision"))
 
 
-def settle_revision(folder: Path, revision: str | None, *, any_vectors: bool) -> None:
-    """Note whose vectors are in a work folder, or check that those to come are of the same revision.
+def hold_revision(job: Job, revision: str | None, folder: Path, *, any_vectors: bool) -> Job:
+    """Return the job with the revision of the server, written to its work folder.
 
     Raises:
-        UsageError: they are not.
+        UsageError: the work folder holds vectors of another revision.
     """
-    job = read_job(folder)
-    if job is None or job.revision == revision:
-        return
+    if job.revision == revision:
+        return job
     if any_vectors:
         raise UsageError(
             f"{folder} holds vectors of revision {job.revision} of the model, and the server has {revision}:"
             " they do not go together. Serve that one again, or start anew with --restart"
         )
-    replace(job, revision=revision).write(folder)
+    job = replace(job, revision=revision)
+    job.write(folder)
+    return job
 
 
 def check_same(then: Job, now: Job, folder: object) -> None:
-    """Refuse to go on with the work of another run, which a folder holds."""
+    """Refuse to go on with the work in a folder if it is that of another job."""
     if different := "; ".join(_differences(then, now)):
         raise UsageError(
             f"{folder} holds the work of another run: {different}. Give the options and inputs of that run to go on"
@@ -104,7 +104,7 @@ def check_same(then: Job, now: Job, folder: object) -> None:
 
 
 def check_unchanged(job: Job, fingerprints: Callable[[], Sequence[Mapping[str, object]]]) -> None:
-    """Stop where an input is not what it was when the run began: its rows may be of both."""
+    """Stop the run if an input has changed since it began: some rows may be old and some new."""
     try:
         different = "; ".join(_differences(job, replace(job, inputs=fingerprints())))
     except UsageError as error:
@@ -117,49 +117,29 @@ def check_unchanged(job: Job, fingerprints: Callable[[], Sequence[Mapping[str, o
 
 
 def _differences(then: Job, now: Job) -> Iterator[str]:
-    """Say what is no longer as it was."""
-    yield from _options_that_differ(then.options, now.options)
-    yield from _inputs_that_differ(then.inputs, now.inputs)
-
-
-def _options_that_differ(then: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
-    for name in dict.fromkeys([*then, *now]):
-        if then.get(name) != now.get(name):
-            yield f"--{name} was {_said(then.get(name))} and is {_said(now.get(name))}"
-
-
-def _inputs_that_differ(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    paths_then, paths_now = ([str(entry["path"]) for entry in entries] for entries in (then, now))
+    """Say which options differ; then which input, by size or number of files if these differ."""
+    for name in dict.fromkeys([*then.options, *now.options]):
+        old, new = then.options.get(name), now.options.get(name)
+        if old != new:
+            yield f"--{name} was {_said(old)} and is {_said(new)}"
+    paths_then, paths_now = ([str(entry["path"]) for entry in job.inputs] for job in (then, now))
     if paths_then != paths_now:
         yield f"the inputs were {' '.join(paths_then)} and are {' '.join(paths_now)}"
         return
-    for old, new in zip(then, now, strict=True):
-        for name, unit in (("bytes", "bytes"), ("files", "files")):
-            if old.get(name) != new.get(name):
-                yield f"{new['path']} had {old.get(name)} {unit} and has {new.get(name)}"
-                break
-        else:
-            if old != new:
-                yield f"{new['path']} was changed since"
+    for before, after in zip(then.inputs, now.inputs, strict=True):
+        counted = next((unit for unit in ("bytes", "files") if before.get(unit) != after.get(unit)), None)
+        if counted is not None:
+            yield f"{after['path']} had {before.get(counted)} {counted} and has {after.get(counted)}"
+        elif before != after:
+            yield f"{after['path']} was changed since"
 
 
 def _said(value: object) -> str:
     return "not given" if value is None else str(value)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
-    part = path.with_name(f"{path.name}.tmp")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
-
-
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk."""
+    """Write the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,18 +1,17 @@
-"""The work folder: which rows are done, and their vectors, safe from a kill at any moment.
+"""The journal of a work folder: which rows are done, and their vectors; a kill at any moment does no harm to it.
 
-Vectors are appended to one file; a transaction of SQLite then says which rows they are for. The file is on the disk
-before the transaction is, so what the database tells is always there, and what the file holds beyond it is cut off when
-the folder is opened again. Memory does not grow with the rows: digests, too, are looked up in the database (64 MiB of
-cache; about 110 bytes a row on the disk).
+Vectors are appended to one file; a transaction of SQLite then says which rows they belong to. The file is on the disk
+before the transaction is, so the vectors that the database names are always there. What the file holds beyond them is
+cut off when the folder is opened again. Memory does not grow with the rows: digests, too, are looked up in the database
+(64 MiB of cache; about 110 bytes a row on the disk).
 """
 
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,21 +28,25 @@ _TABLES = """
         digest BLOB PRIMARY KEY, start INTEGER NOT NULL, length INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS rows (
-        number INTEGER PRIMARY KEY, id TEXT NOT NULL, digest BLOB, start INTEGER, length INTEGER, error TEXT
+        number INTEGER PRIMARY KEY, id TEXT NOT NULL, digest BLOB, start INTEGER, length INTEGER, error TEXT,
+        CHECK ((start IS NULL) = (error IS NOT NULL))
     );
+"""
+# A row without an error has the vectors of its content.
+_INSERT_ROW = """
+    INSERT INTO rows SELECT :number, :id, :digest, start, length, :error
+    FROM (SELECT 1) LEFT JOIN items ON items.digest = :digest AND :error IS NULL
 """
 
 
-@dataclass(frozen=True)
-class Span:
-    """Where vectors lie in the file, counted in vectors; a multi-vector is several."""
+class Span(NamedTuple):
+    """Where the vectors of a row begin in the file, and how many they are; a multi-vector is several."""
 
     start: int
     length: int
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(NamedTuple):
     """A row that is done: its content has vectors, or it failed.
 
     Attributes:
@@ -58,9 +61,8 @@ class Settled:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A row as the journal tells it: with a span, or with an error."""
+class Recorded(NamedTuple):
+    """A row of the journal: with a span, or with an error."""
 
     number: int
     id: str
@@ -74,7 +76,7 @@ class Journal:
     Args:
         folder: must exist.
         dtype: of the vectors in the file.
-        durable: whether to wait for the disk, so that a power cut is survived too.
+        durable: whether to wait for the disk, so that a power cut loses nothing either.
 
     Raises:
         UsageError: another run has it open, or it is damaged.
@@ -83,7 +85,7 @@ class Journal:
 
     def __init__(self, folder: Path, dtype: str, *, durable: bool = True) -> None:
         self._durable = durable
-        self._dtype = np.dtype(dtype)
+        self.dtype = np.dtype(dtype)
         self._path = folder / VECTORS
         with disk_errors(folder):
             self._database = _open_database(folder / DATABASE, durable)
@@ -93,7 +95,7 @@ class Journal:
             facts: dict[str, int] = dict(self._database.execute("SELECT name, value FROM facts"))
             self._width = facts.get("width", 0)
             self._end = facts.get("end", 0)  # in vectors
-            n_bytes = self._end * self._width * self._dtype.itemsize
+            n_bytes = self._end * self._width * self.dtype.itemsize
             if self._path.stat().st_size < n_bytes:
                 self.close()
                 raise UsageError(f"{folder} is damaged: vectors are missing at the end; start anew with --restart")
@@ -121,23 +123,23 @@ class Journal:
         return {number: (row_id, digest) for number, row_id, digest in self._database.execute(query, (first, end))}
 
     def last(self) -> int:
-        """Give the number of the last row that is done, -1 if none is."""
+        """Return the number of the last row that is done; -1 if none is."""
         (number,) = self._database.execute("SELECT max(number) FROM rows").fetchone()
         return -1 if number is None else int(number)
 
     def holds(self, digest: bytes) -> bool:
         """Tell whether content has been embedded."""
-        return self._span(digest) is not None
+        return self._database.execute("SELECT 1 FROM items WHERE digest = ?", (digest,)).fetchone() is not None
 
     def record(self, vectors: Mapping[bytes, NDArray[np.float32]], rows: Sequence[Settled]) -> None:
-        """Keep vectors and the rows that are done with them, all or none.
+        """Record vectors and the rows that are done with them, all or none.
 
         Args:
             vectors: (width,) or (n, width) of each new content, by digest.
-            rows: those without an error have their content in `vectors`, or had it there before.
+            rows: the content of those without an error is in `vectors`, now or in an earlier call.
 
         Raises:
-            StoppedError: the disk is full, or the vectors do not go with those that are there.
+            StoppedError: the disk is full, or earlier vectors have another width.
         """
         end = self._end
         spans: list[tuple[bytes, int, int]] = []
@@ -151,20 +153,20 @@ class Journal:
             self._width = block.shape[1]
             spans.append((digest, end, len(block)))
             end += len(block)
-            blocks.append(np.ascontiguousarray(block, dtype=self._dtype).tobytes())
+            blocks.append(np.ascontiguousarray(block, dtype=self.dtype).tobytes())
         with disk_errors(self._path.parent):
             if blocks:
                 self._append(b"".join(blocks))
             with self._database:  # a transaction
                 self._database.execute("BEGIN")
                 self._database.executemany("INSERT INTO items VALUES (?, ?, ?)", spans)
-                self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", map(self._line, rows))
+                self._database.executemany(_INSERT_ROW, (row._asdict() for row in rows))
                 facts = (("width", self._width), ("end", end))
                 self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts)
         self._end = end
 
     def mark_finishing(self) -> None:
-        """Note that the output is about to be put in its place, so that one found there is this run's."""
+        """Note that the output is about to be put in its place: from now on a file of its name is this run's."""
         with disk_errors(self._path.parent), self._database:
             self._database.execute("INSERT OR REPLACE INTO facts VALUES ('finishing', 1)")
 
@@ -174,7 +176,7 @@ class Journal:
         return self._database.execute("SELECT 1 FROM facts WHERE name = 'finishing'").fetchone() is not None
 
     def recorded(self, first: int = 0) -> Iterator[Recorded]:
-        """Give the rows that are done, in the order of the input, from one on."""
+        """Yield the rows that are done in the order of the input, beginning with the number `first`."""
         query = "SELECT number, id, start, length, error FROM rows WHERE number >= ? ORDER BY number"
         for number, row_id, start, length, error in self._database.execute(query, (first,)):
             yield Recorded(number, row_id, None if start is None else Span(start, length), error)
@@ -185,14 +187,14 @@ class Journal:
         return int(n_rows)
 
     def longer_than(self, n_vectors: int) -> Iterator[str]:
-        """Yield the ids of the rows that have more vectors than so many."""
+        """Yield the ids of the rows that have more vectors than this."""
         for (row_id,) in self._database.execute("SELECT id FROM rows WHERE length > ? ORDER BY number", (n_vectors,)):
             yield row_id
 
     def vectors(self, spans: Sequence[Span]) -> NDArray[np.generic]:
-        """Read vectors, one behind the other: (n, width)."""
-        # Mapped anew each time, so that the pages read do not count as this process's memory for ever.
-        mapped = np.memmap(self._path, self._dtype, "r", shape=(self._end, self._width))
+        """Read the vectors of spans, one after the other: (n, width)."""
+        # Mapped anew each time: pages that were read would otherwise count as this process's memory until it ends.
+        mapped = np.memmap(self._path, self.dtype, "r", shape=(self._end, self._width))
         numbers = np.concatenate([np.arange(span.start, span.start + span.length) for span in spans])
         return np.asarray(mapped[numbers])
 
@@ -202,32 +204,20 @@ class Journal:
         self._file.close()
 
     def __enter__(self) -> Self:
-        """Give this journal."""
+        """Return this journal."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Close the files; raise an error of ours for one of SQLite's that reading met."""
+        """Close the files; replace an error of SQLite, raised while reading, by one of this package."""
         self.close()
         if isinstance(error, sqlite3.DatabaseError):
             with disk_errors(self._path.parent):
                 raise error
 
-    def _span(self, digest: bytes) -> Span | None:
-        found = self._database.execute("SELECT start, length FROM items WHERE digest = ?", (digest,)).fetchone()
-        return None if found is None else Span(*found)
-
-    def _line(self, row: Settled) -> tuple[int, str, bytes | None, int | None, int | None, str | None]:
-        if row.error is not None:
-            return row.number, row.id, row.digest, None, None, row.error
-        span = None if row.digest is None else self._span(row.digest)
-        if span is None:
-            raise StoppedError(f"row {row.id!r} is done without a vector: this is a mistake of the program")
-        return row.number, row.id, row.digest, span.start, span.length, None
-
     def _append(self, content: bytes) -> None:
-        # A full disk breaks off an append or the transaction behind it, and what is in flight is kept all the same:
-        # nothing that was left here may stand before it.
-        self._file.truncate(self._end * self._width * self._dtype.itemsize)
+        # On a full disk an append can break off, or the transaction after it can fail, and the vectors in flight are
+        # recorded all the same. So first cut off what such an append left.
+        self._file.truncate(self._end * self._width * self.dtype.itemsize)
         view = memoryview(content)
         while view:
             view = view[self._file.write(view) :]
@@ -237,11 +227,11 @@ class Journal:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise an error of ours for what the disk or SQLite has against a work folder.
+    """Replace errors of the disk and of SQLite in a work folder by errors of this package.
 
     Raises:
         UsageError: another run has it open, or it is damaged.
-        StoppedError: the disk is full, or files may not be read or written: it goes on once that is mended.
+        StoppedError: the disk is full, or files may not be read or written. The run can go on once that is mended.
     """
     try:
         yield
@@ -256,7 +246,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             case _ if isinstance(error, sqlite3.OperationalError):
                 raise StoppedError(f"{folder} cannot be used until this is mended: {error}") from error
             case _:
-                raise  # a mistake of the program
+                raise  # an error in this program
 
 
 def is_in_use(folder: Path) -> bool:
@@ -269,13 +259,13 @@ def is_in_use(folder: Path) -> bool:
 
 
 def _code(error: sqlite3.DatabaseError) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without what further tells it apart
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without the extended code
 
 
 def _open_database(path: Path, durable: bool) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=1, isolation_level=None)
     database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    # The only user: a second run finds it locked, and no file is shared between processes, which network disks cannot.
+    # One process at a time: a second run finds it locked, and SQLite needs no shared memory, which network disks lack.
     database.execute("PRAGMA locking_mode = EXCLUSIVE")
     database.execute("PRAGMA journal_mode = WAL")
     database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")

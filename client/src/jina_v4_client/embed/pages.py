@@ -1,10 +1,11 @@
-"""Inputs that are looked at: image files, the pages of PDF files, and the frames of TIFF files."""
+"""Inputs that the model sees as images: image files, the pages of PDF files, and the frames of TIFF files."""
 
 import io
 import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,17 @@ from PIL import Image
 
 from jina_v4_client._images import CLIPPED, CLIPPED_MODES, open_image
 from jina_v4_client._model import MAX_ASPECT_RATIO
-from jina_v4_client.embed import missing
+from jina_v4_client.embed import check_installed
 from jina_v4_client.embed.content import Content, Row, broken_row, file_content, make_row, picture_content
-from jina_v4_client.embed.errors import RowError, UsageError
+from jina_v4_client.embed.errors import RowError
+from jina_v4_client.embed.files import FileKind
 
 # What a server takes of one image (JINA_V4_MAX_IMAGE_PIXELS and _BYTES); it scales a page to 602,112 pixels anyway.
 _SERVER_PIXELS = 64_000_000
 _SERVER_BYTES = 20 * 2**20
-_SAFE_PIXELS = 6_900_000  # a PNG file of so many is never over the bytes
+_SAFE_PIXELS = 6_900_000  # a PNG file of this many pixels is never over _SERVER_BYTES
 _NEW_SUBFILE_TYPE = 254  # a tag of TIFF
-_COPY_OR_MASK = 0b101  # in it: a smaller copy of another frame, or a mask
+_COPY_OR_MASK = 0b101  # its bits for a smaller copy of another frame, and for a mask
 _DYNAMIC_XFA = 2  # pdfium's FORMTYPE_XFA_FULL
 
 NO_XFA = "an XFA form: what its program would show is not rendered, but what other readers show in its place"
@@ -35,17 +37,17 @@ class ImageFile:
     path: str
 
     def rows(self) -> Iterator[Row]:
-        """Give the one row."""
-        yield make_row(self.path, lambda: file_content(Path(self.path)))
+        """Yield the one row."""
+        yield make_row(self.path, partial(file_content, Path(self.path)))
 
-    def count(self) -> int | None:
+    def count(self) -> int:
         """Count the rows."""
         return 1
 
 
 @dataclass(frozen=True)
 class Tiff:
-    """A TIFF file, a row a page; the id is the path, where there are several with the number of the frame."""
+    """A TIFF file, a row a page; the id is the path, followed by the number of the frame if there are several pages."""
 
     path: str
 
@@ -59,12 +61,11 @@ class Tiff:
         try:
             with Path(self.path).open("rb") as file, open_image(file) as image:
                 for index in pages:
-                    # mypy infers no lambda that has a default
-                    yield make_row(f"{self.path}#{index + 1}", lambda index=index: _frame(image, index, note))  # type: ignore[misc]
+                    yield make_row(f"{self.path}#{index + 1}", partial(_read_frame, image, index, note))
         except OSError as error:
             yield broken_row(self.path, f"cannot be read ({error})")
 
-    def count(self) -> int | None:
+    def count(self) -> int:
         """Count the pages."""
         return len(self._pages()[0])
 
@@ -85,7 +86,7 @@ class Tiff:
             return sorted({*pages, index}), index + 1
 
 
-def _frame(image: Image.Image, index: int, note: str | None) -> Content:
+def _read_frame(image: Image.Image, index: int, note: str | None) -> Content:
     try:
         image.seek(index)
         picture = image.convert("RGB")
@@ -106,7 +107,7 @@ class Pdf:
     scale: float
 
     def rows(self) -> Iterator[Row]:
-        """Give the pages in order; a file that cannot be opened is one row without content."""
+        """Yield the pages in order; a file that cannot be opened is one row without content."""
         try:
             document = open_pdf(self.path)
         except RowError as error:
@@ -115,13 +116,9 @@ class Pdf:
         with closing(document):
             note = NO_XFA if document.get_formtype() == _DYNAMIC_XFA else None
             for index in range(len(document)):
-                yield make_row(
-                    f"{self.path}#{index + 1}",
-                    # mypy infers no lambda that has a default
-                    lambda index=index: picture_content(render_page(document, index, self.scale), note),  # type: ignore[misc]
-                )
+                yield make_row(f"{self.path}#{index + 1}", partial(_read_page, document, index, self.scale, note))
 
-    def count(self) -> int | None:
+    def count(self) -> int:
         """Count the pages."""
         try:
             with closing(open_pdf(self.path)) as document:
@@ -130,12 +127,23 @@ class Pdf:
             return 1
 
 
-def check_pdf_reader() -> None:
-    """Refuse PDF files where pypdfium2 is not installed."""
-    try:
-        import pypdfium2  # type: ignore[import-untyped] # noqa: F401 - it has no types; is it there?
-    except ModuleNotFoundError as error:
-        raise UsageError(missing("pypdfium2")) from error
+def _read_page(document: Any, index: int, scale: float, note: str | None) -> Content:
+    return picture_content(render_page(document, index, scale), note)
+
+
+Pages = ImageFile | Tiff | Pdf
+
+
+def open_pages(path: str, kind: FileKind, pdf_scale: float) -> Pages:
+    """Open a file as a source of rows.
+
+    Raises:
+        UsageError: it is a PDF file, and pypdfium2 is not installed.
+    """
+    if kind == "pdf":
+        check_installed("pypdfium2")
+        return Pdf(path, pdf_scale)
+    return Tiff(path) if kind == "tiff" else ImageFile(path)
 
 
 def open_pdf(source: str | bytes) -> Any:
@@ -148,13 +156,12 @@ def open_pdf(source: str | bytes) -> Any:
         A pypdfium2.PdfDocument, to be closed.
 
     Raises:
-        RowError: it is broken, encrypted or empty.
+        RowError: it is broken, needs a password, or has no pages.
     """
-    check_pdf_reader()
-    import pypdfium2
+    import pypdfium2  # type: ignore[import-untyped] # it has no types
     from pypdfium2 import raw
 
-    # pdfium keeps the last error, also where it then says nothing of why it fails, as at a file without pages.
+    # For a file without pages pdfium sets no error, and the last one of another file would be reported: clear it.
     raw.FPDF_LoadMemDocument64(b"", 0, None)
     try:
         document = pypdfium2.PdfDocument(source)
@@ -162,8 +169,8 @@ def open_pdf(source: str | bytes) -> Any:
         if "password" in str(error).lower():
             raise RowError("encrypted: it needs a password; save a copy without one") from error
         raise RowError(f"a broken PDF file, or one without pages ({error})") from error
-    # As `init_forms` does where the file has a list of its fields: many programs that split files lose the list, and
-    # readers show the fields all the same.
+    # What PdfDocument.init_forms does only if the file has a list of its form fields. Many programs that split files
+    # lose the list; readers show the fields all the same.
     config = raw.FPDF_FORMFILLINFO(version=2)
     document.formenv = pypdfium2.PdfFormEnv(raw.FPDFDOC_InitFormFillEnvironment(document, config), config)
     return document
@@ -183,7 +190,7 @@ def render_page(document: Any, index: int, scale: float) -> Image.Image:
         An RGB picture.
 
     Raises:
-        RowError: the page cannot be rendered, or has no area or one that the model refuses.
+        RowError: the page cannot be rendered, is smaller than a pixel, or has an aspect ratio that the model refuses.
     """
     import pypdfium2
 
@@ -207,7 +214,7 @@ def render_page(document: Any, index: int, scale: float) -> Image.Image:
 
 
 def _rendered(page: Any, scale: float) -> Image.Image:
-    # draw_annots and a white ground are the defaults.
+    # By default, pypdfium2 draws annotations, on a white ground.
     picture: Image.Image = page.render(scale=scale).to_pil().convert("RGB")
     return picture
 

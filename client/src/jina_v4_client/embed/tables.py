@@ -11,18 +11,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
-from jina_v4_client.embed import missing
-from jina_v4_client.embed.content import Row, broken_row, bytes_content, make_row, named_image_content, text_content
-from jina_v4_client.embed.errors import UsageError
+from jina_v4_client.embed import check_installed
+from jina_v4_client.embed.content import (
+    Content,
+    Row,
+    broken_row,
+    bytes_content,
+    make_row,
+    named_image_content,
+    text_content,
+)
+from jina_v4_client.embed.errors import RowError, UsageError
 
 STDIN = "-"
 _BLOCK_BYTES = 2**20
 _PARQUET_ROWS = 1024  # decoded at a time
-_MAX_CELL = (
-    2**27
-)  # characters: longer than any text or image, so that a quote that is not closed does not take all memory
+# Characters. No text or image is longer, and a quote that is not closed must not take all memory.
+_MAX_CELL = 2**27
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 _NO_UTF8 = "not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8"
 _LINE_ENDS = "a carriage return inside a line; if lines end with it, convert the file: tr '\\r' '\\n'"
@@ -32,107 +39,124 @@ _LINE_ENDS = "a carriage return inside a line; if lines end with it, convert the
 class Columns:
     """Which columns of a table hold the content and the id; a row has a text or an image."""
 
-    text: str | None = "text"
-    image: str | None = None
-    id: str | None = None
+    text: str | None
+    image: str | None
+    id: str | None
 
     def content(self) -> list[str]:
-        """The columns that hold content."""
+        """Return the columns that hold content."""
         return [name for name in (self.text, self.image) if name is not None]
 
     def all(self) -> list[str]:
-        """The columns that are read."""
-        return [*self.content(), *([] if self.id is None else [self.id])]
+        """Return the columns that are read, each once."""
+        return list(dict.fromkeys([*self.content(), *([] if self.id is None else [self.id])]))
 
+    def row(self, record: Mapping[str, Any], number: str, folder: Path) -> Row:
+        """Make a row of a record.
 
-def row_of(record: Mapping[str, Any], number: object, columns: Columns, folder: Path) -> Row:
-    """Make a row of a table's record.
-
-    Args:
-        record: values by column.
-        number: the id where no column holds one.
-        columns: which to read.
-        folder: what the paths of images are relative to.
-    """
-    row_id = number if columns.id is None else record.get(columns.id)
-    if isinstance(row_id, bytes):
+        Args:
+            record: values by column.
+            number: the id where no column holds one, or it holds none for this record.
+            folder: what the paths of images are relative to.
+        """
         try:
-            row_id = row_id.decode("utf-8")
+            row_id = number if self.id is None else _read_id(record.get(self.id), self.id)
+        except RowError as error:
+            return broken_row(number, str(error))
+        text, image = (None if name is None else record.get(name) for name in (self.text, self.image))
+        return make_row(row_id, partial(_read_content, text, image, self, folder))
+
+
+def _read_id(value: Any, column: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
         except UnicodeDecodeError as error:
             where = f"{error.reason} at byte {error.start + 1}"
-            return broken_row(number, f"the id in {columns.id!r} is binary and not UTF-8 ({where}); write ids as text")
-    if row_id in (None, "") or row_id != row_id:  # NaN, as pandas writes a missing number
-        return broken_row(number, f"nothing in the column {columns.id!r}, which holds the ids")
-    if isinstance(row_id, Mapping | list):
-        return broken_row(number, f"{columns.id!r} holds no id but a value of type {type(row_id).__name__}")
+            raise RowError(f"the id in {column!r} is binary and not UTF-8 ({where}); write ids as text") from error
+    if value in (None, "") or value != value:  # NaN, as pandas writes a missing number
+        raise RowError(f"nothing in the column {column!r}, which holds the ids")
+    if isinstance(value, Mapping | list):
+        raise RowError(f"{column!r} holds no id but a value of type {type(value).__name__}")
+    return str(value)
+
+
+def _read_content(text: Any, image: Any, columns: Columns, folder: Path) -> Content:
     # An empty text is a text, but where a row may have an image instead it is the lack of one.
-    empty = (None,) if columns.text is None or columns.image is None else (None, "")
-    found = [name for name in columns.content() if record.get(name) not in empty]
-    if len(found) != 1:
+    nothing = (None,) if columns.text is None or columns.image is None else (None, "")
+    has_text, has_image = text not in nothing, image not in nothing
+    if has_text == has_image:
         names = " and ".join(map(repr, columns.content()))
-        return broken_row(row_id, f"{'both' if found else 'nothing in'} {names}; a row needs one text or image")
-    value = record[found[0]]
-    if found[0] == columns.image:
-        # As Hugging Face's datasets write images: the file's bytes, or where it lies.
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            return make_row(row_id, partial(bytes_content, value))
-        if isinstance(value, str) and value:
-            return make_row(row_id, partial(named_image_content, value, folder))
-    elif isinstance(value, str):
-        return make_row(row_id, partial(text_content, value))
-    kind = "path, URL or file" if found[0] == columns.image else "text"
-    return broken_row(row_id, f"{found[0]!r} holds no {kind} but a value of type {type(value).__name__}")
+        raise RowError(f"{'both' if has_text else 'nothing in'} {names}; a row needs one text or image")
+    if has_text:
+        if isinstance(text, str):
+            return text_content(text)
+        raise RowError(f"{columns.text!r} holds no text but a value of type {type(text).__name__}")
+    # As Hugging Face's datasets write images: the file's bytes, or its path.
+    value = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
+    if isinstance(value, bytes):
+        return bytes_content(value)
+    if isinstance(value, str) and value:
+        return named_image_content(value, folder)
+    raise RowError(f"{columns.image!r} holds no path, URL or file but a value of type {type(value).__name__}")
 
 
-@dataclass(frozen=True)
-class TextLines:
-    """One text a line; the id is the number of the line. Empty lines are no rows."""
+class _Lines:
+    """A file with a row a line; the id is the number of the line. Empty lines are no rows."""
 
     path: str
 
     def rows(self) -> Iterator[Row]:
-        """Give the rows in order."""
-        for number, line, error in _lines(self.path):
-            if error:
-                yield broken_row(number, error)
-            elif "\r" in line:
-                yield broken_row(number, _LINE_ENDS)
-            else:
-                yield make_row(number, partial(text_content, line))
+        """Yield the rows in order."""
+        with _opened(self.path) as file:
+            for number, raw in enumerate(file, 1):
+                if number == 1:
+                    _check_encoding(self.path, raw)
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                line = raw.rstrip(b"\r\n")
+                if not line.strip():
+                    continue
+                row_id = _id(self.path, number)
+                try:
+                    row = self._row(row_id, line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    where = f"byte {error.start + 1} of the line, 0x{line[error.start]:02x}"
+                    row = broken_row(row_id, f"line {number}: {where}, is {_NO_UTF8}")
+                yield row
 
     def count(self) -> int | None:
-        """Count the rows, about, for the progress; None if that cannot be done."""
+        """Count the lines, for the progress; None for the standard input."""
         return _count_lines(self.path)
+
+    def _row(self, row_id: str, line: str) -> Row:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """One JSON object a line. Empty lines are no rows."""
+class TextLines(_Lines):
+    """One text a line."""
+
+    path: str
+
+    def _row(self, row_id: str, line: str) -> Row:
+        return broken_row(row_id, _LINE_ENDS) if "\r" in line else make_row(row_id, partial(text_content, line))
+
+
+@dataclass(frozen=True)
+class JsonLines(_Lines):
+    """One JSON object a line."""
 
     path: str
     columns: Columns
 
-    def rows(self) -> Iterator[Row]:
-        """Give the rows in order."""
-        for number, line, error in _lines(self.path):
-            if error:
-                yield broken_row(number, error)
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as broken:
-                yield broken_row(number, f"no JSON ({broken})")
-                continue
-            if isinstance(record, dict):
-                yield row_of(record, number, self.columns, _folder(self.path))
-            else:
-                yield broken_row(number, f"no JSON object but a value of type {type(record).__name__}")
-
-    def count(self) -> int | None:
-        """Count the rows, about, for the progress; None if that cannot be done."""
-        return _count_lines(self.path)
+    def _row(self, row_id: str, line: str) -> Row:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            return broken_row(row_id, f"no JSON ({error})")
+        if not isinstance(record, dict):
+            return broken_row(row_id, f"no JSON object but a value of type {type(record).__name__}")
+        return self.columns.row(record, row_id, _folder(self.path))
 
 
 @dataclass(frozen=True)
@@ -140,44 +164,43 @@ class Csv:
     """A table with a line of column names, separated by commas, or by tabs in a .tsv.
 
     Raises:
-        UsageError: a column is not there, or there twice.
+        UsageError: a column is missing or duplicated.
     """
 
     path: str
     columns: Columns
 
     def __post_init__(self) -> None:
-        """Look at the columns."""
+        """Check the columns."""
         if self.path != STDIN:
             with _opened_text(self.path) as file:
-                self._names(_Records(file, self._delimiter))
+                self._names(self._records(file))
 
     def rows(self) -> Iterator[Row]:
-        """Give the rows in order."""
+        """Yield the rows in order."""
         with _opened_text(self.path) as file:
-            records = _Records(file, self._delimiter)
+            records = self._records(file)
             names = self._names(records)
             for number, (line, cells, error) in enumerate(records, 1):
                 row_id = _id(self.path, number)
+                if not error and len(cells) > len(names):
+                    error = f"more than {len(names)} cells; is a quote missing?"
+                elif any(map(_UNDECODED.search, cells)):
+                    error = _NO_UTF8
                 if error:
                     yield broken_row(row_id, f"line {line}: {error}")
-                elif len(cells) > len(names):
-                    yield broken_row(row_id, f"line {line}: more than {len(names)} cells; is a quote missing?")
-                elif any(map(_UNDECODED.search, cells)):
-                    yield broken_row(row_id, f"line {line}: {_NO_UTF8}")
                 else:
-                    yield row_of(dict(zip(names, cells, strict=False)), row_id, self.columns, _folder(self.path))
+                    yield self.columns.row(dict(zip(names, cells, strict=False)), row_id, _folder(self.path))
 
     def count(self) -> int | None:
-        """Count the rows, about, for the progress; None if that cannot be done."""
+        """Count the lines below the first, for the progress; None for the standard input."""
         n_lines = _count_lines(self.path)
         return None if n_lines is None else max(n_lines - 1, 0)
 
-    @property
-    def _delimiter(self) -> str:
-        return "\t" if self.path.lower().endswith(".tsv") else ","
+    def _records(self, lines: Iterable[str]) -> "Iterator[_Record]":
+        return _read_records(iter(lines), "\t" if self.path.lower().endswith(".tsv") else ",")
 
-    def _names(self, records: "_Records") -> list[str]:
+    def _names(self, records: "Iterator[_Record]") -> list[str]:
         """Read the names of the columns, and check them."""
         _, names, error = next(records, (1, [], ""))
         _check_encoding(self.path, "".join(names).encode("utf-8", "surrogateescape"))
@@ -185,54 +208,47 @@ class Csv:
             error = _NO_UTF8
         if error:
             raise UsageError(f"{_name(self.path)} is no CSV: the names of its columns, line 1: {error}")
-        check_columns(self.path, self.columns, names)
+        _check_columns(self.path, self.columns, names)
         return names
 
 
-class _Records:
-    """The records of a CSV file: for each the line it begins in, its cells, and what is wrong with it.
+_Record = tuple[int, list[str], str]  # the line it begins in, its cells, and what is wrong with it
+
+
+def _read_records(lines: Iterator[str], delimiter: str) -> Iterator[_Record]:
+    """Yield the records of a CSV file that are not empty lines.
 
     An unclosed quote swallows all lines up to the next quote, or to the end. So after a broken record, reading goes on
     in the line after the one in which that record begins.
     """
+    csv.field_size_limit(_MAX_CELL)
+    again: deque[str] = deque()  # lines to be read once more
+    taken: list[str] = []  # the lines of this record
+    n_before = 0  # lines before it
 
-    def __init__(self, lines: Iterable[str], delimiter: str) -> None:
-        csv.field_size_limit(_MAX_CELL)
-        self._lines, self._delimiter = iter(lines), delimiter
-        self._number = 0  # of lines that are behind us
-        self._again: deque[str] = deque()  # lines to be read once more
-        self._read: list[str] = []  # lines of this record
-        self._reader = self._begin()
-
-    def __iter__(self) -> Self:
-        """Return this iterator."""
-        return self
-
-    def __next__(self) -> tuple[int, list[str], str]:
-        """Return the next record that is not an empty line."""
-        while True:
-            self._number += len(self._read)
-            self._read = []
-            try:
-                cells, error = next(self._reader), ""
-            except csv.Error as broken:
-                cells, error = [], f"no CSV ({broken}); is a quote missing, or not doubled within quotes?"
-                self._again.extendleft(reversed(self._read[1:]))
-                del self._read[1:]
-                self._reader = self._begin()
-            if cells or error:
-                return self._number + 1, cells, error
-
-    def _begin(self) -> "Iterator[list[str]]":
-        return csv.reader(self._take(), delimiter=self._delimiter, strict=True)
-
-    def _take(self) -> Iterator[str]:
-        while True:
-            line = self._again.popleft() if self._again else next(self._lines, None)
-            if line is None:
-                return
-            self._read.append(line)
+    def take() -> Iterator[str]:
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            taken.append(line)
             yield line
+
+    def begin() -> "Iterator[list[str]]":
+        return csv.reader(take(), delimiter=delimiter, strict=True)
+
+    reader = begin()
+    while True:
+        try:
+            cells, error = next(reader), ""
+        except StopIteration:
+            return
+        except csv.Error as broken:
+            cells, error = [], f"no CSV ({broken}); is a quote missing, or not doubled within quotes?"
+            again.extendleft(reversed(taken[1:]))
+            del taken[1:]
+            reader = begin()
+        if cells or error:
+            yield n_before + 1, cells, error
+        n_before += len(taken)
+        taken.clear()
 
 
 @dataclass(frozen=True)
@@ -240,17 +256,17 @@ class Parquet:
     """A parquet file.
 
     Raises:
-        UsageError: it is none, or a column is not there, or there twice.
+        UsageError: it is none, or a column is missing or duplicated.
     """
 
     path: str
     columns: Columns
 
     def __post_init__(self) -> None:
-        """Look at the columns."""
+        """Check the columns."""
         if self.path == STDIN:
             raise UsageError("parquet cannot be read from the standard input; give a file")
-        check_columns(self.path, self.columns, self._file().schema_arrow.names)
+        _check_columns(self.path, self.columns, self._file().schema_arrow.names)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order; those after the first damage in a row group have no content."""
@@ -260,10 +276,11 @@ class Parquet:
             try:
                 for record in self._records(file, group):
                     number += 1
+                    row_id = _id(self.path, number)
                     if isinstance(record, str):
-                        yield broken_row(_id(self.path, number), record)
+                        yield broken_row(row_id, record)
                     else:
-                        yield row_of(record, _id(self.path, number), self.columns, _folder(self.path))
+                        yield self.columns.row(record, row_id, _folder(self.path))
             except (OSError, ValueError) as error:
                 while number < end:
                     number += 1
@@ -271,9 +288,7 @@ class Parquet:
 
     def _records(self, file: Any, group: int) -> Iterator[dict[str, Any] | str]:
         """Yield the rows of a row group; a string says why one cannot be decoded."""
-        # The same column twice is once in the answer.
-        columns = list(dict.fromkeys(self.columns.all()))
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group], columns=columns):
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group], columns=self.columns.all()):
             try:
                 yield from batch.to_pylist()
             except (ValueError, OverflowError):
@@ -291,18 +306,17 @@ class Parquet:
         return int(self._file().metadata.num_rows)
 
     def _file(self) -> Any:
-        try:
-            from pyarrow import parquet  # type: ignore[import-untyped] # it has no types
-        except ModuleNotFoundError as error:
-            raise UsageError(missing("pyarrow")) from error
+        check_installed("pyarrow")
+        from pyarrow import parquet  # type: ignore[import-untyped] # it has no types
+
         try:
             return parquet.ParquetFile(self.path)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
             raise UsageError(f"{self.path} is no parquet file ({error})") from error
 
 
-def check_columns(path: str, columns: Columns, names: list[str]) -> None:
-    """Refuse a table that lacks a column, or has it twice."""
+def _check_columns(path: str, columns: Columns, names: list[str]) -> None:
+    """Refuse a table in which a column is missing or duplicated."""
     for column in columns.all():
         if column not in names:
             there = ", ".join(map(repr, names)) or "none"
@@ -312,23 +326,6 @@ def check_columns(path: str, columns: Columns, names: list[str]) -> None:
             )
         if names.count(column) > 1:
             raise UsageError(f"{_name(path)} has {names.count(column)} columns {column!r}; rename all but one")
-
-
-def _lines(path: str) -> Iterator[tuple[str, str, str]]:
-    """Give for each line that is not empty its id, its text without the line's end, and what is wrong with it."""
-    with _opened(path) as file:
-        for number, raw in enumerate(file, 1):
-            if number == 1:
-                _check_encoding(path, raw)
-            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            line = line.rstrip(b"\r\n")
-            if not line.strip():
-                continue
-            try:
-                yield _id(path, number), line.decode("utf-8"), ""
-            except UnicodeDecodeError as error:
-                where = f"byte {error.start + 1} of the line, 0x{line[error.start]:02x}"
-                yield _id(path, number), "", f"line {number}: {where}, is {_NO_UTF8}"
 
 
 def _check_encoding(path: str, head: bytes) -> None:
@@ -356,7 +353,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     try:
-        file = Path(path).open("rb")  # noqa: SIM115 - what is raised while it is read is not about opening it
+        file = Path(path).open("rb")  # noqa: SIM115 - an error while it is read is not about opening it
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     with file:

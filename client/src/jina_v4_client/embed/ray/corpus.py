@@ -18,12 +18,10 @@ from jina_v4_client._images import IMAGE_ENDINGS, prepare
 from jina_v4_client.embed.content import Content, broken_row, escaped
 from jina_v4_client.embed.errors import RowError, StoppedError
 from jina_v4_client.embed.files import kind_of
-from jina_v4_client.embed.folder import open_file
-from jina_v4_client.embed.inputs import Source, open_input
-from jina_v4_client.embed.pages import ImageFile, Pdf, Tiff
+from jina_v4_client.embed.inputs import open_input
+from jina_v4_client.embed.pages import Pages, open_pages
 from jina_v4_client.embed.places import File, FileSystems, on_this_machine, scheme_of
 from jina_v4_client.embed.ray import Plan
-from jina_v4_client.embed.tables import Columns
 from jina_v4_client.errors import ImageError
 
 _FILES_A_TASK = 64  # of a folder; a file that is an INPUT has a task of its own
@@ -64,7 +62,7 @@ def _tables(files: Sequence[tuple[int, File]], filesystems: FileSystems, plan: P
 
 
 def _rows(first: int, file: File, filesystems: FileSystems, plan: Plan) -> Iterator[dict[str, object]]:
-    name, options = file.name, plan.options
+    name = file.name
     if file.left_out or _is_one_image(name):
         yield {"row": first, "id": name, "file": name, "error": file.left_out or None}
         return
@@ -73,12 +71,9 @@ def _rows(first: int, file: File, filesystems: FileSystems, plan: Plan) -> Itera
         if file.in_folder and kind is None:
             yield {"row": first, "id": name, "error": why}
             return
-        columns = Columns(options["text-column"], options["image-column"], options["id-column"])
-        scale, table_format = options["pdf-scale"], options["input-format"]
-        source: Source = open_file(path, kind, scale) if kind else open_input(path, columns, table_format, scale)
-        is_opened_later = isinstance(source, ImageFile | Tiff | Pdf)
+        source = open_pages(path, kind, plan.options["pdf-scale"]) if kind else open_input(path, plan.options)
         for number, row in enumerate(source.rows(), first):
-            how = {"file": name} if is_opened_later else {"read": pickle.dumps(row.read)}
+            how = {"file": name} if isinstance(source, Pages) else {"read": pickle.dumps(row.read)}
             yield {"row": number, "id": row.id.replace(path, name, 1), **how}
 
 
@@ -101,7 +96,7 @@ def read_contents(rows: pyarrow.Table, filesystems: FileSystems, plan: Plan) -> 
         unread = {row["row"]: row for row in group}
         with on_this_machine(name, filesystems) as path:
             kind, why = kind_of(path)[0] or "image", "the file has changed, or cannot be read on this node"
-            pages = open_file(path, kind, plan.options["pdf-scale"]).rows()
+            pages = open_pages(path, kind, plan.options["pdf-scale"]).rows()
             if kind != "image" and _is_one_image(name):
                 pages, why = iter(()), f"named as an image, but a {kind.upper()} file: rename it"
             first, last = min(unread) >> 32 << 32, max(unread)
