@@ -158,7 +158,7 @@ class Scan(Document):
 
     def count(self) -> int:
         """Count the pages."""
-        return Tiff(str(self.path)).count() or 0
+        return Tiff(str(self.path)).count()
 
     def pages(self, scale: float) -> Iterator[Rendered | DocumentError]:  # noqa: ARG002 - as of any document
         """Give all pages."""
@@ -210,7 +210,7 @@ def read_document(path: Path) -> Document:
     except OSError as error:
         raise DocumentError(f"{path} cannot be read: {error.strerror}") from error
     kind, _ = kind_of(path)
-    several = kind == "tiff" and (Tiff(str(path)).count() or 0) > 1
+    several = kind == "tiff" and Tiff(str(path)).count() > 1
     document = Pdf if kind == "pdf" else Scan if several else Picture
     return document(path, content, hashlib.sha256(content).hexdigest())
 

@@ -18,6 +18,7 @@ import numpy as np
 import pypdfium2
 import pytest
 from embed_command import Embed, embed_with, read, write_jsonl
+from jina_v4_client.embed import run as embed_run
 from jina_v4_client.embed.cli import app
 from numpy.typing import NDArray
 from PIL import Image
@@ -669,6 +670,28 @@ def test_a_run_does_not_go_on_with_another_revision_of_the_model(embed: Embed, s
     assert (vectors == vectors_of(server, ROWS)).all()
     facts = json.loads(parquet.read_schema("out.parquet").metadata[b"jina_v4"])
     assert facts["revision"] == old
+
+
+def test_a_run_goes_on_with_what_another_did_since_it_read_the_job(
+    embed: Embed, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.revisions = {"retrieval": "94ab5b9a669fa4df-bfloat16-602112"}
+    play, real = server.routes["/v1/embeddings"], embed_run.Journal
+    write_jsonl(Path("rows.jsonl"), ROWS)
+    arguments = ("--batch-size", 5, "--workers", 1, "rows.jsonl", "out.parquet")
+
+    def open_after_another_run(*of_journal: Any) -> Any:
+        monkeypatch.setattr(embed_run, "Journal", real)
+        server.routes["/v1/embeddings"] = lambda seen: (
+            play(seen) if len(sent(server)) <= 10 else server.json_answer({}, 503)
+        )
+        assert embed(*arguments).code == 1
+        server.routes["/v1/embeddings"] = play
+        return real(*of_journal)
+
+    monkeypatch.setattr(embed_run, "Journal", open_after_another_run)
+    ran = embed(*arguments)
+    assert (ran.code, ran.stderr) == (0, "")
 
 
 def test_an_output_that_is_there_is_replaced_only_by_force(embed: Embed, server: Any) -> None:

@@ -2,8 +2,9 @@
 
 The way of a row: ``inputs`` opens what the command line names, and ``tables``, ``pages`` or ``folder`` yield the row.
 ``work`` reads its ``content``, has it embedded in a batch by ``encoder``, and keeps the vector on disk in the
-``journal``. ``output`` writes all vectors to one file, in the order of the input. ``run`` puts these together; ``job``
-checks that a resumed run has the same options and inputs. The command needs the client's extra `embed`.
+``journal``. ``output`` writes all vectors to one file, in the order of the input. ``run`` puts these together. What is
+done so far is in the ``work_folder``, and only a run with the same ``job`` (options and inputs) goes on with it. The
+command needs the client's extra `embed`.
 """
 
 import importlib

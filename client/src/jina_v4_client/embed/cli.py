@@ -131,7 +131,7 @@ def embed(
         if dimensions is not None and dimensions not in TRUNCATE_DIMS:
             raise UsageError(f"--dimensions {dimensions} is not offered; choose {', '.join(map(str, TRUNCATE_DIMS))}")
         if dimensions is not None and multivector:
-            raise UsageError("--dimensions does not go with --multivector: multi-vectors always have 128")
+            raise UsageError("--dimensions does not go with --multivector: multi-vectors always have 128 dimensions")
         if pool_factor is not None:
             _check_pooling(multivector=multivector)
         if dtype in QUANTIZED and (ray is not None or output == STDIN):
@@ -153,7 +153,7 @@ def embed(
             "input-format": input_format,
         }
         batch_sizes: dict[Kind, int] = {"text": batch_size, "image": image_batch_size}
-        client = {
+        client_arguments = {
             "api_key": _read_key(api_key_file),
             "task": task,
             "model": model,
@@ -174,7 +174,7 @@ def embed(
                 n_workers=workers,
                 urls=base_url.split(",") if base_url else [],
                 server=[task, "--checkpoint", str(Path(checkpoint or "").absolute()), *_split(server_args)],
-                client=client,
+                client=client_arguments,
                 batch_sizes=batch_sizes,
                 options=options,
                 skip=on_error == "skip",
@@ -182,11 +182,11 @@ def embed(
             )
             raise typer.Exit(SKIPPED if run_on_ray(plan, force=force, restart=restart) else 0)
         if checkpoint is not None or server_args:
-            raise UsageError("--checkpoint and --server-args go with --ray; give one, or neither of these")
+            raise UsageError("--checkpoint and --server-args are for --ray; add --ray ADDRESS, or leave them out")
         rows = open_inputs(inputs, options)
         settings = Settings(workers or 4, batch_sizes, on_error == "skip")
-        with _client(base_url or BASE_URL, client) as calls:
-            run = Run(calls, rows, options, settings, quiet)
+        with _client(base_url or BASE_URL, client_arguments) as client:
+            run = Run(client, rows, options, settings, quiet)
             if output == STDIN:
                 is_whole = run.to_lines(as_base64=encoding == "base64")
             else:

@@ -75,7 +75,7 @@ def text_content(text: str) -> Content:
 
 
 def bytes_content(file: bytes) -> Content:
-    """Make content of the bytes of an image file; if they are none, the client will say so."""
+    """Make content of the bytes of an image file; the client finds out later whether they are one."""
     digest, note = _digest(b"file", file), None
     try:
         with open_image(io.BytesIO(file)) as image:

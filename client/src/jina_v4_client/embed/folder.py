@@ -8,14 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from jina_v4_client.embed.content import Row
+from jina_v4_client.embed.content import Row, escaped
 from jina_v4_client.embed.errors import UsageError
 from jina_v4_client.embed.files import kind_of
 from jina_v4_client.embed.pages import Pages, open_pages
 
 
 class LeftOut(NamedTuple):
-    """A file that has no rows, and why."""
+    """A file that has no rows, and why; both can be written as UTF-8."""
 
     path: str
     why: str
@@ -70,7 +70,7 @@ class Folder:
     def _entries(self) -> Iterator[Pages | LeftOut]:
         for path, why_not in walk(self.path):
             kind, why = (None, why_not) if why_not else kind_of(path)
-            yield LeftOut(path, why) if kind is None else open_pages(path, kind, self.pdf_scale)
+            yield LeftOut(escaped(path), escaped(why)) if kind is None else open_pages(path, kind, self.pdf_scale)
 
 
 def walk(folder: str) -> Iterator[tuple[str, str]]:

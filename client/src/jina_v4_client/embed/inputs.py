@@ -43,7 +43,7 @@ class Inputs:
     def count(self) -> int | None:
         """Count the rows, about; None if that cannot be done."""
         counts = [source.count() for source in self.sources]
-        return None if None in counts else sum(count or 0 for count in counts)
+        return None if None in counts else sum(filter(None, counts))
 
     def left_out(self) -> Iterator[LeftOut]:
         """Yield the files of folders that have no rows."""

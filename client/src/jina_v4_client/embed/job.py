@@ -1,10 +1,8 @@
 """The job of a run: its options and inputs. It is kept with the work; only a run with the same job goes on with it."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from jina_v4_client.embed.errors import ChangedError, UsageError
 
@@ -27,34 +25,9 @@ class Job:
     inputs: Sequence[Mapping[str, object]]
     revision: str | None = None
 
-    def write(self, folder: Path) -> None:
-        """Write the job into a work folder; after a kill or a power cut the file is whole, or as it was."""
-        part = folder / f"{JOB_FILE}.tmp"
-        with part.open("wb") as file:
-            file.write(self.dump())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(folder / JOB_FILE)
-        sync_folder(folder)
-
     def dump(self) -> bytes:
         """Return the content of the file."""
         return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1).encode()
-
-
-def read_job(folder: Path) -> Job | None:
-    """Read the job of a work folder; None if there is none.
-
-    Raises:
-        UsageError: it cannot be read by this version.
-    """
-    try:
-        content = (folder / JOB_FILE).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(f"{folder / JOB_FILE} cannot be read: {error.strerror}") from error
-    return load_job(content, folder)
 
 
 def load_job(content: bytes, folder: object) -> Job:
@@ -74,24 +47,6 @@ def load_job(content: bytes, folder: object) -> Job:
     if document.get("format") != _FORMAT:
         raise UsageError(f"{folder} was made by another version of this command; start anew with --restart")
     return Job(document["options"], document["inputs"], document.get("revision"))
-
-
-def hold_revision(job: Job, revision: str | None, folder: Path, *, any_vectors: bool) -> Job:
-    """Return the job with the revision of the server, written to its work folder.
-
-    Raises:
-        UsageError: the work folder holds vectors of another revision.
-    """
-    if job.revision == revision:
-        return job
-    if any_vectors:
-        raise UsageError(
-            f"{folder} holds vectors of revision {job.revision} of the model, and the server has {revision}:"
-            " they do not go together. Serve that one again, or start anew with --restart"
-        )
-    job = replace(job, revision=revision)
-    job.write(folder)
-    return job
 
 
 def check_same(then: Job, now: Job, folder: object) -> None:
@@ -136,12 +91,3 @@ def _differences(then: Job, now: Job) -> Iterator[str]:
 
 def _said(value: object) -> str:
     return "not given" if value is None else str(value)
-
-
-def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

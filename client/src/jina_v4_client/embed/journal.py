@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_v4_client.embed.errors import StoppedError, UsageError
-from jina_v4_client.embed.job import sync_folder
 
 VECTORS = "vectors.bin"
 DATABASE = "journal.sqlite"
@@ -273,3 +272,12 @@ def _open_database(path: Path, durable: bool) -> sqlite3.Connection:
     database.execute("BEGIN EXCLUSIVE")
     database.execute("COMMIT")
     return database
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_v4_client.embed import check_installed
-from jina_v4_client.embed.content import escaped
 from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.folder import LeftOut
-from jina_v4_client.embed.job import sync_folder
-from jina_v4_client.embed.journal import Journal, Recorded, Span
+from jina_v4_client.embed.journal import Journal, Recorded, Span, sync_folder
 from jina_v4_client.scoring.quantization import quantize_binary, quantize_int8
 
 FORMATS = (".parquet", ".npy", ".safetensors")
@@ -30,8 +28,6 @@ _GROUP_ROWS = 2**15  # ids take memory too
 _SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
 # The dtypes that only .parquet can hold, and how their columns are read.
 QUANTIZED = {"int8": "vector * scale", "binary": "bits of v > 0, most significant first"}
-
-
 # These options say how the inputs are read, not how the vectors are made.
 _OF_INPUTS = ("text-column", "image-column", "id-column", "input-format")
 
@@ -138,7 +134,7 @@ class Lines:
     def write_left_out(self, left_out: Iterable[LeftOut]) -> None:
         """Write the files that have no rows, after all rows."""
         for entry in left_out:
-            self._write({"id": escaped(entry.path), "error": escaped(entry.why)})
+            self._write({"id": entry.path, "error": entry.why})
         self._try(self._file.flush)
 
     def _write(self, line: Mapping[str, object]) -> None:
@@ -190,11 +186,11 @@ def _groups(journal: Journal) -> Iterator[_Group]:
         yield _Group(ids, [span.length for span in spans], journal.vectors(spans))
 
 
-def _facts(options: Mapping[str, Any], revision: str | None) -> str:
+def facts(options: Mapping[str, Any], revision: str | None) -> str:
     """Return how the vectors were made, as JSON for the metadata of the output."""
-    facts = {name: value for name, value in options.items() if value is not None and name not in _OF_INPUTS}
-    facts |= {"quantization": QUANTIZED.get(options["dtype"]), "revision": revision}
-    return json.dumps({name: value for name, value in facts.items() if value is not None})
+    made_with = {name: value for name, value in options.items() if name not in _OF_INPUTS}
+    made_with |= {"quantization": QUANTIZED.get(options["dtype"]), "revision": revision}
+    return json.dumps({name: value for name, value in made_with.items() if value is not None})
 
 
 # Dictionaries and compression do not make the numbers of an embedding smaller; reading is faster without.
@@ -245,7 +241,7 @@ def _write_parquet(journal: Journal, options: Mapping[str, Any], revision: str |
     one = _Group([""], [1], np.ones((1, journal.width), journal.dtype))  # its columns have the types of all
     schema = pyarrow.schema(
         [pyarrow.field(name, column.type, nullable=False) for name, column in _columns(one, options).items()],
-        metadata={"jina_v4": _facts(options, revision)},
+        metadata={"jina_v4": facts(options, revision)},
     )
     with parquet.ParquetWriter(file, schema, store_schema=True, **PARQUET_OPTIONS) as writer:
         for group in _groups(journal):
@@ -268,7 +264,7 @@ def _write_safetensors(journal: Journal, options: Mapping[str, Any], revision: s
     shapes = {"vectors": (_SAFETENSORS_TYPES[options["dtype"]], (int(offsets[-1]), journal.width), journal.dtype)}
     if options["multivector"]:
         shapes = {"offsets": ("I64", offsets.shape, offsets.dtype), **shapes}
-    header: dict[str, object] = {"__metadata__": {"jina_v4": _facts(options, revision)}}
+    header: dict[str, object] = {"__metadata__": {"jina_v4": facts(options, revision)}}
     end = 0
     for name, (type_name, shape, dtype) in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
@@ -296,7 +292,7 @@ def _write_errors(journal: Journal, left_out: Iterable[LeftOut], file: IO[bytes]
         if row.error is not None:
             file.write(_json_line({"row": row.number + 1, "id": row.id, "error": row.error}))
     for entry in left_out:
-        file.write(_json_line({"row": None, "id": escaped(entry.path), "error": escaped(entry.why)}))
+        file.write(_json_line({"row": None, "id": entry.path, "error": entry.why}))
 
 
 def _json_line(entry: Mapping[str, object]) -> bytes:

@@ -135,13 +135,8 @@ Pages = ImageFile | Tiff | Pdf
 
 
 def open_pages(path: str, kind: FileKind, pdf_scale: float) -> Pages:
-    """Open a file as a source of rows.
-
-    Raises:
-        UsageError: it is a PDF file, and pypdfium2 is not installed.
-    """
+    """Open a file as a source of rows."""
     if kind == "pdf":
-        check_installed("pypdfium2")
         return Pdf(path, pdf_scale)
     return Tiff(path) if kind == "tiff" else ImageFile(path)
 
@@ -157,7 +152,9 @@ def open_pdf(source: str | bytes) -> Any:
 
     Raises:
         RowError: it is broken, needs a password, or has no pages.
+        UsageError: pypdfium2 is not installed.
     """
+    check_installed("pypdfium2")
     import pypdfium2  # type: ignore[import-untyped] # it has no types
     from pypdfium2 import raw
 

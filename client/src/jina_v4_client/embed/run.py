@@ -1,6 +1,5 @@
 """A run: begins a work folder or goes on with one, has the rows embedded, and puts the output in its place."""
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.inputs import Inputs
-from jina_v4_client.embed.job import JOB_FILE, Job, check_same, check_unchanged, hold_revision, read_job, sync_folder
-from jina_v4_client.embed.journal import DATABASE, VECTORS, Journal, disk_errors, is_in_use
+from jina_v4_client.embed.job import Job, check_unchanged
+from jina_v4_client.embed.journal import Journal, disk_errors
 from jina_v4_client.embed.output import Lines, beside, check_output, journal_dtype, write_output
 from jina_v4_client.embed.progress import Progress
 from jina_v4_client.embed.work import Names, Settings, Work
+from jina_v4_client.embed.work_folder import begin_work, discard_work, find_work, hold_revision
 from jina_v4_client.errors import JinaV4Error
 
 if TYPE_CHECKING:
     from jina_v4_client.client import EmbeddingsClient
 
-# Of a work folder, besides the database's; a folder with anything else in it is not removed.
-_OWN_FILES = {JOB_FILE, f"{JOB_FILE}.tmp", VECTORS, "ids", "errors", "output"}
 # Of 128 numbers: a Qdrant server takes fewer than 1,048,576 numbers in a multi-vector.
 _QDRANT_ROWS = 8191
 
@@ -61,13 +59,13 @@ class Run:
         total = self.inputs.count()  # reads all inputs as far as that is cheap, so that a wrong one is found now
         if restart:
             _check_free(path, force=force)
-            _discard(folder)
-        earlier = _find_work(folder, job)
+            discard_work(folder)
+        earlier = find_work(folder, job)
         if earlier is None:
             _check_free(path, force=force)
-            _begin(folder, job)
-        kept = earlier or job
+            begin_work(folder, job)
         with Journal(folder, journal_dtype(self.options)) as journal:
+            kept = find_work(folder, job) or job  # once more: another run may have been at work until now
             if not journal.is_finishing:
                 _check_free(path, force=force)
             done = journal.count()
@@ -77,7 +75,7 @@ class Run:
                 if not journal.is_finishing:
                     revision = self._hold_server()
                     with disk_errors(folder):
-                        kept = hold_revision(kept, revision, folder, any_vectors=journal.n_vectors > 0)
+                        kept = hold_revision(folder, kept, revision, any_vectors=journal.n_vectors > 0)
                 with Progress(total, done, quiet=self.quiet) as progress:
                     work = self._work(journal, progress.add)
                     n_rows = work.run(self.inputs.rows())
@@ -90,7 +88,7 @@ class Run:
                 nothing_done = journal.count() == 0
                 journal.close()
                 if nothing_done:
-                    _discard(folder)
+                    discard_work(folder)
                 raise
             self._say(progress.summary())
             self._warn(journal)
@@ -98,7 +96,7 @@ class Run:
                 files = write_output(journal, path, folder, self.options, kept.revision, self.inputs.left_out)
             except OSError as error:
                 raise StoppedError(f"{path} cannot be written: {error.strerror or error}") from error
-        _discard(folder)
+        discard_work(folder)
         self._say("wrote " + ", ".join(map(str, reversed(files))))
         return self._end(work, n_rows, n_failed, f"{beside(path, 'errors.jsonl')} says why")
 
@@ -152,10 +150,9 @@ class Run:
         for row_id in journal.longer_than(_QDRANT_ROWS) if self.options["multivector"] else ():
             too_long.add(row_id)
         if too_long.count:
-            have = "multi-vector has" if too_long.count == 1 else "multi-vectors have"
             self._say(
-                f"warning: {too_long.count:,} {have} over {_QDRANT_ROWS:,} rows, which Qdrant refuses;"
-                f" use --pool-factor or --max-length: {too_long}"
+                f"warning: {too_long.counted('multi-vector has', 'multi-vectors have')} over {_QDRANT_ROWS:,} rows,"
+                f" which Qdrant refuses; use --pool-factor or --max-length: {too_long}"
             )
         if self.options["id-column"] and (n_repeated := journal.n_repeated_ids()):
             self._say(f"warning: the ids of {n_repeated:,} rows are those of earlier rows")
@@ -163,15 +160,14 @@ class Run:
     def _end(self, work: Work, n_rows: int, n_failed: int, why: str) -> bool:
         """Say what is worth knowing of the rows and which are missing; return whether none are."""
         for note, names in work.notes.items():
-            self._say(f"note: {names.count:,} {'row' if names.count == 1 else 'rows'}: {note}: {names}")
+            self._say(f"note: {names.counted('row', 'rows')}: {note}: {names}")
         left_out = Names()
         for entry in self.inputs.left_out():
             left_out.add(entry.path)
         if n_failed:
             sys.stderr.write(f"{n_failed:,} of {n_rows:,} rows were skipped; {why}\n")
         if left_out.count:
-            files = "1 file was" if left_out.count == 1 else f"{left_out.count:,} files were"
-            sys.stderr.write(f"{files} left out; {why}: {left_out}\n")
+            sys.stderr.write(f"{left_out.counted('file was', 'files were')} left out; {why}: {left_out}\n")
         return not n_failed and not left_out.count
 
     def _say(self, line: str) -> None:
@@ -187,47 +183,6 @@ def _count_failed(journal: Journal, n_rows: int) -> int:
     if n_done != n_rows:
         raise StoppedError(f"internal error: {n_done} of {n_rows} rows are done")
     return journal.count(failed=True)
-
-
-def _find_work(folder: Path, job: Job) -> Job | None:
-    """Return the job of a work folder, if there is one; it must be the same job."""
-    if not folder.is_dir():
-        return None
-    then = read_job(folder)
-    if then is None:
-        _discard(folder)  # a run was killed before it wrote the job
-    else:
-        check_same(then, job, folder)
-    return then
-
-
-def _begin(folder: Path, job: Job) -> None:
-    try:
-        folder.mkdir()
-        job.write(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made, to keep the work in: {error.strerror}") from error
-
-
-def _discard(folder: Path) -> None:
-    """Remove a work folder.
-
-    The job goes first: a folder without it is not resumed after a kill. If nothing may be removed, nothing changes.
-    """
-    try:
-        if not folder.exists():
-            return
-        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(DATABASE)}
-        if strange := sorted(names - _OWN_FILES):
-            raise UsageError(f"{folder} is not removed: {strange[0]} in it was not put there by this command")
-        if is_in_use(folder):
-            raise UsageError(f"{folder} is not removed: another run is at work in it")
-        (folder / JOB_FILE).unlink(missing_ok=True)
-        sync_folder(folder)
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be removed: {error.strerror}") from error
 
 
 def _check_free(path: Path, *, force: bool) -> None:

@@ -55,6 +55,10 @@ class Names:
         if len(self.first) < _NAMED:
             self.first.append(name)
 
+    def counted(self, one: str, many: str) -> str:
+        """Return the count with the word for one or many."""
+        return f"{self.count:,} {one if self.count == 1 else many}"
+
     def __str__(self) -> str:
         """Return the names, and how many more there are."""
         more = self.count - len(self.first)
@@ -255,8 +259,8 @@ class Work:
             raise ChangedError(f"row {row.id} is not what it was in an earlier run; {self._what_to_do()}")
 
     def _what_to_do(self) -> str:
-        # The files have the size and time that they had when the work began: they changed during a run, and back. To
-        # give them once more would not help.
+        # A file has the size and time that it had when the work began: it changed during a run, and was put back. Rows
+        # that are done may be of either state. The standard input alone can be fed again.
         return f"{'feed the same rows again, or ' * self._compare}start anew with --restart"
 
 
