@@ -92,7 +92,7 @@ def test_a_worker_blames_a_row_only_where_the_server_is_well(
     monkeypatch.setattr(ray, "get", lambda held: held)
     holder = SimpleNamespace(hold=SimpleNamespace(remote=lambda revision: revision))
     options = dict.fromkeys(("dimensions", "max-pixels")) | {"multivector": False, "max-length": 64, "dtype": "float32"}
-    options |= {"prompt-name": "passage"}
+    options |= {"prompt-name": "passage", "text-column": "text"}
     client = {"task": "retrieval", "max_retries": 0}
     worker = Worker(
         holder,
@@ -105,9 +105,12 @@ def test_a_worker_blames_a_row_only_where_the_server_is_well(
         with pytest.raises(StoppedError, match="status 500: not finite; then the server did not embed a plain text"):
             worker(rows)
         return
-    found = worker(rows.slice(0, 1)).to_pylist() + worker(rows.slice(1)).to_pylist()
+    tables = [worker(rows.slice(0, 1)), worker(rows.slice(1))]
+    found = tables[0].to_pylist() + tables[1].to_pylist()
     assert [row["id"] for row in found if row["vector"] is None] == ["bad"]
     assert found[0]["error"].endswith("failed with status 500: not finite")
+    said = {"multivector": False, "max-length": 64, "dtype": "float32", "prompt-name": "passage"}
+    assert all(json.loads(table.schema.metadata[b"jina_v4"]) == said for table in tables)
 
 
 @pytest.mark.parametrize("image", ["http://x/\ud83d.png", "\ud83d.png", "data:image/png;base64,\ud83d"])

@@ -1,7 +1,6 @@
 """A worker: an actor that embeds blocks of rows, with a server of its own or at given addresses."""
 
 import itertools
-import json
 import os
 import socket
 import subprocess
@@ -17,6 +16,7 @@ import ray
 from jina_v4_client.embed.content import Kind, escaped
 from jina_v4_client.embed.encoder import make_encode
 from jina_v4_client.embed.errors import RowError, StoppedError
+from jina_v4_client.embed.output import facts
 from jina_v4_client.embed.ray import Plan
 from jina_v4_client.errors import JinaV4Error
 
@@ -40,8 +40,7 @@ class Worker:
         for client in clients:
             revision = client.revision()
             ray.get(output.hold.remote(revision))
-        facts = {name: value for name, value in plan.options.items() if value is not None}
-        self._metadata = {"jina_v4": json.dumps(facts | {"revision": revision})}
+        self._metadata = {"jina_v4": facts(plan.options, revision)}
         self._encodes = itertools.cycle([make_encode(client, plan.options, plan.batch_sizes) for client in clients])
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
