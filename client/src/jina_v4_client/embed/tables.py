@@ -185,8 +185,6 @@ class Csv:
                 row_id = _id(self.path, number)
                 if not error and len(cells) > len(names):
                     error = f"more than {len(names)} cells; is a quote missing?"
-                elif any(map(_UNDECODED.search, cells)):
-                    error = _NO_UTF8
                 if error:
                     yield broken_row(row_id, f"line {line}: {error}")
                 else:
@@ -204,8 +202,6 @@ class Csv:
         """Read the names of the columns, and check them."""
         _, names, error = next(records, (1, [], ""))
         _check_encoding(self.path, "".join(names).encode("utf-8", "surrogateescape"))
-        if not error and any(map(_UNDECODED.search, names)):
-            error = _NO_UTF8
         if error:
             raise UsageError(f"{_name(self.path)} is no CSV: the names of its columns, line 1: {error}")
         _check_columns(self.path, self.columns, names)
@@ -237,7 +233,8 @@ def _read_records(lines: Iterator[str], delimiter: str) -> Iterator[_Record]:
     reader = begin()
     while True:
         try:
-            cells, error = next(reader), ""
+            cells = next(reader)
+            error = _NO_UTF8 if any(map(_UNDECODED.search, cells)) else ""
         except StopIteration:
             return
         except csv.Error as broken:
