@@ -4,8 +4,11 @@ import functools
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,35 @@ def stages() -> dict[str, Stage]:
         elif name:
             found[stage].instructions.append((name, " ".join(argument.split())))
     return found
+
+
+@pytest.fixture(scope="session")
+def exit_code_of_health_check() -> Iterator[Callable[[str, int], int]]:
+    """Run the program of a health check before a server that answers with a status.
+
+    Docker gives every container the proxies of its user's settings; here they lead nowhere.
+    """
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def run(program: str, answer: int) -> int:
+        nonlocal status
+        status = answer
+        proxies = {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
+        here = program.replace(":8000/", f":{server.server_port}/")
+        return subprocess.run([sys.executable, "-c", here], env=proxies, stderr=subprocess.DEVNULL).returncode
+
+    status = 200
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield run
+        server.shutdown()
 
 
 class Reset:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from compose_spec import PyCompose
 from conftest import TASKS
+from jina_v4_merge.files import json_bytes
+from jina_v4_merge.writing.checkpoint import MANIFEST_NAME, STANDIN_KEY
 from jina_v4_serve.gateway.run import GatewaySettings, parse_servers
 from jina_v4_serve.launch.supervisor import Policy
 
@@ -85,13 +87,16 @@ def test_the_gateway_finds_them(project: Manifest, read_command) -> None:
     assert not any("ports" in project["services"][task] for task in TASKS)
 
 
-def test_health_checks_ask_the_ports_that_are_listened_on(project: Manifest, read_command) -> None:
+def test_health_checks_ask_the_ports_that_are_listened_on_and_no_proxy(
+    project: Manifest, read_command, exit_code_of_health_check: Callable[[str, int], int]
+) -> None:
     for name in with_gateway():
         service = project["services"][name]
         port = read_command(service["command"]).options["port"]
         path = "health" if name == "gateway" else "ready"
-        assert f"http://127.0.0.1:{port}/{path}'" in service["healthcheck"]["test"][-1]
-        compile(service["healthcheck"]["test"][-1], "healthcheck", "exec")
+        program = service["healthcheck"]["test"][-1]
+        assert f"http://127.0.0.1:{port}/{path}'" in program
+        assert [exit_code_of_health_check(program, status) for status in (200, 503)] == [0, 1]
 
 
 def test_each_starts_when_the_one_before_it_is_ready(project: Manifest) -> None:
@@ -144,20 +149,27 @@ def test_the_targets_are_the_containerfile_s(project: Manifest, stages, root: Pa
         assert (context / service["build"]["dockerfile"]).is_file()
 
 
-def test_the_merge_takes_a_base_and_makes_what_is_missing(project: Manifest, root: Path, tmp_path: Path) -> None:
-    """The script that the image holds, with programs in the place of ours that say what they were asked."""
-    script = root / "deploy/containers/merge-missing"
-    assert project["services"]["merge"]["entrypoint"] == [script.name]
-    (base,) = project["services"]["merge"]["command"]
+@pytest.fixture
+def merge_missing(root: Path, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Run the script that the image holds, with a program in the place of ours that says what it was asked."""
     programs, models = tmp_path / "bin", tmp_path / "models"
     programs.mkdir()
     models.mkdir()
     (programs / "jina-v4-merge").write_text('#!/bin/sh\necho "$@"\n')
     (programs / "jina-v4-merge").chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "MODELS": str(models), "TMPDIR": str(tmp_path)}
+    script = root / "deploy/containers/merge-missing"
+    return lambda base: subprocess.run([script, base], env=environment, capture_output=True, text=True)
+
+
+def test_the_merge_takes_a_base_and_makes_what_is_missing(project: Manifest, merge_missing, tmp_path: Path) -> None:
+    assert project["services"]["merge"]["entrypoint"] == ["merge-missing"]
+    (base,) = project["services"]["merge"]["command"]
+    models = tmp_path / "models"
 
     def run() -> list[str]:
-        environment = {"PATH": f"{programs}:/usr/bin:/bin", "MODELS": str(models)}
-        done = subprocess.run([script, base], env=environment, capture_output=True, text=True, check=True)
+        done = merge_missing(base)
+        assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
     tasks = " ".join(f"--task {task}" for task in TASKS)
@@ -173,3 +185,19 @@ def test_the_merge_takes_a_base_and_makes_what_is_missing(project: Manifest, roo
         (models / f"jina-embeddings-v4-{task}").mkdir(exist_ok=True)
         (models / f"jina-embeddings-v4-{task}/canary.json").touch()
     assert run() == []
+
+
+def test_random_weights_of_an_earlier_try_are_not_taken_for_those_that_are_wanted(
+    merge_missing, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "models/jina-embeddings-v4-code"
+    checkpoint.mkdir()
+    sources = {"base": {"name": "/tmp/standin-base", STANDIN_KEY: {"seed": 0}}}  # noqa: S108 - as the script names it
+    (checkpoint / MANIFEST_NAME).write_bytes(json_bytes({"task": "code", "sources": sources}))
+    refused = merge_missing("jinaai/jina-embeddings-v4")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"error: {checkpoint} has the random weights of BASE=standin" in refused.stderr
+    assert merge_missing("standin").returncode == 0
+    sources["base"] = {"name": "jinaai/standin"}
+    (checkpoint / MANIFEST_NAME).write_bytes(json_bytes({"task": "code", "sources": sources}))
+    assert merge_missing("jinaai/jina-embeddings-v4").returncode == 0

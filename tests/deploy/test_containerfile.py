@@ -1,10 +1,12 @@
 """The Containerfile: what can be known of it without building it."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -82,9 +84,13 @@ def test_vllm_and_torch_know_the_variables_by_these_names(stages) -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_the_health_check_asks_the_port_that_is_exposed(stages, target: str) -> None:
+def test_the_health_check_asks_the_port_that_is_exposed_and_no_proxy(
+    stages, target: str, exit_code_of_health_check: Callable[[str, int], int]
+) -> None:
     (port,) = stages[target].get("EXPOSE")
-    assert f"http://127.0.0.1:{port}/health" in stages[target].get("HEALTHCHECK")[0]
+    *_, program = json.loads(stages[target].get("HEALTHCHECK")[0].partition(" CMD ")[2])
+    assert f"http://127.0.0.1:{port}/health'" in program
+    assert [exit_code_of_health_check(program, status) for status in (200, 503)] == [0, 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not find_vllm(), reason="only the CPU build on Linux can be looked at")

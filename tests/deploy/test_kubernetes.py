@@ -1,6 +1,8 @@
 """The manifests, rendered by kubectl without a cluster: against Kubernetes' schemas, our programs and one another."""
 
+import base64
 import re
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -298,3 +300,16 @@ def test_production_stack_s_router_is_told_of_our_services(
     backends = [f"http://jina-v4-{t}.jina-v4:{services[f'jina-v4-{t}']['spec']['ports'][0]['port']}" for t in TASKS]
     assert router["staticBackends"].split(",") == backends
     assert router["staticModels"].split(",") == [f"jina-embeddings-v4-{task}" for task in TASKS]
+
+
+def test_the_secret_holds_the_key_without_the_end_of_its_line(rendered, root: Path, tmp_path: Path) -> None:
+    """The Prometheus operator writes the secret into a header as it is; a newline in it ends every scrape."""
+    (command,) = re.findall(r"^.*kubectl .* create secret .*$", (root / "docs/deploy.md").read_text(), re.MULTILINE)
+    (tmp_path / "api-key").write_text("a-key\n")  # as openssl writes it
+    shell = ["sh", "-c", f"{command} --dry-run=client --output=yaml"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True)
+    secret = yaml.safe_load(done.stdout)
+    assert base64.b64decode(secret["data"]["api-key"]) == b"a-key"
+    for monitor in of_kind(rendered("autoscaling"), "PodMonitor").values():
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["authorization"]["credentials"] == {"name": secret["metadata"]["name"], "key": "api-key"}
