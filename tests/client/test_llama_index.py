@@ -18,6 +18,7 @@ import pytest
 from conftest import GOLDEN
 from jina_v4_client import ArgumentError, ImageError, ServerAuthenticationError
 from jina_v4_client.integrations.llama_index import JinaV4Embedding
+from llama_index.core.storage.kvstore import SimpleKVStore
 
 IMAGES = [str(path) for path in sorted((GOLDEN / "img").glob("*.png"))]
 TEXTS = [f"text {i}" for i in range(70)]
@@ -109,6 +110,22 @@ def test_task_dimensions_and_pixels_go_with_every_call(server: Any, make: Make) 
 def test_what_is_not_allowed_is_refused_before_a_call(make: Make, arguments: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         make(**arguments)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "code"])
+def test_a_cache_that_would_give_a_query_the_vector_of_a_passage_is_refused(make: Make, task: str) -> None:
+    with pytest.raises(ArgumentError, match=f"embeddings_cache does not go with task='{task}'"):
+        make(task=task, embeddings_cache=SimpleKVStore())
+    embedding = make(task=task)
+    with pytest.raises(ValueError, match="Field is frozen"):
+        embedding.embeddings_cache = SimpleKVStore()
+
+
+def test_text_matching_has_one_prompt_so_a_cache_is_right(server: Any, make: Make) -> None:
+    embedding = make(task="text-matching", embeddings_cache=SimpleKVStore())
+    assert embedding.get_text_embedding_batch(["a"]) == [embedding.get_query_embedding("a")]
+    (body,) = server.bodies("/v1/embeddings")
+    assert body["task"] == "text-matching"
 
 
 def test_a_misspelt_argument_is_refused_without_its_value(make: Make) -> None:

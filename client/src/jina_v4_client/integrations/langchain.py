@@ -23,7 +23,8 @@ class JinaV4Embeddings(Embeddings):
     """A jina-embeddings-v4 server as LangChain's embeddings: documents are passages, queries are queries.
 
     Vector stores that take images look for `embed_image` and call it with paths: Chroma's and LanceDB's ``add_images``,
-    for example. For others embed the images and add the vectors.
+    for example. For others embed the images and add the vectors. LangChain's `CacheBackedEmbeddings` is right unless it
+    is made with ``query_embedding_cache=True``: a query then gets the vector of the same words as a document.
 
     Use it in a ``with`` block, or call :meth:`close`. Coroutines have connections of their own in each event loop;
     await :meth:`aclose` in it at the end.

@@ -27,7 +27,8 @@ class JinaV4Embedding(MultiModalEmbedding):
 
     Texts are passages, queries are queries. The key is in no field, so in nothing that is printed, dumped or pickled:
     what is loaded again takes JINA_V4_API_KEY. `embeddings_cache` of LlamaIndex knows texts without their prompt, so a
-    query would get the vector of the same words as a passage: leave it out.
+    query would get the vector of the same words as a passage: it is refused, but for text-matching, which has one
+    prompt.
 
     The arguments are fixed; :meth:`model_copy` makes an embedding with others.
 
@@ -41,7 +42,7 @@ class JinaV4Embedding(MultiModalEmbedding):
         truncate_dim: 128, 256, 512, 1024 or 2048 dimensions; all of the model's if None.
         max_pixels: larger images are scaled down to so many pixels; the server's limit if None.
         client_options: further arguments of :class:`jina_v4_client.EmbeddingsClient`, without `http_client`.
-        **fields: those of LlamaIndex: embed_batch_size, callback_manager, num_workers, rate_limiter.
+        **fields: those of LlamaIndex: embed_batch_size, callback_manager, num_workers, rate_limiter, embeddings_cache.
 
     Raises:
         ArgumentError: one of these is not allowed.
@@ -60,12 +61,18 @@ class JinaV4Embedding(MultiModalEmbedding):
     client_options: dict[str, Any] = Field(
         default_factory=dict, frozen=True, description="Further arguments of the client."
     )
+    embeddings_cache: Any | None = Field(default=None, frozen=True, description="For text-matching alone.")
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, base_url: str, api_key: str | None = None, **fields: Any) -> None:
         # A call of so many makes several requests at a time, of as many items as suit a server.
         defaults = {"model_name": "jina-embeddings-v4", "embed_batch_size": 128}
         super().__init__(**{**defaults, "base_url": base_url, **fields})
+        if self.embeddings_cache is not None and self.task != "text-matching":
+            raise ArgumentError(
+                f"embeddings_cache does not go with task={self.task!r}: it knows texts without their prompt, and a"
+                " query would get the vector of a passage; leave it out"
+            )
         self._embedder = Embedder(
             base_url,
             api_key,
