@@ -30,9 +30,11 @@ RECIPES = {"Qdrant": PYTHON, "pgvector": PYTHON, "LanceDB": Path(sys.executable)
 NO_RECIPES = {"What every recipe needs", "Stores without MaxSim", "Vespa", "Weaviate"}
 REVISION, OTHER_REVISION = "94ab5b9a669fa4df-bfloat16-602112", "0123456789abcdef-bfloat16-602112"
 N_PAGES, N_QUERIES, N_NEAR = 160, 10, 100
-# Behind a recipe: searches, and once more, with a new client, when the server has another revision of the model.
+# Behind a recipe: searches, the first one for a text that is a URL, and once more, with a new client, when the server
+# has another revision of the model.
 SEARCHES = """
 import json, sys
+search("{url}/query 0")
 print(json.dumps([search(f"query {{number}}") for number in range({n_queries})]), flush=True)
 sys.stdin.readline()
 client.close()
@@ -85,7 +87,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     server.play_ours()
 
     def place(item: str) -> int:  # of "Passage: page 7" or "Query: query 7"
-        _, kind, number = item.split()
+        _, kind, number = item.replace("/", " ").rsplit(maxsplit=2)
         return int(number) + (N_QUERIES if kind == "page" else 0)
 
     # type: ignore, because mypy wants methods to stay what they are; this server returns made-up vectors instead.
@@ -136,7 +138,9 @@ def test_a_recipe_finds_what_exact_search_finds_and_refuses_another_revision(
         (tmp_path / file.name).symlink_to(file)
     program = recipe(section)
     (connects,) = re.findall(r"^client = connect\(.*\)$", program, re.MULTILINE)
-    (tmp_path / "recipe.py").write_text(program + SEARCHES.format(n_queries=N_QUERIES, connects=connects))
+    (tmp_path / "recipe.py").write_text(
+        program + SEARCHES.format(n_queries=N_QUERIES, connects=connects, url=site.server.url)
+    )
     process = subprocess.Popen(
         [RECIPES[section], "recipe.py"],
         cwd=tmp_path,
@@ -152,6 +156,7 @@ def test_a_recipe_finds_what_exact_search_finds_and_refuses_another_revision(
         _, errors = process.communicate("\n")
         site.server.revisions = {"retrieval": REVISION}
     assert searches, errors
+    assert {seen.path for seen in site.server.seen} == {"/v1/models", "/v1/embeddings"}, "a query is a text"
     assert json.loads(searches) == exact
     assert first == f"{exact[0]}\n"
     assert process.returncode == 1
