@@ -1,12 +1,14 @@
 """`jina-v4-serve doctor`: each check where all is well and where it is not, and the command itself."""
 
 import json
+import os
 import re
 import resource
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -294,6 +296,34 @@ def test_a_folder_needs_room_and_leave_to_write(tmp_path: Path, monkeypatch: pyt
     assert machine.check_room("cache", below, 2**60).verdict == "warn"
     monkeypatch.setattr(machine.os, "access", lambda *_: False)
     assert machine.check_room("cache", below, 1).verdict == "FAIL"
+
+
+@pytest.fixture
+def closed_folder() -> Iterator[Path]:
+    """A folder that this process may not look into; root becomes nobody for the test."""
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as name:  # which nobody finds, unlike tmp_path
+        Path(name).chmod(0o755)
+        folder = Path(name, "closed")
+        folder.mkdir(mode=0)
+        if is_root:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if is_root:
+                os.seteuid(0)
+            folder.chmod(0o700)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(closed_folder: Path) -> None:
+    below = closed_folder / "jina-embeddings-v4-code"
+    (found,) = checkpoints.check_checkpoints([below], "auto", [])
+    assert (found.verdict, found.found) == ("FAIL", f"{below} cannot be read: Permission denied")
+    assert len(checkpoints.folders_in(closed_folder)) == len(TASKS)
+    assert checkpoints.whole_digests([below]) == {}
+    cache = machine.check_room("cache", closed_folder / "vllm", 1)
+    assert cache.verdict == ("FAIL" if os.getuid() else "ok")  # it is the real user who is asked about
 
 
 def test_a_clock_behind_the_installation_is_told() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: whole, with a canary, alike; the dtype that will be computed in, and whether memory holds that."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def check_checkpoints(folders: Sequence[Path], dtype: str, gpus: Sequence[Gpu]) 
             adapters = read_adapters(checkpoint)
         except CheckpointError as error:
             yield Finding("FAIL", "checkpoint", str(error), "jina-v4-merge verify says more; docs/merge.md")
+            continue
+        except OSError as error:
+            found_out = f"{error.filename} cannot be read: {error.strerror}"
+            yield Finding("FAIL", "checkpoint", found_out, "let this user read the folder, all that is in it and above")
             continue
         found.append(checkpoint)
         size = gib(checkpoint.weight_bytes)
@@ -62,7 +67,7 @@ def whole_digests(folders: Sequence[Path]) -> dict[str, str]:
     """Return the digests of the checkpoints that are whole, by task."""
     digests: dict[str, str] = {}
     for folder in folders:
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(CheckpointError, OSError):
             checkpoint = read_checkpoint(folder, task_of(folder))
             digests[checkpoint.task] = checkpoint.digest
     return digests
@@ -70,7 +75,7 @@ def whole_digests(folders: Sequence[Path]) -> dict[str, str]:
 
 def folders_in(parent: Path) -> list[Path]:
     """Return the folders in which `all` looks for the tasks' checkpoints, or with --one-base for the base."""
-    if (parent / BASE / MANIFEST).is_file():
+    if os.path.isfile(parent / BASE / MANIFEST):  # noqa: PTH113 - Path.is_file() raises an error where it may not look
         return [parent / BASE]
     return [parent / model_name(task) for task in TASKS]
 

@@ -150,7 +150,8 @@ def check_open_files() -> Finding:
 
 def check_room(subject: str, folder: Path, min_free_bytes: int) -> Finding:
     """See whether a folder, or its nearest parent that exists, can be written to and has room."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    # Path.exists() raises an error below a folder that this user may not look into.
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - see above
     free = shutil.disk_usage(existing).free
     found = f"{folder}, {gib(free)} free"
     if not os.access(existing, os.W_OK | os.X_OK):
