@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import islice
 
 from jina_v4_client import EmbeddingsClient, ImageError
+from jina_v4_client.errors import ServerRefusedError
 from jina_v4_client.scoring import image_grid
 
 from document_search.documents import Document, Rendered
@@ -50,7 +52,7 @@ def index_document(
         report: is called with the number of pages that are done, broken ones too.
 
     Raises:
-        DocumentError: the document cannot be read, or none of its pages can be rendered.
+        DocumentError: the document cannot be read, none of its pages can be rendered, or the server refuses one.
     """
     source = Source(document.path, document.digest, scale, max_pixels)
     if stored := store.page_numbers(source):
@@ -102,6 +104,15 @@ def _embedded(
             )
         except ImageError as error:
             raise DocumentError(f"{document.path}: {error}") from error
+        except ServerRefusedError as error:
+            if not _is_about_pages(error):
+                raise
+            raise DocumentError(f"{document.path}: {error}") from error
         for page, both in zip(rendered, embedded, strict=True):
             grid = image_grid(*page.picture.size, source.max_pixels)
             yield Page(page.number, both.dense, both.multivector, grid)
+
+
+def _is_about_pages(error: ServerRefusedError) -> bool:
+    """Tell whether a server refuses what it was sent, such as a file over its limit, and not the way it was asked."""
+    return error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (error.param or "").startswith("input[")

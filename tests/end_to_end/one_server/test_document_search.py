@@ -26,7 +26,7 @@ from PIL import Image
 from servers import PATIENCE_S, Server, free_port, started
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
-from wire import IMAGES, TASK, TEXTS, assert_near
+from wire import IMAGES, MAX_IMAGE_BYTES, TASK, TEXTS, assert_near
 
 pytestmark = pytest.mark.long
 
@@ -246,6 +246,24 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_indexed(run: Run
         assert f"/{name}.pdf: " in line
         assert why in line
     assert pages_of(Path("ix")) == {"good.pdf": [1]}
+
+
+def test_a_file_that_the_server_refuses_is_named_and_the_others_are_indexed(run: Run) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 800, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("a scan.png")
+    assert Path("a scan.png").stat().st_size > MAX_IMAGE_BYTES
+    write_pdf("b.pdf", IMAGES[:1])
+    done = run(*INDEX, ".")
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "/a scan.png: " in line
+    assert f"the file is over the limit of {MAX_IMAGE_BYTES} bytes" in line
+    assert pages_of(Path("ix")) == {"b.pdf": [1]}
+    done = run(*INDEX, "--max-pixels", 10**9, ".")
+    assert (done.exit_code, pages_of(Path("ix"))) == (1, {"b.pdf": [1]})
+    assert "max_pixels=1000000000 is not offered" in done.stderr
+    assert "holds" not in done.stdout, "of what holds for every file, the first ends the run"
 
 
 def test_pages_are_rendered_as_jina_v4_embed_renders_them(run: Run, wire_server: Server) -> None:
