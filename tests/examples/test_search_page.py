@@ -27,7 +27,7 @@ from jina_v4_client.embed.pages import render_page
 from jina_v4_client.scoring import cosine, image_grid, maxsim
 from pdf_files import ONE_BAD, book, pdf
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 from servers import PATIENCE_S, Server, free_port, started
 from typer.testing import CliRunner
 
@@ -354,6 +354,24 @@ def test_a_search_ranks_pages_by_either_score(open_page: Open) -> None:
         card.scroll_into_view_if_needed()
         expect(card.locator("img")).to_have_js_property("complete", True)
         assert card.locator("img").evaluate("(image) => image.naturalWidth") > 100
+
+
+@pytest.mark.usefixtures("indexed")
+def test_what_an_earlier_search_finds_late_is_not_shown(open_page: Open) -> None:
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/api/search", lambda route: held.append(route), times=1)
+    page.get_by_label("What to look for").fill("red")
+    page.get_by_role("button", name="Search", exact=True).click()
+    expect(page.locator("#summary")).to_have_text(re.compile("Searching for “red”"))
+    cards = search(page, "blue")
+    first = shown(cards)[0]
+    with page.expect_response("**/api/search"):
+        held[0].continue_()
+    page.wait_for_timeout(100)
+    expect(page.locator("#summary")).to_have_text(re.compile("for “blue”"))
+    assert shown(cards)[0] == first
+    assert page.locator("#search").get_attribute("aria-busy") == "false"
 
 
 @pytest.mark.usefixtures("indexed")

@@ -208,6 +208,8 @@ function takeDrops(element, take) {
 
 // --- search -----------------------------------------------------------------------------------------------------
 
+let nSearches = 0; // that were begun; what an earlier one finds late is not shown
+
 /** Search, show what was found, or say why not. `what` is a text or a picture's file. */
 async function search(what) {
   const isPicture = what instanceof File;
@@ -217,13 +219,16 @@ async function search(what) {
   if (isPicture && what.size > limits.max_picture_bytes) {
     return showProblem(`The picture is larger than ${Math.floor(limits.max_picture_bytes / 2 ** 20)} MiB.`);
   }
+  const number = ++nSearches;
   $("search").setAttribute("aria-busy", "true");
   $("found").hidden = false;
   $("summary").textContent = `Searching for ${label} …`;
   try {
-    found = isPicture
+    const reply = isPicture
       ? await ask("api/search/picture", { method: "POST", body: what })
       : await ask("api/search", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ text: what }) });
+    if (number !== nSearches) return;
+    found = reply;
     found.isPicture = isPicture;
     for (const score of ["maxsim", "dense"]) {
       [...found.pages].sort((a, b) => b[score] - a[score]).forEach((page, i) => (page[`${score}Place`] = i + 1));
@@ -232,6 +237,7 @@ async function search(what) {
     $("summary").textContent = `${plural(found.pages.length, "page")} for ${label}${among}`;
     showResults();
   } catch (error) {
+    if (number !== nSearches) return;
     $("found").hidden = true;
     if (error.code === "SERVER_AWAY") showServerProblem(error);
     const isAway = error.code === "SERVER_AWAY";
