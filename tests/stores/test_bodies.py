@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,26 @@ def test_the_bodies_of_a_search_server_are_those_that_its_client_knows(
 
 def script(search: dict[str, Any]) -> dict[str, Any]:
     return search["rescore"]["query"]["rescore_query"]["script_score"]["script"]
+
+
+# What OpenSearch's k-NN plugin made of each token's best similarity before it added them up, until it was mended: of
+# Lucene's similarities, by the name of the space. Rows have unit length.
+SCALED = {
+    "innerproduct": lambda best: np.where(best < 0, 1 / (1 - best), best + 1),
+    "cosinesimil": lambda best: (1 + best) / 2,
+    "l2": lambda best: 1 / (1 + 2 - 2 * best),
+}
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 20])
+def test_the_script_of_opensearch_orders_by_maxsim_whichever_version_runs_it(n_tokens: int) -> None:
+    _, search = map(json.loads, re.findall(r"^```json\n(.*?)^```", SECTIONS["OpenSearch"], re.MULTILINE | re.DOTALL))
+    scale = SCALED[script(search)["params"]["space"]]
+    best = np.random.default_rng(0).uniform(-1, 1, (1000, n_tokens))  # of each page and each token of the query
+    scores, maxsim = scale(best).sum(axis=1), best.sum(axis=1)
+    assert (np.argsort(scores) == np.argsort(maxsim)).all()
+    assert (scores >= 0).all(), "OpenSearch refuses a negative score"
+    assert script(search)["source"] == "lateInteractionScore(params.rows, 'multi', params._source, params.space)"
 
 
 def block(section: str) -> str:
