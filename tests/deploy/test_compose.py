@@ -13,7 +13,9 @@ from conftest import TASKS
 from jina_v4_merge.files import json_bytes
 from jina_v4_merge.writing.checkpoint import MANIFEST_NAME, STANDIN_KEY
 from jina_v4_serve.gateway.run import GatewaySettings, parse_servers
+from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.supervisor import Policy
+from jina_v4_serve.settings import read_settings
 
 Manifest = dict[str, Any]
 FILES = {
@@ -138,7 +140,19 @@ def test_without_a_gpu_none_is_asked_for(compose: Callable[..., Manifest], read_
     assert not any("deploy" in service for service in services.values())
     for task in TASKS:
         assert read_command(services[task]["command"]).for_vllm == ()
-        assert services[task]["environment"].keys() > {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"}
+
+
+def test_without_a_gpu_the_servers_share_all_cores(
+    compose: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "n_cores", lambda: 32)
+    for task in TASKS:
+        environment = compose(*FILES["cpu"])["services"][task]["environment"]
+        for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):  # by which an operator decides
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        assert cpu.threads(read_settings().servers_on_machine)["OMP_NUM_THREADS"] == "10"
 
 
 def test_the_targets_are_the_containerfile_s(project: Manifest, stages, root: Path) -> None:
