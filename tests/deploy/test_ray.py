@@ -1,5 +1,6 @@
 """Ray Serve with the golden checkpoint on CPUs: load, scaling, a killed replica, an update. One Ray for all of it."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,8 +25,9 @@ from conftest import Figure, Golden
 from doors import BODIES, JAVA, ORIGIN, PAGES, ROUTES, Case, check, post
 from jina_v4_client import EmbeddingsClient, ServerError, WrongServerError
 from jina_v4_serve.ray.child import arguments
-from jina_v4_serve.ray.settings import RaySettings, ServerSettings
+from jina_v4_serve.ray.settings import IngressSettings, RaySettings, ServerSettings
 from servers import free_port
+from starlette.requests import Request
 
 pytestmark = pytest.mark.long
 
@@ -39,6 +42,28 @@ CASES = {
     "Java's HttpClient": Case(post(more=JAVA), 400, "BODY_LOST"),
 }
 del CASES["Expect: 100-continue of what is refused"]  # Ray's proxy asks for every body
+
+
+@pytest.mark.parametrize("prefix", ["", "/embeddings/v4"])
+@pytest.mark.parametrize(
+    ("path", "status", "keys"),
+    [
+        ("/health", 200, {"status"}),
+        ("/v1/embeddings", 405, {"error", "detail"}),
+        ("/v2/embed", 405, {"id", "message"}),
+    ],
+)
+def test_the_routes_are_below_the_prefix_of_the_application(
+    prefix: str, path: str, status: int, keys: set[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's, of what it does with pydantic
+        from jina_v4_serve.ray.ingress import Ingress
+
+    scope = {"type": "http", "method": "GET", "path": prefix + path, "root_path": prefix, "headers": []}
+    request = Request(scope | {"query_string": b"", "scheme": "http", "server": ("127.0.0.1", 8000)})
+    reply = asyncio.run(Ingress(IngressSettings(), {})(request))
+    assert (reply.status_code, json.loads(reply.body).keys()) == (status, keys)
 
 
 @dataclass

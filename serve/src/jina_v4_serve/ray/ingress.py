@@ -71,13 +71,13 @@ class Ingress:
                 response = await self._respond(request)
         except Exception as cause:  # one request's failure ends no others
             error = as_api_error(cause, record.request_id)
-            content = error_body(error, record.request_id, request.url.path)
+            content = error_body(error, record.request_id, _path(request))
             response = Response(content, error.status, dict(error.headers()), "application/json")
         response.headers.update(self._door.cross_origin(request.headers))
         return response
 
     async def _respond(self, request: Request) -> Response:
-        path = request.url.path
+        path = _path(request)
         preflight = self._door.admit(request.method, path, request.headers, self._methods)
         if preflight is not None:
             return Response(status_code=204, headers=preflight)
@@ -94,7 +94,7 @@ class Ingress:
         handle = self._replicas[task].options(stream=True)
         answer = cast(
             DeploymentResponseGenerator[Any],
-            handle.embed.remote(list(headers.items()), body, request_id, request.url.path),
+            handle.embed.remote(list(headers.items()), body, request_id, _path(request)),
         )
         try:
             try:
@@ -132,7 +132,7 @@ class Ingress:
         headers = {name: value for name, value in request.headers.items() if name == "authorization"}
 
         async def get(task: str) -> Page | None:
-            reply = self._replicas[task].get.remote(request.url.path, headers)
+            reply = self._replicas[task].get.remote(_path(request), headers)
             try:
                 async with asyncio.timeout(_PAGE_TIMEOUT_S):
                     page: Page | None = await reply
@@ -155,6 +155,11 @@ async def _pieces(answer: AsyncIterator[bytes], request_id: str) -> AsyncIterato
         # The status is out already. Half an answer must not look like a whole one: no orderly end.
         logger.warning("request %s: the replica broke off in the middle of its answer", request_id)
         raise
+
+
+def _path(request: Request) -> str:
+    """Return the path of a request below the application's route_prefix, which Ray's proxy leaves in it."""
+    return request.url.path.removeprefix(request.scope.get("root_path", ""))
 
 
 def _state(page: Page | None) -> str:
