@@ -53,7 +53,9 @@ def test_pages_come_by_file_and_number_in_requests_of_a_few(
     done: list[tuple[int, int]] = []
     client = make_client(server.url, max_concurrency=1)
     found = client.encode_pdf(
-        [tmp_path / "three.pdf", b"%PDF one", b"%PDF twenty"], batch_size=10, progress=lambda *at: done.append(at)
+        [tmp_path / "three.pdf", b"%PDF one", bytearray(b"%PDF twenty")],
+        batch_size=10,
+        progress=lambda *at: done.append(at),
     )
     assert [list(file) for file in found] == [[1, 2, 3], [1], list(range(1, 21))]
     for content, file in zip(FILES, found, strict=True):

@@ -15,7 +15,7 @@ from jina_v4_client.results import Vector, check_widths
 if TYPE_CHECKING:
     from jina_v4_client._send import Core
 
-PdfSource = str | os.PathLike[str] | bytes
+PdfSource = str | os.PathLike[str] | bytes | bytearray
 Pages = list[dict[int, Vector]]  # of each file, by the number of the page
 
 
@@ -38,6 +38,7 @@ async def embed_files(core: "Core", call: Call, post: Post) -> Pages:
 
 def _read(source: Any) -> PdfFile:
     try:
-        return PdfFile(describe(source), source if isinstance(source, bytes) else Path(source).read_bytes())
+        content = bytes(source) if isinstance(source, bytes | bytearray) else Path(source).read_bytes()
+        return PdfFile(describe(source), content)
     except (OSError, ValueError, TypeError) as error:
         raise ArgumentError(f"files: {describe(source)} cannot be read ({error}); pass paths or bytes") from error
