@@ -285,7 +285,7 @@ class FakeEngine:
         self.pictures: list[weakref.ref[Image.Image]] = []
         self.most_pictures = 0
 
-    async def embed(self, prompts: Sequence[Prompt], request_id: str, **_: object) -> list[Vectors]:
+    async def embed(self, prompts: Sequence[Prompt], request_id: str, *_: object, **__: object) -> list[Vectors]:
         assert request_id == "id"
         self.in_flight.append(self.service.budget.in_flight)
 

@@ -27,7 +27,7 @@ from jina_v4_serve.api.guard import Guard
 from jina_v4_serve.api.images import ImageLoader
 from jina_v4_serve.api.pdf import PdfReader
 from jina_v4_serve.api.prompts import PromptMaker
-from jina_v4_serve.api.request import RankRequest
+from jina_v4_serve.api.request import EmbedRequest, RankRequest
 from jina_v4_serve.api.routes import attach_routes
 from jina_v4_serve.api.service import Service
 from jina_v4_serve.api.vectors import Vectors
@@ -240,12 +240,12 @@ class Engine:
     n_waiting = 0
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, dict[str, Any]]] = []
+        self.calls: list[tuple[int, EmbedRequest]] = []
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
 
-    async def embed(self, prompts: Sequence[Any], _: str, **options: Any) -> list[Vectors]:
-        self.calls.append((len(prompts), options))
+    async def embed(self, prompts: Sequence[Any], _: str, request: EmbedRequest, **__: object) -> list[Vectors]:
+        self.calls.append((len(prompts), request))
         await self.may_go_on.wait()
         return [vectors(len(prompt.token_ids), sum(prompt.token_ids)) for prompt in prompts]
 
@@ -272,16 +272,16 @@ def test_a_ranking_is_one_pass_of_the_engine_and_no_vector_leaves_it(monkeypatch
         async with served(monkeypatch, engine) as http:
             answer = await http.post("/v1/rerank", json=body)
             assert answer.status_code == 200, answer.text
-            ((n_prompts, options),) = engine.calls
+            ((n_prompts, request),) = engine.calls
             assert n_prompts == 4, "the query once, each document once"
-            assert (options["dense"], options["multivector"]) == (False, True)
+            assert request.outputs == {"multivector"}
             assert answer.headers["x-jina-v4-prompt"] == "query, passage, image"
             assert answer.headers["x-jina-v4-warning"] == (
                 "texts that began with 'Passage:' before it was put there: documents[0]"
             )
             assert len(answer.content) < 500
             assert (await http.post("/v1/rerank", json={**body, "by": "dense"})).status_code == 200
-            assert (engine.calls[1][1]["dense"], engine.calls[1][1]["multivector"]) == (True, False)
+            assert engine.calls[1][1].outputs == {"dense"}
 
     asyncio.run(program())
 

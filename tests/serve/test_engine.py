@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from jina_v4_serve.api.request import EmbedRequest, Output
+from jina_v4_serve.facts import MODEL
 
 HIDDEN = 8
 N_TOKENS = 3
+
+
+def request(*outputs: Output, dimensions: int | None = None) -> EmbedRequest:
+    return EmbedRequest("retrieval", MODEL, (), "none", "", frozenset(outputs), dimensions=dimensions)
 
 
 class Stub:
@@ -61,15 +67,8 @@ def test_another_size_is_an_error(
     engine = module.VllmEngine(Stub(n_values + extra), {}, 1)
 
     async def embed() -> Any:
-        return await engine.embed(
-            [Prompt([1] * N_TOKENS)],
-            "some-id",
-            task="retrieval",
-            dense=dense,
-            multivector=multivector,
-            dimensions=dimensions,
-            max_pixels=None,
-        )
+        outputs: list[Output] = [*["dense"] * dense, *["multivector"] * multivector]
+        return await engine.embed([Prompt([1] * N_TOKENS)], "some-id", request(*outputs, dimensions=dimensions))
 
     if extra:
         with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match=f"returned {n_values + extra} numbers")):
@@ -101,9 +100,8 @@ def test_every_request_names_its_spans(kind: str, monkeypatch: pytest.MonkeyPatc
         "image": Prompt([1] * 9, lambda: nullcontext(Image.new("RGB", (28, 28)))),
         "no dense vector": Prompt([1] * N_TOKENS),
     }[kind]
-    is_dense = kind != "no dense vector"
-    outputs = {"dense": is_dense, "multivector": not is_dense, "dimensions": None, "max_pixels": None}
-    asyncio.run(module.VllmEngine(stub, {}, 1).embed([prompt], "some-id", task="retrieval", **outputs))
+    output = "multivector" if kind == "no dense vector" else "dense"
+    asyncio.run(module.VllmEngine(stub, {}, 1).embed([prompt], "some-id", request(output)))
     assert [wanted.spans for wanted in sent] == [
         {
             "text": (Span(0, N_TOKENS),),
@@ -135,9 +133,8 @@ def test_a_picture_is_closed_when_it_is_prepared(monkeypatch: pytest.MonkeyPatch
         stub.finish.clear()
         place = PlaceholderRange(offset=4, length=6)
         stub.rendered = {"prompt_token_ids": [1] * 20, "mm_placeholders": {"image": [place]}}
-        outputs = {"dense": True, "multivector": False, "dimensions": None, "max_pixels": None}
         engine = module.VllmEngine(stub, {}, 1)
-        work = asyncio.create_task(engine.embed([Prompt([1] * 9, opened)], "some-id", task="retrieval", **outputs))
+        work = asyncio.create_task(engine.embed([Prompt([1] * 9, opened)], "some-id", request("dense")))
         while not stub.encoding:
             await asyncio.sleep(0)
         assert seen == ["opened", "closed"], "before the engine is done with it"

@@ -5,11 +5,11 @@ the model; a stock vLLM on the same address has none of these headers. vLLM's ot
 answer with vectors that are not this model's (its `/v2/embed` puts a system message into the prompt; ours does not).
 """
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jina_v4_serve.api import metrics
 from jina_v4_serve.api.door import EMBEDDING_ROUTES, Door, as_api_error, request_id
@@ -20,11 +20,6 @@ from jina_v4_serve.api.protocol import PlainHttp
 from jina_v4_serve.api.record import NO_TASK, Record, recording
 from jina_v4_serve.facts import TASKS
 from jina_v4_serve.settings import read_served, read_settings
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # Path to method. /docs shows the schema; its page needs the two files, which vLLM has with it.
 ROUTES = {
@@ -44,7 +39,7 @@ ROUTES = {
 class Guard:
     """ASGI middleware, the outermost."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         settings, served = read_settings(), read_served()
         self.door = Door(settings)
@@ -56,7 +51,7 @@ class Guard:
         if self.logs_requests:
             log_lines("json")
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
             scope["app"].state.server.config.http_protocol_class = PlainHttp  # uvicorn's; vLLM puts it there

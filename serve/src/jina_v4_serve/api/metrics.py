@@ -5,12 +5,13 @@ over (`count`). With several API processes (`--api-server-count`) vLLM adds up t
 """
 
 from collections.abc import Iterable, Mapping
+from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from jina_v4_serve.api.record import KINDS, SECONDS, STAGES, Record
+from jina_v4_serve.api.record import KINDS, SECONDS, STAGES, Outcome, Record
 
-OUTCOMES = ("ok", "refused", "failed", "cancelled")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 REQUESTS = Counter(
     "jina_v4_requests",

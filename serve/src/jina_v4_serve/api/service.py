@@ -46,17 +46,7 @@ class Engine(Protocol):
         """Whether it has ended or failed."""
 
     async def embed(
-        self,
-        prompts: Sequence[Prompt],
-        request_id: str,
-        *,
-        task: str,
-        dense: bool,
-        multivector: bool,
-        dimensions: int | None,
-        max_pixels: int | None,
-        priority: int,
-        adapted: bool,
+        self, prompts: Sequence[Prompt], request_id: str, request: EmbedRequest, *, adapted: bool
     ) -> list[Vectors]:
         """Embed the prompts of one request."""
 
@@ -67,8 +57,8 @@ def pool(vectors: Sequence[Vectors], factor: int) -> list[Vectors]:
 
 
 @asynccontextmanager
-async def _kept(picture: Image.Image) -> AsyncIterator[Image.Image]:
-    """Open a picture that is decoded already."""
+async def _decoded(picture: Image.Image) -> AsyncIterator[Image.Image]:
+    """Open a picture that is already decoded."""
     yield picture
 
 
@@ -164,17 +154,7 @@ class Service:
         self, prompts: Sequence[Prompt], request: EmbedRequest, request_id: str, *, adapted: bool = True
     ) -> list[Vectors]:
         try:
-            vectors = await self.engine.embed(
-                prompts,
-                request_id,
-                task=request.task,
-                dense="dense" in request.outputs,
-                multivector="multivector" in request.outputs,
-                dimensions=request.dimensions,
-                max_pixels=request.max_pixels,
-                priority=request.priority,
-                adapted=adapted,
-            )
+            vectors = await self.engine.embed(prompts, request_id, request, adapted=adapted)
         except BaseExceptionGroup as failures:
             self.is_broken = self.is_broken or failures.subgroup(NonFiniteError) is not None
             raise
@@ -212,7 +192,7 @@ class Service:
             if item.image is not None:
                 made.append((Origin(i), self.prompts.image(partial(self._opened, item.image, item.path, at_once))))
         for origin, picture in zip(pages.origins, rendered.result(), strict=True):
-            made.append((origin, self.prompts.image(partial(_kept, picture))))
+            made.append((origin, self.prompts.image(partial(_decoded, picture))))
         return sorted(made, key=lambda each: (each[0].item, each[0].page or 0))
 
     @asynccontextmanager

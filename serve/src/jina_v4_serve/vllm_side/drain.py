@@ -13,16 +13,12 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from jina_v4_serve.launch.arguments import DRAIN_S
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from jina_v4_serve.launch.arguments import DRAIN_S
 
 # A request that a client sent before it could know: long enough to arrive, short enough for nobody to mind.
 _LINGER_S = 0.5
@@ -32,12 +28,12 @@ _ALL_TOLD_S = 0.1  # until each API process has stopped accepting, give or take
 class Drain:
     """ASGI middleware: counts the requests in flight, and on SIGTERM waits for them before it stops the process."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.in_flight = 0
         self.task: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._begin, scope["app"])

@@ -20,12 +20,12 @@ from jina_v4_serve.api.guard import ROUTES
 from jina_v4_serve.api.images import ImageLoader
 from jina_v4_serve.api.pdf import PdfReader
 from jina_v4_serve.api.prompts import Prompt, PromptMaker
-from jina_v4_serve.api.request import Limits
+from jina_v4_serve.api.request import EmbedRequest, Limits
 from jina_v4_serve.api.routes import attach_routes
 from jina_v4_serve.api.service import Service
 from jina_v4_serve.api.start_check import adapters_failure
 from jina_v4_serve.checkpoint import read_pixels, read_prompts, read_quantized
-from jina_v4_serve.facts import model_name
+from jina_v4_serve.facts import MODEL, model_name
 from jina_v4_serve.launch.revision import quantized_parts
 from jina_v4_serve.phases import reached
 from jina_v4_serve.settings import Settings, read_served, read_settings
@@ -106,10 +106,8 @@ class JinaEndpoints:
             return capacity.budget()
 
         async def embed(n_texts: int, n_tokens: int) -> None:
-            prompts = [Prompt([1] * n_tokens)] * n_texts
-            await engine.embed(
-                prompts, "rate", task=task, dense=True, multivector=False, dimensions=None, max_pixels=None
-            )
+            request = EmbedRequest(task, MODEL, items=(), prompt_name="none", prefix="")
+            await engine.embed([Prompt([1] * n_tokens)] * n_texts, "rate", request)
 
         return capacity.budget(await capacity.measure(embed))
 

@@ -1,4 +1,4 @@
-"""Through the engine: prompts in, arrays out. Work of a request that ends early is dropped from the engine."""
+"""vLLM's engine as the API sees it: prompts in, arrays out. When a request is cancelled, its work is dropped."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.prompts import Prompt
 from jina_v4_serve.api.record import current
-from jina_v4_serve.api.request import FIRST
+from jina_v4_serve.api.request import EmbedRequest
 from jina_v4_serve.api.vectors import Floats, NonFiniteError, Vectors
 from jina_v4_serve.facts import PROJECTOR_DIM
 from jina_v4_serve.pooling import PoolingRequest, Span
@@ -18,15 +18,15 @@ from jina_v4_serve.vllm_side.model import pooling_params
 
 
 class VllmEngine:
-    """vLLM's engine, as the API sees it."""
+    """Embeds the prompts of requests with vLLM's engine."""
 
     def __init__(self, client: Any, adapters: Mapping[str, Any], min_pixels: int) -> None:
-        """Keep vLLM's objects.
+        """Store vLLM's objects.
 
         Args:
-            client: its `EngineClient`.
-            adapters: its `LoRARequest` of each task; none where the adapters are in the weights.
-            min_pixels: smaller images are scaled up to so many.
+            client: vLLM's `EngineClient`.
+            adapters: vLLM's `LoRARequest` by task; empty if the adapters are folded into the weights.
+            min_pixels: smaller images are scaled up to this area.
         """
         self.client = client
         self.adapters = adapters
@@ -39,52 +39,40 @@ class VllmEngine:
         return bool(self.client.errored)
 
     async def embed(
-        self,
-        prompts: Sequence[Prompt],
-        request_id: str,
-        *,
-        task: str,
-        dense: bool,
-        multivector: bool,
-        dimensions: int | None,
-        max_pixels: int | None,
-        priority: int = FIRST,
-        adapted: bool = True,
+        self, prompts: Sequence[Prompt], request_id: str, request: EmbedRequest, *, adapted: bool = True
     ) -> list[Vectors]:
         """Embed prompts, all at once; vLLM makes the batches.
 
         Args:
-            prompts: of one request.
+            prompts: the prompts of the request.
             request_id: for vLLM's log.
-            task: whose adapter and projector to use.
-            dense: whether dense vectors are returned.
-            multivector: whether multi-vectors are returned.
-            dimensions: of dense vectors; None for all.
-            max_pixels: images are scaled down to so many; None is the checkpoint's own limit.
-            priority: what waits is computed in this order.
-            adapted: False leaves out an adapter that is not in the weights; only to see that it does something.
+            request: its task, outputs, dimensions, max_pixels and priority are used.
+            adapted: False leaves the adapter out, if it is not folded into the weights. Only the check at the start
+                does so, to see that the adapter has an effect.
 
         Raises:
-            NonFiniteError: a vector is not finite; none is given.
-            ApiError: 400 for an image that is longer than the longest prompt, 422 for one that cannot be loaded, 503
+            NonFiniteError: a vector is not finite; no vector of the request is returned.
+            ApiError: 400 for an image with more tokens than the longest prompt, 422 for one that cannot be loaded, 503
                 when the engine dropped the request.
         """
-        adapter = self.adapters[task] if self.adapters and adapted else None
-        # None is the published span, which each prompt's own makes exact.
-        pooling = PoolingRequest(None if dense else (), multivector, dimensions, task if self.adapters else None)
+        adapter = self.adapters[request.task] if self.adapters and adapted else None
+        pooling = PoolingRequest(
+            spans=None if "dense" in request.outputs else (),  # None: `_embed_one` finds each prompt's spans
+            multivector="multivector" in request.outputs,
+            dimensions=request.dimensions,
+            task=request.task if self.adapters else None,
+        )
         with current().stage("preprocessing"):
             rendered = self._render_texts(prompts)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(
-                    self._embed_one(prompt, rendered[i], f"{request_id}-{i}", pooling, max_pixels, adapter, priority)
-                )
+                group.create_task(self._embed_one(prompt, rendered[i], f"{request_id}-{i}", pooling, request, adapter))
                 for i, prompt in enumerate(prompts)
             ]
         return [task.result() for task in tasks]
 
     def _render_texts(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Any] | None]:
-        """Return what vLLM makes of each text, and None for each image: there is nothing to wait for with texts."""
+        """Return vLLM's input for each text, and None for each image, which takes time and is rendered later."""
         texts = [{"prompt_token_ids": prompt.token_ids} for prompt in prompts if prompt.image is None]
         rendered = iter(self.client.renderer.render_cmpl(texts) if texts else ())
         return [next(rendered) if prompt.image is None else None for prompt in prompts]
@@ -107,12 +95,11 @@ class VllmEngine:
         engine_input: Mapping[str, Any] | None,
         request_id: str,
         pooling: PoolingRequest,
-        max_pixels: int | None,
+        request: EmbedRequest,
         adapter: Any,
-        priority: int,
     ) -> Vectors:
         if engine_input is None:
-            engine_input = await self._render_image(prompt, max_pixels)
+            engine_input = await self._render_image(prompt, request.max_pixels)
             self._check_length(len(engine_input["prompt_token_ids"]))
         if pooling.spans is None:
             pooling = replace(pooling, spans=_pooled_spans(prompt, engine_input))
@@ -126,7 +113,7 @@ class VllmEngine:
                 request_id,
                 lora_request=adapter,
                 trace_headers=current().trace_headers,
-                priority=priority,
+                priority=request.priority,
             ):
                 final = output
         finally:
@@ -140,7 +127,7 @@ class VllmEngine:
         n_spans = len(pooling.spans or ())
         width = pooling.dimensions or self.client.model_config.get_hidden_size()
         if len(values) != n_spans * width + n_rows:
-            raise RuntimeError(f"the engine returned {len(values)} numbers, {n_spans * width + n_rows} were to come")
+            raise RuntimeError(f"the engine returned {len(values)} numbers; expected {n_spans * width + n_rows}")
         dense, rows = values[: n_spans * width], values[n_spans * width :]
         return Vectors(
             dense.reshape(n_spans, width),
@@ -149,7 +136,7 @@ class VllmEngine:
         )
 
     def _check_length(self, n_tokens: int) -> None:
-        """Refuse a prompt that vLLM would fail on; a text is checked before, an image has its tokens only now."""
+        """Refuse an image prompt that is too long for vLLM. Texts were checked when they were tokenised."""
         limit = self.client.model_config.max_model_len
         if n_tokens > limit:
             message = f"an image has {n_tokens} tokens; the limit is {limit}. Send a smaller one, or max_pixels"
@@ -157,11 +144,11 @@ class VllmEngine:
 
 
 def _pooled_spans(prompt: Prompt, engine_input: Mapping[str, Any]) -> tuple[Span, ...]:
-    """Return the spans of a prompt whose means are its dense vectors; `pooling.pooled_span` finds them by token ids.
+    """Return the spans whose means are a prompt's dense vectors, as `pooling.pooled_span` finds them by token ids.
 
     Args:
-        prompt: of one item.
-        engine_input: what vLLM made of it, with as many tokens for the image as it has.
+        prompt: as the API made it.
+        engine_input: vLLM's input for it, in which the image's one token is repeated.
     """
     if prompt.spans is not None:
         return prompt.spans

@@ -10,13 +10,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from jina_v4_serve.api.errors import invalid
-from jina_v4_serve.api.forms.common import INPUT_TYPES, agreed_prompt, check_dimensions, text_length, text_prompt
+from jina_v4_serve.api.forms.common import (
+    INPUT_TYPES,
+    agreed_prompt,
+    check_dimensions,
+    settle_task,
+    text_length,
+    text_prompt,
+)
 from jina_v4_serve.api.forms.foreign import check_foreign
 from jina_v4_serve.api.forms.items import check_count, check_not_empty, read_content
 from jina_v4_serve.api.forms.reply import encode
 from jina_v4_serve.api.forms.schema import CONTENT, IMAGE, Body, ListOf, Priority, describe
 from jina_v4_serve.api.request import FIRST, EmbedRequest, Encoding, Item, Limits
-from jina_v4_serve.api.tasks import choose_task, prompt_of_model, prompt_of_task
+from jina_v4_serve.api.tasks import prompt_of_model, prompt_of_task
 from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.facts import model_name
 
@@ -53,7 +60,7 @@ def settle(request: CohereBody, limits: Limits) -> EmbedRequest:
         ApiError: naming the field, what it holds and what is allowed.
     """
     ignored = check_foreign(request, "/v2/embed")
-    (task,) = limits.tasks if len(limits.tasks) == 1 else (choose_task(request.task, request.model, limits.tasks),)
+    task = settle_task(request.task, request.model, limits)
     items = _items(request, limits)
     has_texts = any(item.text is not None for item in items)
     prompt_name, prefix = text_prompt(_prompt_name(request, task, limits, has_texts=has_texts), limits.prompts[task])

@@ -6,7 +6,7 @@ from typing import Any
 from jina_v4_serve.api.errors import invalid
 from jina_v4_serve.api.forms.schema import Body
 from jina_v4_serve.api.request import Encoding, Limits
-from jina_v4_serve.api.tasks import NO_PREFIX
+from jina_v4_serve.api.tasks import NO_PREFIX, choose_task
 from jina_v4_serve.checkpoint import Prompts
 from jina_v4_serve.facts import PROMPT_NAMES
 
@@ -32,6 +32,11 @@ def agreed(request: Body, *names: str) -> tuple[str, Any]:
         if value != sent[first]:
             raise invalid(name, f"{name} contradicts {first}; they are two names of one field")
     return first, sent.get(first)
+
+
+def settle_task(task: str | None, model: str | None, limits: Limits, field: str = "task") -> str:
+    """Return the task of a request; where this server has one task, the request need not name it."""
+    return limits.tasks[0] if len(limits.tasks) == 1 else choose_task(task, model, limits.tasks, field)
 
 
 def agreed_prompt(said: Mapping[str, str | None]) -> str | None:

@@ -14,6 +14,7 @@ from jina_v4_serve.api.forms.common import (
     agreed_prompt,
     check_dimensions,
     check_max_pixels,
+    settle_task,
     text_length,
     text_prompt,
 )
@@ -22,7 +23,7 @@ from jina_v4_serve.api.forms.items import check_not_empty, read_items
 from jina_v4_serve.api.forms.messages import read_messages
 from jina_v4_serve.api.forms.schema import EmbeddingsBody
 from jina_v4_serve.api.request import FIRST, EmbedRequest, Encoding, Item, Limits, Output
-from jina_v4_serve.api.tasks import choose_task, prompt_of_model, prompt_of_task
+from jina_v4_serve.api.tasks import prompt_of_model, prompt_of_task
 from jina_v4_serve.facts import PROJECTOR_DIM, model_name
 
 _LONGEST = -1  # of truncate_prompt_tokens: as long as the server takes
@@ -36,7 +37,7 @@ def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
     """
     ignored = check_foreign(request, "/v1/embeddings")
     field, value = agreed(request, "task", "task_type")
-    (task,) = limits.tasks if len(limits.tasks) == 1 else (choose_task(value, request.model, limits.tasks, field),)
+    task = settle_task(value, request.model, limits, field)
     from_model = prompt_of_model(request.model, task, limits.model_names)
     found = agreed_prompt(
         {

@@ -16,14 +16,14 @@ from pydantic import Field, WithJsonSchema
 
 from jina_v4_serve.api.errors import invalid, shorten
 from jina_v4_serve.api.forms.cohere import meta
-from jina_v4_serve.api.forms.common import agreed, check_max_pixels, text_length, text_prompt
+from jina_v4_serve.api.forms.common import agreed, check_max_pixels, settle_task, text_length, text_prompt
 from jina_v4_serve.api.forms.foreign import check_foreign
 from jina_v4_serve.api.forms.items import check_not_empty, read_items
 from jina_v4_serve.api.forms.reply import usage
 from jina_v4_serve.api.forms.schema import ITEM, ITEMS, Body, Priority
 from jina_v4_serve.api.ranking import order, scores
 from jina_v4_serve.api.request import FIRST, EmbedRequest, Item, Limits, RankRequest
-from jina_v4_serve.api.tasks import NO_PREFIX, choose_task, prompt_of_model, prompt_of_task
+from jina_v4_serve.api.tasks import NO_PREFIX, prompt_of_model, prompt_of_task
 from jina_v4_serve.api.vectors import Floats, Vectors
 from jina_v4_serve.facts import model_name
 
@@ -146,7 +146,7 @@ def _settle_sides(
 ) -> tuple[EmbedRequest, EmbedRequest]:
     """Settle what is embedded for a ranking: the queries and the documents."""
     ignored = check_foreign(request, "rankings")
-    (task,) = limits.tasks if len(limits.tasks) == 1 else (choose_task(request.task, request.model, limits.tasks),)
+    task = settle_task(request.task, request.model, limits)
     said = {
         "task": prompt_of_task(request.task, task),
         "model": prompt_of_model(request.model, task, limits.model_names),
