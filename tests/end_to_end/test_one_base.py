@@ -110,7 +110,7 @@ def test_a_request_without_a_task_or_of_another_is_refused_here_and_behind(one_b
             assert [answer.status_code for answer in answers] == [422, 422, 422, 404, 422]
             messages[url] = [answer.json()["error"]["message"] for answer in answers]
             assert http.post("/v1/embeddings", json={"input": "x", "task": "code.nothing"}).status_code == 422
-    assert "the request names no task; give task (retrieval, " in messages[behind][0]
+    assert "the request names no task; send task (retrieval, " in messages[behind][0]
     assert messages[one_base.base_url] == messages[behind]
 
 

@@ -104,7 +104,7 @@ def test_the_warning_names_at_most_twenty_of_each_and_nothing_that_is_no_name() 
     clipped = [f"input[{i}].image" for i in (10, 2, 0)]
     assert headers(clipped, asked(ignored=["a\r\nset-cookie: b", "é", "x" * 65, "fine_1"])) == {
         "x-jina-v4-prompt": "query",
-        "x-jina-v4-warning": "more than 8 bits a pixel, values over 255 read as 255:"
+        "x-jina-v4-warning": "more than 8 bits per pixel, values over 255 read as 255:"
         " input[0].image, input[2].image, input[10].image; unknown fields ignored: ?, ?, ?, fine_1",
     }
     _, value = headers([f"input[{i}].image" for i in range(2048)], asked(ignored=["y"] * 2048)).values()

@@ -53,7 +53,7 @@ def test_vllms_own_embeddings_are_never_given_for_ours() -> None:
     for path in EMBEDDING_ROUTES:
         start, body = request(path, "POST", server=SimpleNamespace(state=SimpleNamespace()))
         assert start["status"] == 503
-        assert "started without its own routes" in body["body"].decode()
+        assert "the routes of jina-v4-serve are not loaded" in body["body"].decode()
 
 
 def test_of_several_tasks_an_answer_names_its_own_and_any_other_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_another_route_of_vllm_does_not_exist(path: str) -> None:
 
 def test_another_method_is_refused() -> None:
     start, body = request("/v1/embeddings", "GET")
-    assert (start["status"], orjson.loads(body["body"])["error"]["message"]) == (405, "/v1/embeddings takes POST")
+    assert (start["status"], orjson.loads(body["body"])["error"]["message"]) == (405, "/v1/embeddings accepts POST")
 
 
 @pytest.mark.parametrize(("sent", "kept"), [("abc-1.2_3", True), ("a b", False), ("x" * 129, False), ("", False)])
@@ -153,12 +153,12 @@ def test_white_space_around_a_key_is_no_part_of_it(
         ("JINA_V4_API_KEY_FILE", "/dev/null", "is empty"),
         ("JINA_V4_API_KEY_FILE", "/", "cannot read /"),
         ("JINA_V4_API_KEY", " \n", "JINA_V4_API_KEY is empty"),
-        ("JINA_V4_API_KEY", "one\ntwo", "holds what no header carries"),
-        ("JINA_V4_API_KEY", "schlüssel", "holds what no header carries"),
-        ("JINA_V4_API_KEY", "\ufeffsecret", "holds what no header carries"),
+        ("JINA_V4_API_KEY", "one\ntwo", "has a key that no header can hold"),
+        ("JINA_V4_API_KEY", "schlüssel", "has a key that no header can hold"),
+        ("JINA_V4_API_KEY", "\ufeffsecret", "has a key that no header can hold"),
         ("JINA_V4_LOG", "JSON", "choose plain or json"),
         *(
-            ("JINA_V4_IMAGE_HOSTS", value, "is no host; give names or addresses alone")
+            ("JINA_V4_IMAGE_HOSTS", value, "is not a host; write names or addresses")
             for value in (
                 "minio:9000",
                 "http://minio",
@@ -177,7 +177,7 @@ def test_white_space_around_a_key_is_no_part_of_it(
             )
         ),
         *(
-            ("JINA_V4_ALLOWED_ORIGINS", value, "is no origin; give such as")
+            ("JINA_V4_ALLOWED_ORIGINS", value, "is not an origin; write origins")
             for value in ("app.example", "https://app.example/", "https://", "null", "https://*.example", "a b")
         ),
     ],
@@ -224,7 +224,7 @@ def test_a_budget_refuses_what_does_not_fit_beside_the_rest() -> None:
 def test_a_large_request_needs_half_of_the_budget() -> None:
     budget = TokenBudget(100)
     for priority in (0, 999):
-        refused = pytest.raises(ApiError, match=r"at work on 1012 .* try again later$")
+        refused = pytest.raises(ApiError, match=r"has 1012 tokens in flight, .* try again later$")
         with budget.spend(12), budget.spend(1000, priority), refused, budget.spend(1, 999):
             pass
         with budget.spend(51), pytest.raises(ApiError) as caught, budget.spend(1000, priority):
@@ -258,13 +258,16 @@ def test_bulk_work_is_refused_first() -> None:
     with budget.spend(90, 999):
         budget.check()  # a live query is taken in
         with budget.spend(100, 0):  # it does not count what is computed after it
-            with pytest.raises(ApiError, match="at work on 190 tokens"), budget.spend(1, 999):
+            with pytest.raises(ApiError, match="has 190 tokens in flight"), budget.spend(1, 999):
                 pass
-            with pytest.raises(ApiError, match="at work on 100 tokens"):
+            with pytest.raises(ApiError, match="has 100 tokens in flight"):
                 budget.check()
-        with pytest.raises(ApiError, match="at work on 90 tokens"), budget.spend(11, 999):
+        with pytest.raises(ApiError, match="has 90 tokens in flight"), budget.spend(11, 999):
             pass
-        with pytest.raises(ApiError, match="at work on 90 tokens"), budget.spend(11, 5):  # a thousand budgets are none
+        with (
+            pytest.raises(ApiError, match="has 90 tokens in flight"),
+            budget.spend(11, 5),
+        ):  # a thousand budgets are none
             pass
         with budget.spend(10, 5), pytest.raises(ApiError), budget.spend(1, 6):
             pass

@@ -265,9 +265,9 @@ def test_nothing_of_a_file_but_its_pixels_goes_on(kind: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"", "no image of a known kind", id="nothing"),
-        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image of a known kind", id="EPS"),
-        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a known kind", id="SVG"),
+        pytest.param(b"", "not an image of a known format", id="nothing"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image of a known format", id="EPS"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a known format", id="SVG"),
         pytest.param(png(40, 40)[:60], "is a broken image", id="cut short"),
         pytest.param(png(2001, 10), "aspect ratios up to 200", id="thin"),
         pytest.param(png(9000, 8000, "1"), "over the limit of 64000000", id="large"),

@@ -128,8 +128,8 @@ class Bad:
 
 WHOLE = book(3)
 BAD = {
-    "no PDF": Bad(b"\x89PNG\r\n\x1a\n", "input[1].pdf is no PDF file"),
-    "nothing": Bad(b"", "is no PDF file"),
+    "no PDF": Bad(b"\x89PNG\r\n\x1a\n", "input[1].pdf is not a PDF file"),
+    "nothing": Bad(b"", "is not a PDF file"),
     "a head alone": Bad(b"%PDF-1.7\n", "is a broken PDF file, or has no pages"),
     "no pages": Bad(pdf_files.NO_PAGES, "is a broken PDF file, or has no pages"),
     "no catalogue": Bad(pdf_files.NO_CATALOGUE, "is a broken PDF file, or has no pages"),
@@ -138,9 +138,9 @@ BAD = {
     "a page that is none": Bad(pdf_files.ONE_BAD, "has a page 2 that cannot be rendered"),
     "a page less than a pixel": Bad(blank(0.2, 0.2), "less than a pixel"),
     "a page that is too thin": Bad(blank(90_000, 10), "the model takes aspect ratios up to 200"),
-    "10,000 pages": Bad(book(10_000), "10000 pages are requested, and 1 of the files before it; at most 100 go into"),
+    "10,000 pages": Bad(book(10_000), "10000 pages are requested, and 1 of earlier files; at most 100 go into"),
     "a million pages that are not there": Bad(
-        WHOLE.replace(b"/Count 3", b"/Count 1000000"), "1000000 pages are requested, and 1 of the files before it"
+        WHOLE.replace(b"/Count 3", b"/Count 1000000"), "1000000 pages are requested, and 1 of earlier files"
     ),
     "a page that is not there": Bad(
         WHOLE.replace(b"/Count 3", b"/Count 9"), "has a page 5 that cannot be rendered", pages=((5, 5),)
@@ -185,7 +185,9 @@ def started_children(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[b
 
 def test_files_that_are_too_large_together_are_refused() -> None:
     content = WHOLE + b"\n%" + b"x" * 2**20
-    with pytest.raises(ApiError, match=r"input\[1\].pdf: the PDF files of the request are over 2097152 bytes together"):
+    with pytest.raises(
+        ApiError, match=r"input\[1\].pdf: the PDF files of the request have over 2097152 bytes together"
+    ):
         pictures(content, content, settings=SMALL)
 
 
@@ -199,7 +201,7 @@ def test_pages_that_are_too_large_together_are_refused() -> None:
 
 def test_pages_of_several_files_count_together() -> None:
     assert len(pictures(book(60), book(40))) == 100
-    with pytest.raises(ApiError, match="41 pages are requested, and 60 of the files before it; at most 100"):
+    with pytest.raises(ApiError, match="41 pages are requested, and 60 of earlier files; at most 100"):
         pictures(book(60), book(41))
 
 

@@ -277,7 +277,7 @@ def test_a_ranking_is_one_pass_of_the_engine_and_no_vector_leaves_it(monkeypatch
             assert request.outputs == {"multivector"}
             assert answer.headers["x-jina-v4-prompt"] == "query, passage, image"
             assert answer.headers["x-jina-v4-warning"] == (
-                "texts that began with 'Passage:' before it was put there: documents[0]"
+                "texts that already began with 'Passage:', which was added again: documents[0]"
             )
             assert len(answer.content) < 500
             assert (await http.post("/v1/rerank", json={**body, "by": "dense"})).status_code == 200

@@ -82,7 +82,7 @@ def test_text_matching_knows_one_prefix(fields: dict[str, Any]) -> None:
     [
         ({"prompt_name": "query", "task": "retrieval.passage"}, "prompt_name", "contradicts itself"),
         ({"prompt_name": "none", "task": "retrieval.query"}, "prompt_name", "contradicts itself"),
-        ({"prompt_name": "none", "input": ""}, "input", "is empty, and with prompt_name=none nothing stands before"),
+        ({"prompt_name": "none", "input": ""}, "input", "is empty, and with prompt_name=none it gets no prefix"),
         ({"prompt_name": "none", "input": ["x", {"text": ""}]}, "input[1]", "is empty, and with prompt_name=none"),
         ({"task": "retrieval.none"}, "task", "is not offered"),
         ({"model": "jina-embeddings-v4-none", "task": "retrieval.query"}, "task", "contradicts itself"),
@@ -115,11 +115,11 @@ def test_text_matching_knows_one_prefix(fields: dict[str, Any]) -> None:
         ({"input": [[1, 2]]}, "input[0]", "token ids"),
         ({"input": ["x", {"text": 1}]}, "input[1].text", "must be a string"),
         ({"input": ["x", {"text": "a", "image": "b"}]}, "input[1]", "Send them as two items"),
-        ({"input": ["x", {"pdf": "a", "pages": "3-1"}]}, "input[1].pages", "ranges from 1 that ascend"),
-        ({"input": ["x", {"pdf": "a", "pages": "1-4 9"}]}, "input[1].pages", "ranges from 1 that ascend"),
-        ({"input": ["x", {"pdf": "a", "pages": "1-0"}]}, "input[1].pages", "ranges from 1 that ascend"),
+        ({"input": ["x", {"pdf": "a", "pages": "3-1"}]}, "input[1].pages", "ascending numbers and ranges from 1"),
+        ({"input": ["x", {"pdf": "a", "pages": "1-4 9"}]}, "input[1].pages", "ascending numbers and ranges from 1"),
+        ({"input": ["x", {"pdf": "a", "pages": "1-0"}]}, "input[1].pages", "ascending numbers and ranges from 1"),
         ({"input": "x", "outputs": ["multivector"], "pool_factor": 65}, "pool_factor", "is not offered"),
-        ({"input": ["x", {"text": "a", "pages": "1"}]}, "input[1]", "holds pages"),
+        ({"input": ["x", {"text": "a", "pages": "1"}]}, "input[1]", "has pages"),
     ],
 )
 def test_a_contradiction_is_named(fields: dict[str, Any], param: str, message: str) -> None:
@@ -316,7 +316,7 @@ def test_harmless_fields_are_passed_over_and_unknown_ones_are_named() -> None:
 )
 def test_an_item_with_more_than_its_content_is_refused(item: dict[str, Any]) -> None:
     with pytest.raises(
-        ApiError, match=r"input\[1\] holds .* which is not offered; an item has text or image"
+        ApiError, match=r"input\[1\] has .* which is not offered; an item has only text or image"
     ) as caught:
         asked(input=["x", item])
     assert len(caught.value.message) < 200

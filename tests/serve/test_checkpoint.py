@@ -57,19 +57,19 @@ def replace(path: Path, old: str, new: str) -> None:
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights beside it": (
         lambda c: shutil.copy(c / PROJECTOR, c / "adapter_model.safetensors"),
-        "adapter_model.safetensors is not of this checkpoint and might be loaded",
+        "adapter_model.safetensors does not belong to this checkpoint and might be loaded",
     ),
     "weights of another kind beside it": (
         lambda c: (c / "pytorch_model.bin").write_bytes(b""),
-        "pytorch_model.bin is not of this checkpoint",
+        "pytorch_model.bin does not belong to this checkpoint",
     ),
     "settings that go before its own": (
         lambda c: (c / "processor_config.json").write_text("{}"),
-        "processor_config.json is not of this checkpoint and might be loaded",
+        "processor_config.json does not belong to this checkpoint and might be loaded",
     ),
     "chat templates beside it": (
         lambda c: (c / "additional_chat_templates").mkdir(),
-        "additional_chat_templates is not of this checkpoint",
+        "additional_chat_templates does not belong to this checkpoint",
     ),
     "a header that is no JSON": (lambda c: overwrite(c / SHARD, 8, b"XX"), f"{SHARD} is broken"),
     "a header longer than the file": (lambda c: overwrite(c / SHARD, 0, b"\xff" * 7), f"{SHARD} is broken"),
@@ -89,7 +89,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda c: edit(c / SHARD, lambda tensors: tensors.update({LAYER: tensors[LAYER][:-1].clone()})),
         "the shards hold ",
     ),
-    "an index that is none": (lambda c: (c / INDEX).write_text('{"metadata": {}}'), f"{INDEX} is no index of weights"),
+    "an index that is none": (
+        lambda c: (c / INDEX).write_text('{"metadata": {}}'),
+        f"{INDEX} is not an index of weights",
+    ),
     "an index that names another file": (
         lambda c: replace(c / INDEX, f'"{LAYER}": "{SHARD}"', f'"{LAYER}": "{PROJECTOR}"'),
         f"disagree about {LAYER}",
@@ -206,7 +209,7 @@ def test_a_plain_checkpoint_that_says_it_is_quantized_is_refused(checkpoint: Pat
 
 def test_the_doctor_and_the_vectors_tell_it_from_a_plain_one(quantized: Path, folded: Callable[[str], Path]) -> None:
     found = [each.found for each in check_checkpoints([quantized], "auto", ())]
-    assert found[0].startswith(f"{TASK}: whole, bfloat16+int8, ")
+    assert found[0].startswith(f"{TASK}: complete, bfloat16+int8, ")
     plain = read_checkpoint(folded("bfloat16") / f"jina-embeddings-v4-{TASK}", TASK)
     revisions = {
         revision(each, precision({"dtype": "bfloat16"}, each.quantized), None)

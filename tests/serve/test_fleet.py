@@ -137,7 +137,7 @@ def test_without_a_lock_all_servers_start_together(run: Callable[..., Running]) 
 
 def test_one_that_fails_ends_those_that_start_with_it(run: Callable[..., Running]) -> None:
     running = run("retrieval:slow", "code:broken", together=True)
-    assert "error: the code server did not start; the others are ended" in running.end()
+    assert "error: the code server did not start; stopping the others" in running.end()
     assert running.process.returncode == 3
 
 
@@ -153,7 +153,7 @@ def test_a_server_that_does_not_start_ends_all(run: Callable[..., Running]) -> N
     running = run("retrieval", "code:broken")
     told = running.end()
     assert running.process.returncode == 3
-    assert "error: the code server did not start; the others are ended" in told
+    assert "error: the code server did not start; stopping the others" in told
     assert not lives(running.start("retrieval")[1])
 
 
@@ -176,7 +176,7 @@ def test_a_server_that_cannot_be_kept_takes_only_its_own_task_away(run: Callable
     time.sleep(3)
     assert running.ready() == {"retrieval": "ready", "code": "down"}
     os.kill(running.process.pid, signal.SIGTERM)
-    assert "error: the code server ended by itself 2 times" in running.end()
+    assert "error: the code server ended unexpectedly 2 times" in running.end()
     assert running.process.returncode == 0
 
 
@@ -211,7 +211,7 @@ def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> Non
 
 def test_tls_is_not_the_servers_where_a_gateway_stands_before_them(tmp_path: Path) -> None:
     common = ServerSettings("", tmp_path, vllm_options=("--ssl_certfile=c.pem", "--ssl-keyfile=k.pem"))
-    with pytest.raises(OptionError, match="Put a proxy that speaks HTTPS before it"):
+    with pytest.raises(OptionError, match="Put an HTTPS proxy in front of it"):
         asyncio.run(serve_fleet(common, GatewaySettings(port=free_port())))
 
 

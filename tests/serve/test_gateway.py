@@ -109,7 +109,7 @@ def test_the_task_of_unusual_json_is_that_which_python_reads(body: bytes, expect
         (b'{"task": 5}', 422, "task is a string"),
         (b'{"task": ["code"]}', 422, "task is a string"),
         (b'{"model": {}}', 422, "model is a string"),
-        (b"{}", 422, "the request names no task; give task (retrieval, retrieval.query, retrieval.passage, text-"),
+        (b"{}", 422, "the request names no task; send task (retrieval, retrieval.query, retrieval.passage, text-"),
         (b'{"model": "jina-embeddings-v4"}', 422, "or a model (jina-embeddings-v4-retrieval, "),
         (b'{"model": "jinaai/jina-embeddings-v4"}', 422, "the request names no task"),
         (b'{"model": "jina-embeddings-v4-query"}', 422, "the request names no task"),
@@ -657,7 +657,7 @@ def test_a_stock_vllm_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
                         {"ready": False, "tasks": {"code": "wrong server"}},
                     )
             assert stock.seen == []
-            message = f"{stock.url} is no server of jina-v4-serve: not used for code. Correct the address"
+            message = f"{stock.url} is not a server of jina-v4-serve: not used for code. Correct the address"
             assert caplog.text.count(message) == 1
 
     run(program())
@@ -867,7 +867,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--server", "x=http://h"], 1, "the task before the = is one of retrieval, text-matching, code"),
+        (["--server", "x=http://h"], 1, "the task before the = must be one of retrieval, text-matching, code"),
         (["--server", "code"], 1, "write an address such as http://127.0.0.1:8001 after the ="),
         (["--server", "code=ftp://h"], 1, "write an address such as"),
         (["--server", "code=http://h/v1"], 1, "write an address such as"),

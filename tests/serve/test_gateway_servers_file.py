@@ -165,7 +165,7 @@ def test_a_broken_file_is_named_once_and_changes_nothing(tmp_path: Path, capfd: 
     ("content", "message"),
     [
         ("code=http://h:1\n\ncode=http://i:2", "servers:3: code=http://i:2: there is a server for code already"),
-        ("x=http://h", "servers:1: x=http://h: the task before the = is one of retrieval, text-matching, code"),
+        ("x=http://h", "servers:1: x=http://h: the task before the = must be one of retrieval, text-matching, code"),
         ("# one\ncode", "servers:2: code: write an address such as http://127.0.0.1:8001 after the ="),
         ("code=http://h:99999", "write an address such as"),
         ("code=http://[::1", "write an address such as"),
@@ -173,7 +173,7 @@ def test_a_broken_file_is_named_once_and_changes_nothing(tmp_path: Path, capfd: 
         ("code=http://a..b:8001", "write an address such as"),
         (f"code=http://{'a' * 64}.example", "write an address such as"),
         ("code=http://a\\b:1", "write an address such as"),
-        ("# nothing\n", "servers names no server; write a line such as retrieval=http://127.0.0.1:8001 into it"),
+        ("# nothing\n", "servers has no server; write a line such as retrieval=http://127.0.0.1:8001 into it"),
         ("code=http://\udcff", "cannot read "),
     ],
 )

@@ -242,7 +242,7 @@ def test_a_gpu_that_cannot_hold_the_model_is_named(
 ) -> None:
     Machine(("NVIDIA GeForce RTX 3070, 580.95.05, 8192, 8000, 8.6, [N/A]",)).use(tmp_path, monkeypatch)
     with pytest.raises(
-        OptionError, match=r"take 9\.3 GiB, NVIDIA GeForce RTX 3070 has 8\.0 GiB: take a larger one, or"
+        OptionError, match=r"need 9\.3 GiB, NVIDIA GeForce RTX 3070 has 8\.0 GiB: use a larger GPU, fold"
     ):
         arguments_of(published)
     assert arguments_of(published, "--quantization=fp8")["gpu-memory-utilization"] == "0.050"
@@ -297,11 +297,11 @@ def test_a_server_starts_where_nothing_tells_the_memory(
         launch = prepare(ServerSettings("retrieval", small, port=free_port(), vllm_options=options))
         assert {"--max-num-batched-tokens=2048", "--gpu-memory-utilization=0.050"} <= set(launch.arguments)
         assert launch.options == options
-        name = "the GPU is NVIDIA H100 80GB HBM3" if broken == "[N/A]" else "nvidia-smi does not say what GPU this is"
-        assert f"\n{name}: 2,048 tokens are computed a step" in launch.banner
+        name = "the GPU is NVIDIA H100 80GB HBM3" if broken == "[N/A]" else "the GPU is unknown to nvidia-smi"
+        assert f"\n{name}: each step computes up to 2,048 tokens" in launch.banner
     found = fit(small.parent)
     assert not found.fits
-    assert found.line.endswith("and nothing tells how much memory the GPU has: they may not fit")
+    assert found.line.endswith("and the memory of the GPU is unknown: they may not fit")
 
 
 def test_the_instance_that_is_named_is_the_one_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +319,7 @@ def test_the_instance_that_is_named_is_the_one_that_counts(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("machine", "words", "verdicts"),
     [
-        (MACHINES["GB10, unified memory"], "which uses the machine's memory", ("ok", "ok")),
+        (MACHINES["GB10, unified memory"], "uses the machine's memory", ("ok", "ok")),
         (
             MACHINES["H100, MIG 2g.20gb"],
             "NVIDIA H100 80GB HBM3 MIG 2g.20gb, driver 580.95.05, 18.6 GiB",
@@ -357,7 +357,7 @@ def test_fits_answers_make_serve(machine: str, code: int, small: Path, tmp_path:
         (tmp_path / "listing").write_text("")
     done = run([BIN / "jina-v4-serve", "fits", "--checkpoints", small.parent], variables)
     assert (done.returncode, done.stderr) == (code, "")
-    assert done.stdout.startswith("3 servers take ")
+    assert done.stdout.startswith("3 servers need ")
 
 
 # The driver
@@ -373,7 +373,7 @@ def test_a_driver_that_is_too_old_is_named_before_anything_starts(small: Path, t
     variables = MACHINES["H100, driver 550"].install(tmp_path)
     start = [BIN / "jina-v4-serve", "retrieval", "--checkpoint", small, "--port", str(free_port())]
     done = run(start, variables)
-    words = "the GPU's driver is 550.163.01; CUDA 13, which torch is built for, needs 580 or newer: "
+    words = "the GPU's driver is 550.163.01; torch is built for CUDA 13, which needs 580 or newer: "
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {words}")
     assert "Traceback" not in done.stderr
@@ -393,7 +393,7 @@ def test_make_install_names_it_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("warning: the GPU's driver is 550.163.01; CUDA 13, which torch is built for, needs")
+    assert done.stderr.startswith("warning: the GPU's driver is 550.163.01; torch is built for CUDA 13, which needs")
     assert "cuda-toolkit==13." in (ROOT / "requirements/gpu.txt").read_text()
 
 

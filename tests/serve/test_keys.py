@@ -146,7 +146,7 @@ def test_what_a_file_may_hold(text: str, expected: dict[str, str], tmp_path: Pat
         ("# nothing\n", "is empty; write a key into it"),
         ("a: 1\na: 2", "has two keys of the name a"),
         ("one\ntwo", "has two keys of the name default; write NAME: KEY in each line"),
-        ("a: schlüssel", "holds what no header carries"),
+        ("a: schlüssel", "has a key that no header can hold"),
         ("a: 1\nb: \n", "has no key after b: write NAME: KEY"),
     ],
 )

@@ -11,7 +11,7 @@ from jina_v4_serve.launch import cpu
 # 200 MB in blocks of many sizes, of which every second is freed: nothing at the end of the heap can be given back.
 PROGRAM = """
 import time
-from jina_v4_serve.trimming import give_back_regularly
+from jina_v4_serve.trimming import trim_regularly
 
 def anonymous_mib():
     lines = open("/proc/self/smaps_rollup")
@@ -20,7 +20,7 @@ def anonymous_mib():
 blocks = [bytes(90_000 + 10 * i) for i in range(2_000)]
 blocks[::2] = [b""] * 1_000
 before = anonymous_mib()
-give_back_regularly(0.05)
+trim_regularly(0.05)
 deadline = time.monotonic() + 20
 while anonymous_mib() > before - 60 and time.monotonic() < deadline:
     time.sleep(0.05)
@@ -41,7 +41,7 @@ def test_what_is_freed_between_blocks_in_use_is_given_back() -> None:
 
 
 def test_one_thread_a_process_does_it() -> None:
-    memory.give_back_regularly()
+    memory.trim_regularly()
     n_threads = threading.active_count()
-    memory.give_back_regularly()
+    memory.trim_regularly()
     assert threading.active_count() == n_threads

@@ -438,4 +438,4 @@ def test_a_full_disk_does_not_end_an_api_process_that_counts(reserved: bool) -> 
 def test_an_api_process_does_not_start_on_a_disk_without_room_for_its_metrics() -> None:
     done = on_full_disk("fill(Path())", "metric_files.reserve()")
     assert done.returncode == 1
-    assert "no room for the metrics in .: [Errno 28] No space left on device; free some, or set TMPDIR" in done.stderr
+    assert "no space for the metrics in .: [Errno 28] No space left on device; free some, or set TMPDIR" in done.stderr

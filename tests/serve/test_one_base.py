@@ -104,7 +104,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no projector": (lambda e: (e / "code" / PROJECTOR).unlink(), f"{PROJECTOR} is missing"),
     "a projector that is none": (
         lambda e: edit(e / "code" / PROJECTOR, lambda tensors: tensors.pop("multi_vector_projector.bias")),
-        f"{PROJECTOR} holds multi_vector_projector.weight: no projector",
+        f"{PROJECTOR} is not a projector: it has multi_vector_projector.weight",
     ),
     "a layer without tensors": (
         lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.pop(LAYER)),
@@ -124,7 +124,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a checkpoint in an adapter's place": (
         lambda e: edit_json(e / "code" / "manifest.json", '"part": "adapter"', '"part": null'),
-        "code is no adapter of `jina-v4-merge export-adapters`",
+        "code is not an adapter of `jina-v4-merge export-adapters`",
     ),
     "a canary of another export": (
         lambda e: (e / "code" / "canary.json").write_text('{"manifest_sha256": "0"}'),
@@ -166,7 +166,7 @@ def test_vllm_is_asked_for_the_next_rank_that_it_has(rank: int, told: int) -> No
 
 
 def test_a_rank_that_vllm_has_no_room_for_is_refused() -> None:
-    with pytest.raises(OptionError, match="rank 513 cannot be served: vLLM takes 512 at most"):
+    with pytest.raises(OptionError, match="rank 513 cannot be served: vLLM allows 512 at most"):
         lora_arguments({"code": adapter(513)})
 
 
@@ -186,7 +186,7 @@ def test_patterns_are_for_a_vllm_that_reads_them(exported: Path) -> None:
     "option", ["enable_lora", "lora_modules", "max_lora_rank", "max_loras", "lora_dtype", "lora_target_modules"]
 )
 def test_options_about_adapters_are_ours(option: str) -> None:
-    with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} cannot be changed: adapters are folded in"):
+    with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} cannot be changed: adapters are folded into"):
         check_options({option: 1}, {option: 2})
 
 
@@ -280,7 +280,7 @@ def test_whether_three_servers_fit_a_cpus_memory(
     found = room.fit(folded("bfloat16"), "bfloat16")
     assert found.fits == fits
     # 3 x (0.006 of weights, 0.094 of keys and values, 2)
-    assert found.line.startswith(f"3 servers take 6.3 GiB in bfloat16, of {gib}.0 GiB of memory: they ")
+    assert found.line.startswith(f"3 servers need 6.3 GiB in bfloat16, of {gib}.0 GiB of memory: they ")
     assert found.line.endswith("they fit" if fits else "they do not fit")
 
 
@@ -291,7 +291,7 @@ def test_whether_three_servers_fit_what_is_free_of_a_gpu(
     Machine((f"L4, 580.0, 23034, {free_mib}, 8.9, [N/A]",)).use(tmp_path, monkeypatch)
     found = room.fit(folded("bfloat16"))
     assert found.fits == fits  # 3 x (0.006 of weights, 0.097 of keys and values, 2.25) GiB in nine tenths of it
-    assert found.line.startswith("3 servers take 7.1 GiB in bfloat16, of ")
+    assert found.line.startswith("3 servers need 7.1 GiB in bfloat16, of ")
 
 
 @pytest.mark.parametrize("step", [None, room.Step(2048, 1024)], ids=["CPU", "GPU"])

@@ -151,7 +151,7 @@ def test_the_projector_is_where_vllm_computes_though_parameters_are_nowhere_yet(
 
     monkeypatch.setattr(engine.Qwen2_5_VLForConditionalGeneration, "__init__", build)
     monkeypatch.setattr(engine, "replacement", lambda _: None)
-    monkeypatch.setattr(engine, "give_back_regularly", lambda: None)
+    monkeypatch.setattr(engine, "trim_regularly", lambda: None)
     tokens = SimpleNamespace(image_token_id=7, vision_start_token_id=8, vision_end_token_id=9)
     vllm_config = SimpleNamespace(
         cache_config=SimpleNamespace(enable_prefix_caching=False),

@@ -127,7 +127,7 @@ def test_a_span_that_is_not_within_the_prompt_is_an_error(span: Span) -> None:
 
 
 def test_spans_that_nobody_found_are_an_error() -> None:
-    with pytest.raises(RuntimeError, match="the spans were not found"):
+    with pytest.raises(RuntimeError, match="the request has no spans"):
         Accumulator(PoolingRequest(), 4, None)
 
 

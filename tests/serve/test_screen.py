@@ -133,7 +133,7 @@ def test_a_server_that_computes_no_vectors_is_not_called_ready(run: Callable[...
     [
         ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "docs/operations.md#memory"),
         ("OSError: [Errno 28] No space left on device", "free some space"),
-        ("x: error: unrecognized arguments: --y", "the options behind the --"),
+        ("x: error: unrecognized arguments: --y", "the options after the --"),
         ("something else", "`jina-v4-serve doctor`"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_server_that_dies_says_why_and_starts_again(run: Callable[..., tuple[i
         "  | !!! native line !!!",
         "the fake server ended with exit code 5; all of its log is",
         lines[5],
-        "the fake server ended by itself (exit code 5); it restarts",
+        "the fake server ended unexpectedly (exit code 5); it restarts",
         "ready",
         "  | !!! native line !!!",
         "the fake server ended with exit code 5; all of its log is",

@@ -103,9 +103,9 @@ def test_a_server_that_keeps_failing_is_started_again_a_few_times_and_then_given
     assert len(starts(tmp_path)) == 3
     told = capfd.readouterr().err.splitlines()
     assert told[-1] == (
-        "error: the fake server ended by itself 3 times within 600 s, the last time with exit code 5: giving up"
+        "error: the fake server ended unexpectedly 3 times within 600 s, the last time with exit code 5: giving up"
     )
-    assert [line.startswith("the fake server ended by itself (exit code 5)") for line in told[:-1]] == [True, True]
+    assert [line.startswith("the fake server ended unexpectedly (exit code 5)") for line in told[:-1]] == [True, True]
     assert all_gone(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_a_server_that_is_killed_comes_back_whole(make: Callable[..., Supervisor
 @pytest.mark.parametrize(
     ("trait", "reason"),
     [
-        ("sick", "the fake server has answered nothing but failures for 1 s\n"),
+        ("sick", "the fake server has only failed for 1 s, and is killed\n"),
         ("hung", "the fake server is hung, and is killed: no step for 9 s\n"),
         ("mute", "the fake server has not answered for 3 s, and is killed\n"),
     ],
@@ -262,7 +262,7 @@ def test_a_first_start_that_takes_long_is_told_once_and_goes_on(
 
     assert run(program()) == 0
     assert len(starts(tmp_path)) == 1
-    assert capfd.readouterr().err.count("the fake server is not ready 0.1 s after its start; its log says") == 1
+    assert capfd.readouterr().err.count("the fake server is not ready 0.1 s after its start; see its log") == 1
 
 
 @pytest.mark.parametrize("was_ready", [True, False])
@@ -293,7 +293,9 @@ def test_a_process_that_cannot_be_made_is_a_start_that_failed(
         return await task
 
     assert run(program()) == (0 if was_ready else 1)
-    message = "error: no process for the fake server could be started: [Errno 11] Resource temporarily unavailable\n"
+    message = (
+        "error: the process of the fake server could not be started: [Errno 11] Resource temporarily unavailable\n"
+    )
     assert capfd.readouterr().err.count(message) == 1
 
 

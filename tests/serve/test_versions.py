@@ -34,7 +34,7 @@ def test_a_version_in_the_range_is_accepted(
 @pytest.mark.parametrize("version", ["0.25.9", "0.34.0", "1.0.0"])
 def test_any_other_is_refused_with_the_range(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "vllm", version)
-    with pytest.raises(OptionError, match=rf"vLLM {version[:-2]} is installed; this project works with 0.26 to 0.33"):
+    with pytest.raises(OptionError, match=rf"vLLM {version[:-2]} is installed; this project supports 0.26 to 0.33"):
         versions.find_vllm()
 
 

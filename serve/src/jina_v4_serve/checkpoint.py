@@ -1,7 +1,7 @@
-"""Reads as much of a merged checkpoint as shows that it is whole and of the right task.
+"""Checks that a merged checkpoint is complete and of the right task.
 
 Names and sizes are compared with the manifest, and the headers of the weight files with the index. The content is not
-hashed (7.5 GB would take longer than the start): that is what `jina-v4-merge verify` and the canary are for.
+hashed, as 7.5 GB would take longer than the start: `jina-v4-merge verify` and the canary check it.
 """
 
 import hashlib
@@ -23,29 +23,29 @@ CANARY = "canary.json"
 PROJECTOR = "multi_vector_projector.safetensors"
 # The task in an exported base's manifest; its adapters are in folders beside it (`exported`).
 BASE = "base"
-# As safetensors files call a dtype, and its bytes a value.
+# The name of each dtype in safetensors files, and its bytes per value.
 STORED_DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
-# What the language model's matrices may be instead, and what config.json then calls their format.
+# The same for quantized matrices of the language model, and the name of their format in config.json.
 QUANTIZED_DTYPES = {"int8": ("I8", 1), "fp8": ("F8_E4M3", 1)}
 FORMATS = {"int8": "int-quantized", "fp8": "float-quantized"}
-SCALE = "_scale"  # at the end of the name of a matrix's scales, which are float32
+SCALE = "_scale"  # the scales of a quantized matrix have its name with this ending; they are float32
 _ITEM_BYTES = dict([*STORED_DTYPES.values(), *QUANTIZED_DTYPES.values()])
-# A loader may read a file whose name ends so, unlisted too: weights, settings (processor_config.json goes before
-# preprocessor_config.json), chat templates, vocabularies, code.
+# A loader may read any file with such an ending, even an unlisted one: weights, settings (processor_config.json wins
+# over preprocessor_config.json), chat templates, vocabularies, code.
 _LOADED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".jinja", "_templates", ".txt", ".model", ".py")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole merged checkpoint on disk.
+    """A complete merged checkpoint on disk.
 
     Attributes:
-        digest: of the files that the manifest lists: the same for equal files, whoever folded them and when.
-        quantized: what the language model's matrices are, `int8` or `fp8`; None where they have the dtype of the rest.
-        weight_bytes: of all shards, as they are stored.
-        quantized_bytes: of these, what no other dtype changes: quantized matrices and their scales.
-        n_layers: of the language model.
-        kv_values: keys and values that attention keeps of one token, in all layers.
+        digest: a hash of the listed files. Equal files have equal digests, whoever folded them and when.
+        quantized: `int8` or `fp8` if the language model's matrices are quantized, else None.
+        weight_bytes: the size of all shards on disk.
+        quantized_bytes: the part of it that --dtype does not change: quantized matrices and their scales.
+        n_layers: the layers of the language model.
+        kv_values: how many numbers the keys and values of one token are, in all layers.
     """
 
     folder: Path
@@ -64,12 +64,12 @@ class Checkpoint:
 
     @property
     def precision(self) -> str:
-        """What the weights are: their dtype, and what the matrices are instead, as in bfloat16+int8."""
+        """The dtype of the weights, and the quantization if there is one: bfloat16+int8."""
         return self.dtype if self.quantized is None else f"{self.dtype}+{self.quantized}"
 
     @property
     def max_model_len(self) -> int:
-        """The longest sequence that is served, in tokens."""
+        """The tokens of the longest sequence that is served."""
         return min(MAX_MODEL_LEN, self.max_positions)
 
 
@@ -78,8 +78,8 @@ class Prompts:
     """The prompts of one task.
 
     Attributes:
-        prefixes: of texts, by prompt name.
-        image: the prompt of an image, with one token in its place.
+        prefixes: the prefixes of texts, by prompt name.
+        image: the prompt of an image, in which one token stands for the image.
     """
 
     prefixes: Mapping[str, str]
@@ -90,7 +90,7 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
     """Check a folder against its manifest.
 
     Raises:
-        CheckpointError: it is missing, incomplete, of another task, or not a merged checkpoint at all.
+        CheckpointError: the folder is missing, incomplete, of another task, or not a merged checkpoint.
     """
     manifest = read_manifest(folder, task)
     dtype, quantized, files = manifest["dtype"], manifest.get("quantized"), manifest["files"]
@@ -121,34 +121,34 @@ def read_manifest(folder: Path, task: str) -> dict[str, Any]:
     """Read the manifest of a checkpoint or of an exported folder, and compare names and sizes of all files with it.
 
     Raises:
-        CheckpointError: it is missing, incomplete, of another task, or not from `jina-v4-merge` at all; or a file is
-            there that it does not list, and that might be loaded.
+        CheckpointError: the folder is missing, incomplete, of another task, or not from `jina-v4-merge`; or it has an
+            unlisted file that might be loaded.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no such folder: {folder}. `jina-v4-merge fold --base BASE --out DIR` makes checkpoints")
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(
             f"{folder} has no {MANIFEST}: it is not a checkpoint of `jina-v4-merge fold`"
-            " (give the folder of a single task, such as DIR/jina-embeddings-v4-retrieval)"
+            " (choose the folder of one task, such as DIR/jina-embeddings-v4-retrieval)"
         )
     manifest = read_json(folder / MANIFEST)
     try:
-        found, _ = manifest["task"], manifest["dtype"]
+        manifest_task, _ = manifest["task"], manifest["dtype"]
         sizes = {str(name): int(entry["size"]) for name, entry in manifest["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is not a manifest of `jina-v4-merge fold`: {error!r}") from error
-    if found != task:
-        raise CheckpointError(f"{folder} is the checkpoint of task {found}, not of {task}")
+    if manifest_task != task:
+        raise CheckpointError(f"{folder} is the checkpoint of task {manifest_task}, not of {task}")
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{folder} is not whole: {name} is missing. Fold it again")
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing. Fold it again")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}. Fold it again")
     for path in sorted(folder.iterdir()):
         is_listed = path.name in {*sizes, MANIFEST, CANARY}
         if path.name.endswith(_LOADED) and not is_listed and not path.name.startswith("."):
-            raise CheckpointError(f"{path} is not of this checkpoint and might be loaded: remove it")
+            raise CheckpointError(f"{path} does not belong to this checkpoint and might be loaded: remove it")
     return manifest
 
 
@@ -156,10 +156,10 @@ def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Colle
     """Compare the headers of the weight files with the index.
 
     Returns:
-        The bytes of all shards, and of the quantized matrices and their scales.
+        The bytes of all shards, and the bytes of the quantized matrices and their scales.
 
     Raises:
-        CheckpointError: naming the file and the tensor.
+        CheckpointError: they disagree; the message names the file and the tensor.
     """
     if dtype not in STORED_DTYPES:
         raise CheckpointError(f"{folder / MANIFEST} says dtype {dtype}; it must be one of {', '.join(STORED_DTYPES)}")
@@ -171,7 +171,7 @@ def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Colle
         indexed = {(str(name), str(file)) for name, file in index["weight_map"].items()}
         total_size = int(index["metadata"]["total_size"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / INDEX} is no index of weights: {error!r}. Fold it again") from error
+        raise CheckpointError(f"{folder / INDEX} is not an index of weights: {error!r}. Fold it again") from error
     shards = {file for _, file in indexed}
     stored: set[tuple[str, str]] = set()
     n_bytes = quantized_bytes = 0
@@ -197,22 +197,22 @@ def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Colle
 
 
 def _check_format(folder: Path, quantized: str | None, config: Any) -> None:
-    """Compare what the manifest and config.json say of quantized matrices: vLLM reads the latter.
+    """Check that config.json, which vLLM reads, has the quantization of the manifest.
 
     Raises:
         CheckpointError: they disagree.
     """
-    found = config.get("format") if isinstance(config, Mapping) else config
-    if found != (FORMATS[quantized] if quantized else None):
+    format_ = config.get("format") if isinstance(config, Mapping) else config
+    if format_ != (FORMATS[quantized] if quantized else None):
         raise CheckpointError(
-            f"{folder / 'config.json'} has weights of format {found}, the manifest says {quantized or 'not quantized'}."
-            " Fold it again"
+            f"{folder / 'config.json'} has weights of format {format_}, the manifest says"
+            f" {quantized or 'not quantized'}. Fold it again"
         )
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor in a header: its dtype as the file calls it, and its shape."""
+    """A tensor in a header: the file's name for its dtype, and its shape."""
 
     code: str
     shape: tuple[int, ...]
@@ -231,7 +231,7 @@ def read_shapes(path: Path, dtype: str) -> dict[str, tuple[int, ...]]:
     """Read the header of a safetensors file; return the shape of each tensor.
 
     Raises:
-        CheckpointError: it is broken, or a tensor is not of the dtype.
+        CheckpointError: the file is broken, or a tensor has another dtype.
     """
     tensors = _read_tensors(path)
     for name, tensor in tensors.items():
@@ -243,11 +243,11 @@ def _read_tensors(path: Path) -> dict[str, _Tensor]:
     """Read the header of a safetensors file.
 
     Raises:
-        CheckpointError: it is broken.
+        CheckpointError: the file is broken.
     """
     try:
         with safe_open(path, "numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return {name: _Tensor(each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is broken: {error!r}. Fold it again") from error
@@ -257,7 +257,7 @@ def check_canary(folder: Path) -> None:
     """Refuse a canary of another checkpoint, or of an older fold.
 
     Raises:
-        CheckpointError: with the command that mends it.
+        CheckpointError: the message has the command that makes a new one.
     """
     if not (folder / CANARY).exists():
         return
@@ -294,7 +294,7 @@ def read_pixels(folder: Path) -> tuple[int, int]:
 
 
 def read_prompts(folder: Path) -> Prompts:
-    """Read the prompts in the manifest of a checkpoint or an adapter.
+    """Read the prompts from the manifest of a checkpoint or an adapter.
 
     Raises:
         CheckpointError: they are missing.
@@ -311,7 +311,7 @@ def read_prompts(folder: Path) -> Prompts:
 
 
 def read_quantized(folder: Path) -> str | None:
-    """Read from the manifest what the language model's matrices are; None where they have the dtype of the rest."""
+    """Read from the manifest how the language model's matrices are quantized; None if they are not."""
     quantized: str | None = read_json(folder / MANIFEST).get("quantized")
     return quantized
 
@@ -325,7 +325,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object.
 
     Raises:
-        CheckpointError: it cannot be read, or holds something else.
+        CheckpointError: the file cannot be read, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

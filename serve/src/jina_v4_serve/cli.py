@@ -1,11 +1,11 @@
-"""The command `jina-v4-serve`: a command for each task, `all` of them behind a gateway, and the `gateway` alone."""
+"""The command line: `jina-v4-serve TASK` serves one task, `all` serves three behind a gateway; and some more."""
 
 import asyncio
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from jina_v4_serve.settings import Settings, variable_of
 
 
 class Commands(TyperGroup):
-    """The commands; the error for any other name lists them."""
+    """The commands. The error for an unknown name lists them."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Find a command by its name."""
@@ -38,7 +38,7 @@ app = typer.Typer(
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Dtype = Annotated[
     str,
-    typer.Option(help="auto (the checkpoint's, or float32 where a CPU is slow in that), bfloat16, float16, float32."),
+    typer.Option(help="auto (the checkpoint's, or float32 on a CPU that is faster in it), bfloat16, float16, float32."),
 ]
 MaxPixels = Annotated[
     int | None,
@@ -47,7 +47,7 @@ MaxPixels = Annotated[
 DefaultTask = Annotated[
     str | None,
     typer.Option(
-        help="Of requests that name no task. The hosted API takes text-matching.",
+        help="The task of requests that name none. The hosted API uses text-matching.",
         show_default="none",
     ),
 ]
@@ -55,7 +55,7 @@ VllmOptions = Annotated[
     list[str] | None, typer.Argument(metavar="[-- VLLM_OPTION]...", help="Any option of `vllm serve`.")
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Show all of vLLM's log here, where it goes to a file otherwise.")
+    bool, typer.Option("--verbose", help="Show all of vLLM's log here instead of writing it to a file.")
 ]
 MaxBodyBytes = Annotated[
     int,
@@ -78,7 +78,7 @@ def _add_task(task: str) -> None:
         max_pixels: MaxPixels = None,
         supervised: Annotated[
             bool,
-            typer.Option("--supervised", help="Another program watches: end with the standard input, restart nothing."),
+            typer.Option("--supervised", help="For use by another program: end with standard input, restart nothing."),
         ] = False,
         verbose: Verbose = False,
         vllm_options: VllmOptions = None,
@@ -91,19 +91,20 @@ def _add_task(task: str) -> None:
 
         settings = ServerSettings(task, checkpoint, host, port, dtype, max_pixels, tuple(vllm_options or ()))
 
-        def run() -> Coroutine[Any, Any, int]:
-            began = time.monotonic()
+        async def run() -> int:
+            started_at = time.monotonic()
             launch = prepare(settings)
             typer.echo(launch.banner)
             (log,) = open_logs([settings], verbose)
-            say_checked(began)
-            screen = Screen(task, log, example=example(launch.url, task), began=began)
+            say_checked(started_at)
+            screen = Screen(task, log, example=example(launch.url, task), started_at=started_at)
             if supervised:
                 when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
             policy = Policy(max_restarts=0) if supervised else None
-            return supervise(Supervisor(task, launch.command, launch.url, launch.environment, policy, screen=screen))
+            supervisor = Supervisor(task, launch.command, launch.url, launch.environment, policy, screen=screen)
+            return await supervise(supervisor)
 
-        _run(run)
+        _run(run())
 
 
 for _task in TASKS:
@@ -116,7 +117,7 @@ def serve_all(
         Path, typer.Option(help="Folder that holds the three merged checkpoints, or with --one-base an export.")
     ],
     one_base: Annotated[
-        bool, typer.Option("--one-base", help="One server with the base once and the three adapters beside it.")
+        bool, typer.Option("--one-base", help="Start one server that holds the base once and all three adapters.")
     ] = False,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the gateway.")] = GATEWAY_PORT,
@@ -127,16 +128,16 @@ def serve_all(
     verbose: Verbose = False,
     vllm_options: VllmOptions = None,
 ) -> None:
-    """Serve all three tasks on one address, with a server each on this machine, or with one for all."""
+    """Serve all three tasks on one address. Each task has a server on this machine, or one server has all."""
     from jina_v4_serve.gateway import GatewaySettings
     from jina_v4_serve.launch.fleet import serve_fleet
     from jina_v4_serve.launch.server import ServerSettings
 
     if one_base and default_task:
-        raise typer.BadParameter("--default-task is of several servers: with --one-base every request names its task")
+        raise typer.BadParameter("--default-task is not offered with --one-base: every request must name its task")
     common = ServerSettings("", checkpoints, dtype=dtype, max_pixels=max_pixels, vllm_options=tuple(vllm_options or ()))
     gateway = GatewaySettings(host=host, port=port, max_body_bytes=max_body_bytes, default_task=default_task)
-    _run(lambda: serve_fleet(common, gateway, one_base, verbose))
+    _run(serve_fleet(common, gateway, one_base, verbose))
 
 
 @app.command("fits")
@@ -144,18 +145,18 @@ def fits(
     checkpoints: Annotated[Path, typer.Option(help="Folder that holds the three merged checkpoints.")],
     dtype: Dtype = "auto",
 ) -> None:
-    """Say whether `all` has room on this machine: exit code 0 if so, 1 if --one-base is to be used, 2 for an error."""
+    """Check whether `all` fits this machine: exit code 0 if so, 1 if you should use --one-base, 2 for an error."""
     from jina_v4_serve.launch.checks import check_dtype
     from jina_v4_serve.launch.sizing import fit
 
     try:
         check_dtype(dtype)
-        found = fit(checkpoints, dtype)
+        result = fit(checkpoints, dtype)
     except ServeError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    typer.echo(found.line)
-    raise typer.Exit(0 if found.fits else 1)
+    typer.echo(result.line)
+    raise typer.Exit(0 if result.fits else 1)
 
 
 @app.command("gateway")
@@ -165,31 +166,25 @@ def serve_gateway(
     ] = None,
     servers: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TASK=URL lines instead; read again when they change and on SIGHUP."),
+        typer.Option(metavar="FILE", help="A file of TASK=URL lines; read again when it changes and on SIGHUP."),
     ] = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = GATEWAY_PORT,
     max_body_bytes: MaxBodyBytes = Settings.max_body_bytes,
     default_task: DefaultTask = None,
 ) -> None:
-    """Put one address before servers that already run."""
+    """Serve one address for servers that already run."""
     from jina_v4_serve.gateway import GatewaySettings, parse_servers, run_gateway
 
     if bool(server) == bool(servers):
-        raise typer.BadParameter("give --server once for each task, or --servers with a file, not both")
+        raise typer.BadParameter("use --server once for each task, or --servers with a file, not both")
 
-    _run(
-        lambda: run_gateway(
-            GatewaySettings(
-                parse_servers(server or []),
-                host,
-                port,
-                max_body_bytes,
-                servers_file=servers,
-                default_task=default_task,
-            )
-        )
-    )
+    async def run() -> int:
+        urls = parse_servers(server or [])
+        settings = GatewaySettings(urls, host, port, max_body_bytes, servers_file=servers, default_task=default_task)
+        return await run_gateway(settings)
+
+    _run(run())
 
 
 @app.command("doctor")
@@ -200,15 +195,15 @@ def examine_machine(
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of one merged checkpoint, as for a task.")] = None,
     host: Host = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(help="Port to listen on.", show_default="8000, and 8001 to 8003 of the tasks")
+        int | None, typer.Option(help="Port to listen on.", show_default="8000; 8001 to 8003 for one task")
     ] = None,
     dtype: Dtype = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the report as JSON.")] = False,
     programs: Annotated[
-        bool, typer.Option("--programs", help="Say what to type into Open WebUI, Dify and others, and end.")
+        bool, typer.Option("--programs", help="Only show what to type into Open WebUI, Dify and others.")
     ] = False,
 ) -> None:
-    """Say what is wrong with this machine, checkpoints or settings; start nothing."""
+    """Report what is wrong with this machine, the checkpoints or the settings; start nothing."""
     from jina_v4_serve import doctor
 
     if programs:
@@ -217,21 +212,17 @@ def examine_machine(
         typer.echo(what_to_type())
         return
     if checkpoints and checkpoint:
-        raise typer.BadParameter("give --checkpoints or --checkpoint, not both")
+        raise typer.BadParameter("use --checkpoints or --checkpoint, not both")
     findings = doctor.examine(checkpoints, checkpoint, host, port, dtype)
     width = shutil.get_terminal_size((100, 24)).columns
     typer.echo(doctor.as_json(findings) if as_json else doctor.as_text(findings, width))
     raise typer.Exit(any(finding.verdict == "FAIL" for finding in findings))
 
 
-def _run(prepare_run: Callable[[], Coroutine[Any, Any, int]]) -> None:
-    """Run a program; an error in its settings is one line on the screen."""
-
-    async def run() -> int:
-        return await prepare_run()
-
+def _run(program: Coroutine[Any, Any, int]) -> None:
+    """Run a program; show an error in its settings as one line."""
     try:
-        code = asyncio.run(run())
+        code = asyncio.run(program)
     except ServeError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -1,9 +1,9 @@
 """Errors before and while vLLM starts.
 
 ServeError
-├── CheckpointError   the folder is not a whole merged checkpoint, or is of another task
+├── CheckpointError   the folder is not a complete merged checkpoint, or is of another task
 ├── EngineError       the engine fails or hangs at the start
-├── OptionError       an option that cannot be served, or that would change the vectors
+├── OptionError       an option or setting that is not offered, or that would change the vectors
 └── PortError         the address is in use, or this user may not listen on it
 """
 
@@ -13,7 +13,7 @@ class ServeError(Exception):
 
 
 class CheckpointError(ServeError):
-    """The folder is not a whole merged checkpoint, or is of another task."""
+    """The folder is not a complete merged checkpoint, or is of another task."""
 
 
 class EngineError(ServeError):
@@ -21,7 +21,7 @@ class EngineError(ServeError):
 
 
 class OptionError(ServeError):
-    """An option that cannot be served, or that would change the vectors."""
+    """An option or setting that is not offered, or that would change the vectors."""
 
 
 class PortError(ServeError):

@@ -1,9 +1,8 @@
-"""An exported base with the adapters of all tasks beside it, which one server loads together (`--one-base`).
+"""Checks an exported base and the adapters of all tasks, which one server loads together (`--one-base`).
 
 `jina-v4-merge export-adapters --with-base` writes the folder `base`, and a folder for each task with its adapter and
-its folded projector. vLLM loads whatever tensors an adapter has: where a layer's are missing, the layer stays the
-base's without an error. So every tensor is checked here, and a server compares its vectors at the start
-(`api.start_check`).
+its folded projector. vLLM reports no error when an adapter lacks the tensors of a layer: that layer silently stays the
+base's. So every tensor is checked here, and a server compares its vectors at the start (`api.start_check`).
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from jina_v4_serve.facts import TASKS
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-# Older ones ignore `rank_pattern` and `alpha_pattern`, and scale such layers wrongly.
+# Older versions ignore `rank_pattern` and `alpha_pattern`, and scale such layers wrongly.
 OLDEST_VLLM_WITH_PATTERNS = (0, 32)
 
 _MODULES = (
@@ -44,10 +43,10 @@ class Adapter:
     """A task's adapter and projector on disk.
 
     Attributes:
-        digest: of base and adapter together: the same for equal files, whoever exported them and when.
-        weight_bytes: of adapter and projector, in the dtypes that are stored.
-        rank: the highest of any layer.
-        has_patterns: whether layers have ranks or scalings of their own.
+        digest: a hash of base and adapter. Equal files have equal digests, whoever exported them and when.
+        weight_bytes: the size of adapter and projector on disk.
+        rank: the highest rank of any layer.
+        has_patterns: whether some layers have their own rank or scaling.
     """
 
     folder: Path
@@ -59,10 +58,10 @@ class Adapter:
 
 
 def read_adapters(checkpoint: Checkpoint) -> dict[str, Adapter]:
-    """Check the adapters beside an exported base; return them by task. A merged checkpoint has none.
+    """Check the adapters of an exported base; return them by task. A merged checkpoint has none.
 
     Raises:
-        CheckpointError: one is missing, incomplete, of another task or another base.
+        CheckpointError: an adapter is missing, incomplete, of another task or another base.
     """
     if checkpoint.task != BASE:
         return {}
@@ -72,10 +71,10 @@ def read_adapters(checkpoint: Checkpoint) -> dict[str, Adapter]:
 def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
     again = "Export base and adapters again with `jina-v4-merge export-adapters --with-base`"
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing: each task's adapter is a folder beside the base. {again}")
+        raise CheckpointError(f"{folder} is missing: each task's adapter has a folder next to the base. {again}")
     manifest = read_manifest(folder, task)
     if manifest.get("part") != "adapter":
-        raise CheckpointError(f"{folder} is no adapter of `jina-v4-merge export-adapters`. {again}")
+        raise CheckpointError(f"{folder} is not an adapter of `jina-v4-merge export-adapters`. {again}")
     if _base_of(folder) != _base_of(base.folder):
         raise CheckpointError(f"{folder} was made for another base than {base.folder}. {again}")
     check_canary(folder)
@@ -87,11 +86,13 @@ def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
         for side in "AB"
     }
     if odd := sorted(expected ^ shapes.keys()):
-        lacks = "is missing" if odd[0] in expected else "fits no layer"
-        raise CheckpointError(f"{folder / WEIGHTS}: {odd[0]} {lacks} ({len(odd)} in all). {again}")
+        reason = "is missing" if odd[0] in expected else "fits no layer"
+        raise CheckpointError(f"{folder / WEIGHTS}: {odd[0]} {reason} ({len(odd)} in all). {again}")
     projector = read_shapes(folder / PROJECTOR, "float32")
     if {name: len(shape) for name, shape in projector.items()} != _PROJECTOR_AXES:
-        raise CheckpointError(f"{folder / PROJECTOR} holds {', '.join(sorted(projector))}: no projector. {again}")
+        raise CheckpointError(
+            f"{folder / PROJECTOR} is not a projector: it has {', '.join(sorted(projector))}. {again}"
+        )
     config = read_json(folder / CONFIG)
     return Adapter(
         folder=folder,
@@ -104,14 +105,14 @@ def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
 
 
 def _digest(base: Checkpoint, files: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    # The config also says where the base came from, which changes no vector.
+    # The config also says where the base came from, which does not change the vectors.
     weights = digest_of({name: entry for name, entry in files.items() if name != CONFIG})
     scaling = json.dumps([config.get(key) for key in _SCALING])
     return hashlib.sha256(f"{base.digest} {weights} {scaling}".encode()).hexdigest()
 
 
 def _base_of(folder: Path) -> object:
-    """Return the sums of the files from which a folder's base was made."""
+    """Return the checksums of the files from which a folder's base was made."""
     sources = read_json(folder / "manifest.json").get("sources")
     base = sources.get("base") if isinstance(sources, Mapping) else None
     return base.get("files") if isinstance(base, Mapping) else None
@@ -121,12 +122,12 @@ def check_patterns(adapters: Mapping[str, Adapter], vllm_version: Sequence[int])
     """Refuse adapters that the installed vLLM would scale wrongly.
 
     Raises:
-        OptionError: naming the adapter and the version that can.
+        OptionError: the message names the adapter and the oldest version that scales it right.
     """
     for adapter in adapters.values():
         if adapter.has_patterns and tuple(vllm_version) < OLDEST_VLLM_WITH_PATTERNS:
             oldest = ".".join(map(str, OLDEST_VLLM_WITH_PATTERNS))
             raise OptionError(
                 f"{adapter.folder / CONFIG} sets rank_pattern or alpha_pattern, which vLLM reads from {oldest} on;"
-                " serve merged checkpoints, or install that"
+                " serve merged checkpoints, or install a newer vLLM"
             )

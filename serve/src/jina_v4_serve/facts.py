@@ -1,10 +1,10 @@
-"""Facts of the model and of this deployment that several rooms need, each written once.
+"""Facts of the model and of this deployment that several packages need.
 
-What a checkpoint carries (prompts, dimensions, image sizes) is read from the checkpoint and is not here.
+Prompts, dimensions and image sizes are not here: they are read from the checkpoint.
 """
 
 MODEL = "jina-embeddings-v4"
-# Each task, and what a request's `task` may be for it.
+# The values of a request's `task`, by task.
 TASK_VALUES = {
     "retrieval": ("retrieval", "retrieval.query", "retrieval.passage"),
     "text-matching": ("text-matching",),
@@ -15,10 +15,10 @@ PROMPT_NAMES = ("query", "passage")
 PORTS = {task: 8001 + i for i, task in enumerate(TASKS)}
 GATEWAY_PORT = 8000
 
-MAX_MODEL_LEN = 32768  # tokens; the published model's ceiling
-PROJECTOR_DIM = 128  # of a multi-vector's rows
-PIXELS_PER_TOKEN = 28 * 28  # sides are multiples of 28 pixels
-IMAGE_PROMPT_TOKENS = 11  # beside the image's own
+MAX_MODEL_LEN = 32768  # tokens; the published model's limit
+PROJECTOR_DIM = 128  # numbers in a row of a multi-vector
+PIXELS_PER_TOKEN = 28 * 28  # of an image, whose sides are scaled to multiples of 28
+IMAGE_PROMPT_TOKENS = 11  # the tokens of an image prompt besides the image's own
 
 
 def model_name(task: str) -> str:

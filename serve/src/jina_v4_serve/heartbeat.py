@@ -1,33 +1,33 @@
 """The engine's heartbeat: a few bytes of memory that all processes of one server share.
 
-The engine's process writes the time into them after each scheduling step. Every API process reads them, and so knows
-of steps for another one's requests too. The API process that finds the engine hung writes its verdict beside the beat:
-then all of them say so, whichever of them is asked.
+After each scheduling step the engine's process writes the time there. Every API process reads it, and so also sees the
+steps for requests of other API processes. The one that finds the engine hung notes this in the same memory, so that
+`/health` is the same in all of them.
 
-The memory has no name in any file system: nothing is left when the server is killed, and no full disk stops the beat.
+The memory is not a file on disk: nothing is left when the server is killed, and a full disk does not stop the beat.
 """
 
 import os
 import time
 
-HUNG = "hung"  # the status in `/health` by which the supervisor knows the verdict
+HUNG = "hung"  # the status in `/health` at which the supervisor kills the server
 HEARTBEAT = "JINA_V4_HEARTBEAT"  # the launcher sets it, for the processes of its server
 _WORD_BYTES = 8
 
 
 class Heartbeat:
-    """Two numbers: the time of the last beat, and the beat after which the engine was found hung."""
+    """Two numbers: the time of the last beat, and the last beat of an engine that was found hung."""
 
     def __init__(self, path: str) -> None:
         """Open the shared memory.
 
         Raises:
-            OSError: it is not there, or it is another machine's.
+            OSError: this machine has no such memory.
         """
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def beat(self) -> None:
-        """Say that the engine has finished a step."""
+        """Record that the engine has finished a step."""
         self._write(0, time.monotonic_ns())
 
     @property
@@ -36,7 +36,7 @@ class Heartbeat:
         return self._read(0)
 
     def condemn(self, beat: int) -> None:
-        """Say that the engine is hung since a beat. The next beat, if there is one, takes that back."""
+        """Record that the engine has hung since a beat. The next beat, if it comes, cancels this."""
         self._write(1, beat)
 
     @property
@@ -52,14 +52,14 @@ class Heartbeat:
 
 
 def create() -> None:
-    """Make the shared memory of a server; the processes that this one starts find it in their environment."""
+    """Create the shared memory of a server. Processes that this one starts find it by an environment variable."""
     file = os.memfd_create("jina-v4-heartbeat")
     os.write(file, bytes(2 * _WORD_BYTES))
     os.environ[HEARTBEAT] = f"/proc/{os.getpid()}/fd/{file}"  # open as long as this process lives
 
 
 def find() -> Heartbeat | None:
-    """Open the shared memory of this process's server; None where the launcher did not start it on this machine."""
+    """Open the shared memory of this process's server; None if the launcher did not start it on this machine."""
     try:
         return Heartbeat(os.environ[HEARTBEAT])
     except (KeyError, OSError):

@@ -1,9 +1,9 @@
 """From hidden states to vectors: the maths, without vLLM.
 
-Source: the published model's `get_single_vector_embeddings`: the mean over every token of a text, over
-`<|vision_start|>` to `<|vision_end|>` inclusive of an image prompt; unit length; cut to the first dimensions; unit
-length again. The first of the two normalisations scales the whole vector and so drops out of the result. The
-multi-vector: every token's row through the projector, each of unit length.
+Source: the published model's `get_single_vector_embeddings`. A dense vector is the mean over all tokens of a text, or
+over `<|vision_start|>` to `<|vision_end|>` (inclusive) of an image prompt. It is scaled to unit length, cut to the
+first dimensions, and scaled again; the first scaling cancels out and is left out here. A multi-vector has one row per
+token: the hidden state times the projector, at unit length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
-BLOCK = 64  # rows that are added one after another; the rounding of a mean grows with it
+BLOCK = 64  # rows that are added one after another; more would round a mean more coarsely
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids that mark an image prompt; they differ between checkpoints, so they come from config.json."""
+    """Token ids that mark an image prompt. They differ between checkpoints and come from config.json."""
 
     image: int
     vision_start: int
@@ -58,10 +58,10 @@ class PoolingRequest:
     """The outputs of one prompt.
 
     Attributes:
-        spans: the spans whose means become dense vectors; None is the published span, () none.
-        multivector: whether the projector's rows are outputs too, one for each token.
+        spans: the spans whose means become dense vectors; () for no dense vector, None for the published span.
+        multivector: whether to return a multi-vector too.
         dimensions: how many leading elements each dense vector keeps; None keeps all.
-        task: whose projector makes the rows, where the model has several.
+        task: selects the projector if the model has several.
     """
 
     spans: tuple[Span, ...] | None = None
@@ -74,7 +74,7 @@ class Projector:
     """The task's folded projector: multi-vector rows from hidden states."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Keep the two tensors.
+        """Store the two tensors.
 
         Args:
             weight: float32, shape (projector_dim, hidden).
@@ -92,10 +92,10 @@ class Accumulator:
     """The state of one prompt between scheduling steps: the sums over its spans, its projected rows.
 
     Attributes:
-        n_tokens: of the whole prompt.
-        position: how many of its tokens were added.
-        sums: over each span so far, shape (n_spans, hidden), float32; None before the first step.
-        rows: projected so far, float32, each of shape (n_scheduled, projector_dim).
+        n_tokens: the length of the prompt.
+        position: how many of its tokens have been added.
+        sums: the sum over each span so far, shape (n_spans, hidden), float32; None before the first step.
+        rows: the projected rows so far, float32, each tensor of shape (n_scheduled, projector_dim).
     """
 
     __slots__ = ("__weakref__", "dimensions", "n_tokens", "position", "projector", "rows", "spans", "sums")
@@ -105,16 +105,17 @@ class Accumulator:
 
         Args:
             request: the outputs of the prompt, with its spans.
-            n_tokens: of the whole prompt.
-            projector: of the task; needed for the multi-vector.
+            n_tokens: the length of the prompt.
+            projector: the task's; needed for a multi-vector.
 
         Raises:
-            RuntimeError: it is needed and missing, the spans are missing, or one has no tokens or ends outside.
+            RuntimeError: the projector is needed and missing, the spans are missing, or a span is empty or outside of
+                the prompt.
         """
         if request.multivector and projector is None:
             raise RuntimeError("internal error: a multi-vector was requested, and there is no projector")
         if request.spans is None:
-            raise RuntimeError("internal error: the spans were not found")
+            raise RuntimeError("internal error: the request has no spans")
         for span in request.spans:
             if not 0 <= span.start < span.stop <= n_tokens:
                 raise RuntimeError(f"{span} is not within the {n_tokens} tokens of the prompt")
@@ -130,28 +131,28 @@ class Accumulator:
 def advance(
     accumulators: Sequence[Accumulator], hidden_states: torch.Tensor, n_scheduled: list[int]
 ) -> list[torch.Tensor | None]:
-    """Add one scheduling step of several prompts, all at once, and return the outputs of those that it completes.
+    """Add one scheduling step of several prompts at once; return the outputs of the prompts that it completes.
 
     Args:
-        accumulators: one a prompt.
-        hidden_states: of the step, prompt after prompt, shape (n_tokens, hidden), any float dtype.
-        n_scheduled: how many of the rows each prompt has.
+        accumulators: one per prompt.
+        hidden_states: the step's, prompt after prompt, shape (n_tokens, hidden), any float dtype.
+        n_scheduled: how many of the rows belong to each prompt.
 
     Returns:
-        For each prompt that is complete one float32 tensor of one dimension on the CPU: its dense vectors, then its
-        projected rows. None for the others. Copies from a GPU may still be under way.
+        For each complete prompt one flat float32 tensor on the CPU: its dense vectors, then its projected rows. For the
+        others None. Copies from a GPU may still be under way.
     """
     rows = hidden_states.float()
     _project(accumulators, rows, n_scheduled)
     sums = _span_sums(accumulators, rows, n_scheduled)  # (n_spans of all, hidden)
-    complete: list[tuple[int, int]] = []  # indices of prompts, and of their first spans
+    complete: list[tuple[int, int]] = []  # the index of a prompt, and of its first span
     first = 0
     for i, (accumulator, n_rows) in enumerate(zip(accumulators, n_scheduled, strict=True)):
         accumulator.position += n_rows
         if accumulator.position == accumulator.n_tokens:
             complete.append((i, first))
         else:
-            accumulator.sums = sums[first : first + len(accumulator.spans)].clone()  # a view would keep those of all
+            accumulator.sums = sums[first : first + len(accumulator.spans)].clone()  # a view would keep all sums
         first += len(accumulator.spans)
     outputs: list[torch.Tensor | None] = [None] * len(accumulators)
     if complete:
@@ -161,7 +162,7 @@ def advance(
 
 
 def _project(accumulators: Sequence[Accumulator], rows: torch.Tensor, n_scheduled: list[int]) -> None:
-    """Append the step's projected rows, with one product for each projector."""
+    """Append the step's projected rows, with one matrix product for each projector."""
     for projector in {each.projector for each in accumulators if each.projector is not None}:
         steps = torch.split(rows, n_scheduled)
         users = [i for i, accumulator in enumerate(accumulators) if accumulator.projector is projector]
@@ -174,12 +175,12 @@ def _project(accumulators: Sequence[Accumulator], rows: torch.Tensor, n_schedule
 def _span_sums(accumulators: Sequence[Accumulator], rows: torch.Tensor, n_scheduled: list[int]) -> torch.Tensor:
     """Return the sum over each span so far, shape (n_spans of all, hidden), span after span.
 
-    First the rows of each span are summed in blocks, then each span's blocks and its sum before this step.
+    The rows of each span are summed in blocks; then each span's blocks and its sum from earlier steps are added.
     """
     ranges: list[tuple[int, int]] = []  # rows of this step, span after span
-    blocks: list[int] = []  # where each block begins in them
+    blocks: list[int] = []  # where each block begins in these rows
     parts: list[int] = []  # blocks and earlier sums, span after span
-    spans: list[int] = []  # where each span begins in them
+    spans: list[int] = []  # where each span begins in these parts
     earlier: list[torch.Tensor] = []
     n_summed, n_earlier, offset = 0, 0, 0
     for accumulator, n_rows in zip(accumulators, n_scheduled, strict=True):
@@ -194,7 +195,7 @@ def _span_sums(accumulators: Sequence[Accumulator], rows: torch.Tensor, n_schedu
                 parts += range(n_blocks, len(blocks))
                 n_summed += stop - first
             if accumulator.sums is not None:
-                parts.append(-1 - n_earlier - i)  # how many blocks come before it is not known yet
+                parts.append(-1 - n_earlier - i)  # its place in the table: below, when the number of blocks is known
         if accumulator.sums is not None:
             earlier.append(accumulator.sums)
             n_earlier += len(accumulator.spans)
@@ -206,7 +207,7 @@ def _span_sums(accumulators: Sequence[Accumulator], rows: torch.Tensor, n_schedu
 
 
 def _indices(ranges: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
-    """Return all numbers of the ranges, shape (n_rows,); as a rule each begins where the one before it stops."""
+    """Return all numbers of the ranges, shape (n_rows,). Most ranges begin where the one before ends."""
     joined: list[tuple[int, int]] = []
     for first, stop in ranges:
         if joined and joined[-1][1] == first:
@@ -216,7 +217,7 @@ def _indices(ranges: Sequence[tuple[int, int]], device: torch.device) -> torch.T
 
 
 def _bag_sums(rows: torch.Tensor, indices: torch.Tensor, offsets: list[int]) -> torch.Tensor:
-    """Return a sum for each offset, shape (n_offsets, hidden), over the rows of the indices from there to the next.
+    """Return for each offset the sum of `rows[indices[offset:next_offset]]`, shape (n_offsets, hidden).
 
     The order of the additions is the same in every call, on a GPU too.
     """
@@ -229,12 +230,12 @@ def _bag_sums(rows: torch.Tensor, indices: torch.Tensor, offsets: list[int]) -> 
 def _outputs(
     accumulators: Sequence[Accumulator], complete: Sequence[tuple[int, int]], sums: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the output of each prompt that is complete, with its index. All leave the GPU with one copy.
+    """Yield the index and the output of each complete prompt. One copy takes all outputs from the GPU.
 
     Args:
-        accumulators: one a prompt.
-        complete: index of each complete prompt, and of its first span.
-        sums: over all spans, shape (n_spans of all, hidden).
+        accumulators: one per prompt.
+        complete: the index of each complete prompt, and of its first span.
+        sums: the sums of all spans, shape (n_spans of all, hidden).
     """
     forms: dict[tuple[int | None, bool], list[tuple[int, int]]] = {}
     for i, first in complete:
@@ -244,7 +245,7 @@ def _outputs(
     for (dimensions, is_dense), group in forms.items():
         ranges = [(first, first + len(accumulators[i].spans)) for i, first in group]
         own = sums[:, :dimensions].index_select(0, _indices(ranges, sums.device))
-        # A mean differs from its sum by a factor, which scaling to unit length takes away.
+        # A mean is its sum times a factor, which cancels out when it is scaled to unit length.
         scaled = F.normalize(own, dim=-1)  # (n_spans of the group, dimensions)
         lengths = [(stop - first) * scaled.shape[1] for first, stop in ranges]
         if is_dense:

@@ -1,6 +1,6 @@
-"""What an operator sets by `JINA_V4_*` variables, each defined once: its default, what it may hold, what it is for.
+"""The `JINA_V4_*` variables: default, allowed values and purpose of each setting.
 
-Docs, doctor and flags take these from here. A bad value stops the program. Nothing is read at import.
+Docs, doctor and flags use these definitions. A bad value stops the program. Nothing is read at import.
 """
 
 import ipaddress
@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from jina_v4_serve.errors import OptionError
 
 PREFIX = "JINA_V4_"
-# The launcher says to every process of a server what is served: tasks, and in their order revisions.
+# The launcher sets these for every process of a server: the tasks, and their revisions in the same order.
 SERVED_TASKS = f"{PREFIX}SERVED_TASKS"
 SERVED_REVISIONS = f"{PREFIX}SERVED_REVISIONS"
 LogStyle = Literal["plain", "json", "verbose"]
@@ -25,13 +25,13 @@ _HOST_NAME = re.compile(r"(?![0-9.]+$)[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 
 def _count(variable: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) == 0:
-        raise OptionError(f"{variable}={text} is not offered; give a whole number above 0")
+        raise OptionError(f"{variable}={text} is not offered; choose a whole number above 0")
     return int(text)
 
 
 def _key(variable: str, text: str) -> str:
     if not text:
-        raise OptionError(f"{variable} is empty; write a key into it, or unset the variable to let everybody in")
+        raise OptionError(f"{variable} is empty; set it to a key, or unset it to serve everybody")
     return text
 
 
@@ -49,8 +49,8 @@ def _origins(variable: str, text: str) -> frozenset[str]:
     for origin in _words(text):
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise OptionError(
-                f"{variable}: {origin} is no origin; give such as https://app.example or http://localhost:5173, without"
-                " a path and separated by commas, or * for every page"
+                f"{variable}: {origin} is not an origin; write origins without a path, separated by commas, such as"
+                " https://app.example,http://localhost:5173, or * for every page"
             )
     return frozenset(_USUAL_PORT.sub(r"\1\2", origin) for origin in _words(text))  # as browsers write it
 
@@ -66,8 +66,8 @@ def _host(variable: str, host: str) -> str:
         if _HOST_NAME.fullmatch(host):
             return host
         raise OptionError(
-            f"{variable}: {host} is no host; give names or addresses alone, such as minio or 10.0.0.5,"
-            " without scheme, port, path, range or *, and separated by commas"
+            f"{variable}: {host} is not a host; write names or addresses separated by commas, such as minio,10.0.0.5,"
+            " without scheme, port, path, range or *"
         ) from error
 
 
@@ -75,17 +75,17 @@ def _setting(default: Any, read: Callable[[str, str], Any], shown: str, about: s
     """Define a setting.
 
     Args:
-        default: where the variable is not set, or empty.
-        read: from the variable's name and text to the value.
-        shown: the default, for people.
-        about: what it is for, for the docs.
+        default: the value if the variable is empty or not set.
+        read: makes the value from the variable's name and text.
+        shown: the default, as the docs write it.
+        about: the purpose, as the docs write it.
     """
     return field(default=default, metadata={"read": read, "shown": shown, "about": about})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings; the variable of each is its name in capitals after `JINA_V4_`."""
+    """All settings. The variable of a setting is `JINA_V4_` and its name in capitals."""
 
     api_key: str = _setting(
         "", _key, "none", "the key that callers must send as `Authorization: Bearer`; one line of ASCII"
@@ -101,7 +101,7 @@ class Settings:
     body_timeout_s: int = _setting(30, _count, "30", "seconds within which a request's body must arrive")
     max_items: int = _setting(2048, _count, "2048", "items of a request")
     max_tokens_in_flight: int | None = _setting(
-        None, _count, "10 s of work", "past it requests get 429 with Retry-After, before any work"
+        None, _count, "10 s of work", "over it, requests get 429 with Retry-After before any work"
     )
     max_image_bytes: int = _setting(20 * 2**20, _count, "20 MiB", "largest file of an image")
     max_image_pixels: int = _setting(64_000_000, _count, "64 million", "largest image, before it is scaled down")
@@ -111,16 +111,16 @@ class Settings:
     pdf_memory_bytes: int = _setting(2 * 2**30, _count, "2 GiB", "memory of the process that renders them")
     fetch_timeout_s: int = _setting(10, _count, "10", "seconds for the URL of an image or PDF file, redirects included")
     image_hosts: frozenset[str] = _setting(
-        frozenset(), _hosts, "none", "hosts that these URLs may lead to though they are not public: `minio,10.0.0.5`"
+        frozenset(), _hosts, "none", "private hosts that these URLs may lead to: `minio,10.0.0.5`"
     )
     hung_after_s: int | None = _setting(
         None,
         _count,
         "measured",
-        "seconds: an engine that has work and finishes no step of it for so long is restarted",
+        "seconds: a server is restarted if its engine has work but finishes no step in this time",
     )
     servers_on_machine: int = _setting(
-        1, _count, "1", "servers that share this machine's cores, where they do not know of each other: in containers"
+        1, _count, "1", "servers in containers that share this machine's cores, as these do not know of each other"
     )
     log: LogStyle = _setting(  # noqa: RUF009 - it is a dataclass field
         "plain",
@@ -132,7 +132,7 @@ class Settings:
         "",
         lambda _, text: text,
         "`~/.local/state/jina-v4-serve`",
-        "[vLLM's log](#what-a-start-shows), where it is not on the screen: a file for each server",
+        "the folder of [vLLM's log](#what-a-start-shows): a file per server",
     )
 
 
@@ -145,16 +145,16 @@ VARIABLES = tuple(variable_of(setting.name) for setting in fields(Settings))
 
 
 def read_settings() -> Settings:
-    """Read all settings from the environment; a variable that is empty counts as not set.
+    """Read all settings from the environment. An empty variable counts as not set.
 
     Raises:
-        OptionError: naming the variable and what it may hold.
+        OptionError: a value is not allowed; the message names the variable and the allowed values.
     """
     values = {}
     for setting in fields(Settings):
         variable = variable_of(setting.name)
         text = os.environ.get(variable, "")
-        # A key of white space alone is a mistake that must not open the door; with a file, the file is what counts.
+        # A key of white space alone is a mistake and must not open the server to all. A key file wins over the key.
         is_blank_key = (
             text and setting.name == "api_key" and not os.environ.get(variable_of("api_key_file"), "").strip()
         )
@@ -165,11 +165,11 @@ def read_settings() -> Settings:
 
 @dataclass(frozen=True)
 class Served:
-    """What the launcher has this server serve.
+    """What this server serves.
 
     Attributes:
         tasks: in the order of the revisions.
-        revisions: by task; empty where the launcher did not start this.
+        revisions: by task; empty if the launcher did not start this server.
     """
 
     tasks: tuple[str, ...]
@@ -177,7 +177,7 @@ class Served:
 
 
 def read_served() -> Served:
-    """Read what is served from the variables that the launcher has set."""
+    """Read tasks and revisions from the variables that the launcher has set."""
     tasks = tuple(os.environ[SERVED_TASKS].split(","))
     revisions = os.environ.get(SERVED_REVISIONS)
     return Served(tasks, dict(zip(tasks, revisions.split(","), strict=True)) if revisions else {})
@@ -185,5 +185,5 @@ def read_served() -> Served:
 
 def served_environment(tasks: Sequence[str], revisions: Sequence[str] = ()) -> dict[str, str]:
     """Return the variables that `read_served` reads."""
-    found = {SERVED_TASKS: ",".join(tasks)}
-    return found | ({SERVED_REVISIONS: ",".join(revisions)} if revisions else {})
+    variables = {SERVED_TASKS: ",".join(tasks)}
+    return variables | ({SERVED_REVISIONS: ",".join(revisions)} if revisions else {})

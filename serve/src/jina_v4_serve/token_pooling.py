@@ -1,4 +1,4 @@
-"""Fewer rows for a multi-vector: tokens that say nearly the same are averaged, as by the client's `pool_tokens`.
+"""Makes multi-vectors smaller: nearly equal rows are averaged, as by the client's `pool_tokens`.
 
 Source: Clavie, Chaffin, Adams, Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact via
 Token Pooling, 2024.
@@ -9,16 +9,16 @@ from importlib import import_module
 import numpy as np
 from numpy.typing import NDArray
 
-# Clustering takes time and memory with the square of its rows, and holds Python's lock. A page has up to 779; longer
-# sequences are pooled part by part.
+# Time and memory of clustering grow with the square of the rows, and it holds Python's lock. A page has up to 779 rows;
+# longer sequences are pooled part by part.
 _MAX_CLUSTERED_ROWS = 1024
-_NO_DIRECTION = 1e-6  # the length of a mean below which nothing but rounding is left of its rows
+_NO_DIRECTION = 1e-6  # a shorter mean is nothing but rounding errors
 
 Floats = NDArray[np.float32]
 
 
 def pool_tokens(tokens: Floats, pool_factor: int) -> Floats:
-    """Make a multi-vector smaller: rows near to one another become one, their mean at unit length.
+    """Make a multi-vector smaller: rows that are near each other become one, their mean at unit length.
 
     Args:
         tokens: (n_tokens, dim), with rows of unit length.
@@ -26,7 +26,7 @@ def pool_tokens(tokens: Floats, pool_factor: int) -> Floats:
 
     Returns:
         (n_pooled, dim) with rows of unit length, in the order of their first tokens. n_pooled is
-        n_tokens // pool_factor, but 1 at the least; summed over parts of up to 1024 rows, so 1025 rows become 513.
+        n_tokens // pool_factor, at least 1. More than 1024 rows are pooled in parts, so 1025 rows become 513.
     """
     unit: Floats = tokens / np.sqrt(np.einsum("nd,nd->n", tokens, tokens))[:, None]
     if len(unit) < 2:
@@ -37,12 +37,12 @@ def pool_tokens(tokens: Floats, pool_factor: int) -> Floats:
 
 
 def _cluster_means(rows: Floats, n_clusters: int) -> Floats:
-    """Return the means of so many clusters of rows (n, dim), at unit length and in the order of their first rows."""
+    """Cluster rows (n, dim); return the clusters' means, at unit length and in the order of their first rows."""
     if len(rows) == 1:
         return rows
-    hierarchy = import_module("scipy.cluster.hierarchy")  # takes a while, and few requests need it
+    hierarchy = import_module("scipy.cluster.hierarchy")  # slow to import, and few requests need it
     tree = hierarchy.linkage(rows, method="ward")
-    labels = hierarchy.cut_tree(tree, n_clusters)[:, 0]  # (n,); fcluster gives fewer where distances are equal
+    labels = hierarchy.cut_tree(tree, n_clusters)[:, 0]  # (n,); fcluster returns fewer where distances are equal
     _, firsts, clusters = np.unique(labels, return_index=True, return_inverse=True)
     sums = np.zeros((len(firsts), rows.shape[1]))
     np.add.at(sums, clusters, rows)  # (n_clusters, dim)

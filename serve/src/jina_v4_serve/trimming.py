@@ -1,20 +1,20 @@
-"""Memory that a process has freed and glibc keeps for it: given back to the system now and then.
+"""Returns memory that a process has freed, and that glibc keeps, to the system every minute.
 
 Tensors and pictures of many sizes leave holes between the blocks in use. What fits no hole is put behind the last
-block, and a process grows by the hour though it holds no more than at first. The holes' pages can be given back.
+block, so a process grows by the hour though it holds no more than at first. The pages of the holes can be returned.
 """
 
 import ctypes
 import threading
 
-INTERVAL_S = 60.0  # the next step waits for pages to be cleared again, some 0.1 s for 500 MB
+INTERVAL_S = 60.0  # the next step waits until the system has cleared new pages: about 0.1 s for 500 MB
 _NAME = "memory-trim"
 
 
-def give_back_regularly(interval_s: float = INTERVAL_S) -> None:
-    """Start a thread that gives freed memory back until the process ends; one a process.
+def trim_regularly(interval_s: float = INTERVAL_S) -> None:
+    """Start a thread that returns freed memory to the system until the process ends.
 
-    Nothing is done where the C library is not glibc.
+    A second call in a process, or a C library other than glibc, changes nothing.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None or any(thread.name == _NAME for thread in threading.enumerate()):

@@ -1,4 +1,4 @@
-"""A file that is read again when it has changed, or when somebody says so."""
+"""Waits until a file has changed, or until a caller wants it read again."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,9 @@ Signature = tuple[int, int, int, int] | None  # None: there is no such file
 
 
 def signature(path: Path) -> Signature:
-    """Return what changes when a file is written, replaced, or becomes readable.
+    """Return values that change when a file is written, replaced, or becomes readable.
 
-    That is the time of its content in ns, its bytes, its inode, and the time of its owner and mode in ns.
+    They are the time of its content in ns, its bytes, its inode, and the time of its owner and mode in ns.
     """
     try:
         status = path.stat()
@@ -22,30 +22,30 @@ def signature(path: Path) -> Signature:
 
 
 class WatchedFile:
-    """Knows in which state a file was read last. To be made before the file is read for the first time."""
+    """Remembers in which state a file was last read. Create it before you read the file for the first time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read = signature(self.path)
-        self._told = asyncio.Event()
+        self._last_read = signature(self.path)
+        self._wanted = asyncio.Event()
 
     def read_again(self) -> None:
-        """End the wait for a change, whether there is one or not."""
-        self._told.set()
+        """End the wait for a change even if there is none."""
+        self._wanted.set()
 
     async def changed(self) -> None:
-        """Wait until the file is to be read again.
+        """Wait until the file should be read again.
 
-        It is looked at once a second, and has changed when two looks agree: half a file, which somebody still writes,
-        is not read.
+        It is checked once a second. A change counts when two checks see the same, so that a half-written file is not
+        read.
         """
-        before = self._read
-        while not self._told.is_set():
+        before = self._last_read
+        while not self._wanted.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._told.wait(), _POLL_S)
-            found = signature(self.path)
-            if found == before != self._read:
+                await asyncio.wait_for(self._wanted.wait(), _POLL_S)
+            now = signature(self.path)
+            if now == before != self._last_read:
                 break
-            before = found
-        self._told.clear()
-        self._read = signature(self.path)
+            before = now
+        self._wanted.clear()
+        self._last_read = signature(self.path)

@@ -222,7 +222,7 @@ TYPES = {
     "a value with control characters": Bad(422, "task=?[31m? is not", {"input": "x", "task": "\x1b[31m\n"}, "task"),
 }
 
-TOKENS = "holds token ids: they are another tokenizer's"
+TOKENS = "has token ids: they are another tokenizer's"
 ITEM = 'is a text, {"text": ...}, {"image": ...} or {"pdf": ...}'
 EITHER = "send exactly one of text, image and pdf"
 INPUTS = {
@@ -248,7 +248,7 @@ INPUTS = {
     "an image as OpenAI's chat has it": Bad(
         422, "must be a string", {"input": [{"image": {"url": f"{SITE}/{IMAGES[0].name}"}}]}, "input[0].image"
     ),
-    "text and image": Bad(422, "holds text and image", {"input": {"text": "x", "image": "y"}}, "input"),
+    "text and image": Bad(422, "has text and image", {"input": {"text": "x", "image": "y"}}, "input"),
     "too many items": Bad(
         422, f"has {MAX_ITEMS + 1} items; at most {MAX_ITEMS} go", {"input": ["x"] * (MAX_ITEMS + 1)}, "input"
     ),
@@ -271,7 +271,7 @@ INPUTS = {
     ),
 }
 
-BOTH = "not trained to make one vector of both. Send them as two items, a vector each, or send the image alone"
+BOTH = "not trained to make one vector of both. Send them as two items, with a vector each, or send only an image"
 PICTURE = {"type": "image_url", "image_url": {"url": IMAGES_BASE64[0]}}
 WORDS = {"type": "text", "text": "x"}
 
@@ -294,16 +294,16 @@ PARTS = {
     "a part of a list as type": Bad(422, "is not offered", {"input": {"content": [{"type": ["text"]}]}}),
     "a part that is a number": Bad(422, "is a content part", {"input": {"content": [5]}}, "input.content[0]"),
     "a part without its text": Bad(
-        422, "is of type text; give its text", {"input": {"content": [{"type": "text"}]}}, "input.content[0]"
+        422, "is of type text; send its text", {"input": {"content": [{"type": "text"}]}}, "input.content[0]"
     ),
     "a part of a file id": Bad(
-        422, "holds file_id", {"input": {"content": [{"type": "input_image", "file_id": "x"}]}}, "input.content[0]"
+        422, "has file_id", {"input": {"content": [{"type": "input_image", "file_id": "x"}]}}, "input.content[0]"
     ),
     "an image part of another": Bad(
-        422, "holds text", {"input": [{"type": "image_url", "image_url": "y", "text": "x"}]}, "input[0]"
+        422, "has text", {"input": [{"type": "image_url", "image_url": "y", "text": "x"}]}, "input[0]"
     ),
     "a part with two contents": Bad(
-        422, "give its text or value", {"input": {"content": [WORDS | {"value": "y"}]}}, "input.content[0]"
+        422, "send its text or value", {"input": {"content": [WORDS | {"value": "y"}]}}, "input.content[0]"
     ),
     "an image part without URL": Bad(
         422,
@@ -331,7 +331,7 @@ PARTS = {
         422, "read as image; send it as", {"input": ["x", {"type": "text", "image": IMAGES_BASE64[0]}]}, "input[1].type"
     ),
     "a video": Bad(422, "read as text", {"input": ["x", {"type": "video_url", "content": "http://x/"}]}),
-    "content and a role": Bad(422, "holds role", {"input": [user("x")]}, "input[0]"),
+    "content and a role": Bad(422, "has role", {"input": [user("x")]}, "input[0]"),
     "input and messages": Bad(422, "input and messages", chat(user("x"), input="x"), "messages"),
     "messages a text": Bad(422, "messages is a list of messages", {"messages": "x"}, "messages"),
     "no messages": Bad(422, "messages is a list of messages", {"messages": []}, "messages"),
@@ -343,7 +343,7 @@ PARTS = {
     "an assistant's turn": Bad(422, "role=assistant", chat(user("x"), {"role": "assistant", "content": "y"})),
     "a tool's turn": Bad(422, "role=tool", chat(user("x"), {"role": "tool", "content": ""}), "messages[1].role"),
     "no role": Bad(422, "role=None", chat({"content": "x"}), "messages[0].role"),
-    "a call in a message": Bad(422, "holds tool_calls", chat(user("x") | {"tool_calls": [1]}), "messages[0]"),
+    "a call in a message": Bad(422, "has tool_calls", chat(user("x") | {"tool_calls": [1]}), "messages[0]"),
     "a user turn without content": Bad(422, "list of one part", chat(user(None)), "messages[0].content"),
     "an empty chat": Bad(422, "0 user turns", chat([user("x")], []), "messages[1]"),
     "too many chats": Bad(422, f"has {MAX_ITEMS + 1} chats", chat(*[[user("x")]] * (MAX_ITEMS + 1)), "messages"),
@@ -354,8 +354,8 @@ PARTS = {
     ),
 }
 
-UNKNOWN = "is no image of a known kind"
-PDF_HINT = '; a PDF file goes into {"pdf": ...}'
+UNKNOWN = "is not an image of a known format"
+PDF_HINT = '; send a PDF file as {"pdf": ...}'
 IMAGE = "input[1].image"
 BAD_IMAGES = {
     "an EPS": Bad(422, UNKNOWN, image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"), IMAGE),
@@ -407,7 +407,7 @@ def pdf(content: bytes, **fields: object) -> dict[str, Any]:
 
 PDF = "input[1].pdf"
 NO_PAGES = "input[1].pdf is a broken PDF file, or has no pages"
-RANGES = 'is numbers and ranges from 1 that ascend, such as "1-4,9" or "10-"'
+RANGES = 'must have ascending numbers and ranges from 1, such as "1-4,9" or "10-"'
 BOOK = pdf_files.book(3)
 PDFS = {
     "a PDF that is a number": Bad(422, "input[1].pdf must be a string", {"input": ["x", {"pdf": 5}]}, PDF),
@@ -416,13 +416,13 @@ PDFS = {
     "a data URI without base64 as PDF": Bad(
         422, "data:application/pdf;base64,...", {"input": ["x", {"pdf": "data:application/pdf,abc"}]}, PDF
     ),
-    "a PDF and a text": Bad(422, "holds text and pdf", {"input": ["x", {"text": "y", "pdf": "z"}]}, "input[1]"),
-    "a PDF and an image": Bad(422, "holds image and pdf", {"input": ["x", {"image": "y", "pdf": "z"}]}, "input[1]"),
-    "a PDF with a password": Bad(422, "has pdf and pages alone", pdf(BOOK, key="x"), "input[1]"),
-    "pages of an image": Bad(422, "holds pages", {"input": ["x", {"image": "y", "pages": "1"}]}, "input[1]"),
-    "an image as PDF": Bad(422, "input[1].pdf is no PDF file", pdf(GOOD_PNG), PDF),
-    "HTML as PDF": Bad(422, "is no PDF file", pdf(FILES["page.html"]), PDF),
-    "an empty PDF": Bad(422, "is no PDF file", pdf(b""), PDF),
+    "a PDF and a text": Bad(422, "has text and pdf", {"input": ["x", {"text": "y", "pdf": "z"}]}, "input[1]"),
+    "a PDF and an image": Bad(422, "has image and pdf", {"input": ["x", {"image": "y", "pdf": "z"}]}, "input[1]"),
+    "a PDF with a password": Bad(422, "has only pdf and pages", pdf(BOOK, key="x"), "input[1]"),
+    "pages of an image": Bad(422, "has pages", {"input": ["x", {"image": "y", "pages": "1"}]}, "input[1]"),
+    "an image as PDF": Bad(422, "input[1].pdf is not a PDF file", pdf(GOOD_PNG), PDF),
+    "HTML as PDF": Bad(422, "is not a PDF file", pdf(FILES["page.html"]), PDF),
+    "an empty PDF": Bad(422, "is not a PDF file", pdf(b""), PDF),
     "a PDF's head alone": Bad(422, NO_PAGES, pdf(b"%PDF-1.7\n"), PDF),
     "a PDF that is cut off": Bad(422, NO_PAGES, pdf(BOOK[:60]), PDF),
     "a PDF of 0 pages": Bad(422, NO_PAGES, pdf(pdf_files.NO_PAGES), PDF),
@@ -434,7 +434,7 @@ PDFS = {
     ),
     "two PDFs of too many pages": Bad(
         422,
-        f"{MAX_PDF_PAGES - 1} pages are requested, and 3 of the files before it",
+        f"{MAX_PDF_PAGES - 1} pages are requested, and 3 of earlier files",
         {"input": [*pdf(BOOK)["input"], *pdf(pdf_files.book(MAX_PDF_PAGES - 1))["input"]]},
         "input[3].pdf",
     ),
@@ -448,7 +448,7 @@ PDFS = {
     ),
     "PDFs that are too large together": Bad(
         422,
-        f"the PDF files of the request are over {MAX_IMAGE_BYTES} bytes together",
+        f"the PDF files of the request have over {MAX_IMAGE_BYTES} bytes together",
         {"input": pdf(BOOK + bytes(MAX_IMAGE_BYTES // 2))["input"] * 2},
         "input[3].pdf",
     ),
@@ -487,7 +487,7 @@ PDFS = {
         422, "leads to an address that is not public", {"input": ["x", {"pdf": "http://10.0.0.1/x.pdf"}]}, PDF
     ),
     "a URL of a PDF that is not there": Bad(422, "status 404", {"input": ["x", {"pdf": f"{SITE}/nothing"}]}, PDF),
-    "a URL of a page as PDF": Bad(422, "is no PDF file", {"input": ["x", {"pdf": f"{SITE}/page.html"}]}, PDF),
+    "a URL of a page as PDF": Bad(422, "is not a PDF file", {"input": ["x", {"pdf": f"{SITE}/page.html"}]}, PDF),
     "a URL of a PDF that spins": Bad(422, "of processor time", {"input": ["x", {"pdf": f"{SITE}/spin.pdf"}]}, PDF),
     "a URL of a large PDF": Bad(422, f"limit of {MAX_IMAGE_BYTES}", {"input": ["x", {"pdf": f"{SITE}/large"}]}, PDF),
 }
@@ -703,7 +703,7 @@ CONFLICTS = {
     ),
     "late chunks as multi-vectors": Bad(
         422,
-        "late_chunking gives dense vectors only",
+        "late_chunking returns dense vectors only",
         {"input": ["x"], "late_chunking": True, "return_multivector": True},
         "late_chunking",
     ),
@@ -785,7 +785,7 @@ FIELDS = {
         "truncate_prompt_tokens",
     ),
     "an item with a field beside its text": Bad(
-        422, "holds image_url", {"input": ["x", {"text": "y", "image_url": "http://10.0.0.1/"}]}, "input[1]"
+        422, "has image_url", {"input": ["x", {"text": "y", "image_url": "http://10.0.0.1/"}]}, "input[1]"
     ),
 }
 
@@ -868,16 +868,16 @@ RANKINGS = {
     "a text document of type image": Bad(
         422, "read as text", RANK | {"documents": [{"type": "image", "text": "x"}]}, "documents[0].type"
     ),
-    "a document with a title": Bad(422, "holds title", RANK | {"documents": [{"text": "x", "title": "y"}]}),
+    "a document with a title": Bad(422, "has title", RANK | {"documents": [{"text": "x", "title": "y"}]}),
     "two texts in a document": Bad(
         422, "has 2 parts", RANK | {"documents": [{"content": [WORDS, WORDS]}]}, "documents[0].content"
     ),
     "a broken image among documents": Bad(
-        422, "is no image", RANK | {"documents": ["a", {"image": "AAAA"}]}, "documents[1].image"
+        422, "is not an image", RANK | {"documents": ["a", {"image": "AAAA"}]}, "documents[1].image"
     ),
     "a private URL": Bad(422, PRIVATE, RANK | {"documents": [{"image": "http://10.0.0.1/x.png"}]}),
     "a PDF file": Bad(
-        422, "a PDF file is many pages", RANK | {"documents": ["a", {"pdf": "AAAA"}]}, "documents[1].pdf"
+        422, "a PDF file has many pages", RANK | {"documents": ["a", {"pdf": "AAAA"}]}, "documents[1].pdf"
     ),
     "a document of 33k tokens": Bad(400, "documents[1] has 33003", RANK | {"documents": ["a", LONG]}, "documents[1]"),
     "too many documents": Bad(
@@ -921,7 +921,7 @@ PAIRS = {
     ),
     "two queries for one document": Bad(422, "2 queries and 1 documents", {"text_1": ["q", "r"], "text_2": "a"}),
     "two names": Bad(422, "contradicts queries", {"queries": "q", "text_1": "r", "text_2": "a"}, "text_1"),
-    "a broken image": Bad(422, "is no image", {"text_1": {"image": "AAAA"}, "text_2": "a"}, "text_1.image"),
+    "a broken image": Bad(422, "is not an image", {"text_1": {"image": "AAAA"}, "text_2": "a"}, "text_1.image"),
     "a long document": Bad(400, "data_2[1] has 33003", {"data_1": "q", "data_2": ["a", LONG]}, "data_2[1]"),
     "an instruction": Bad(422, "instruction=x is not", {"text_1": "q", "text_2": "a", "instruction": "x"}),
     "a prompt for the template": Bad(422, "chat_template=x", {"text_1": "q", "text_2": "a", "chat_template": "x"}),
@@ -1054,7 +1054,7 @@ def test_another_method_is_refused(path: str, method: str, wire: Wire) -> None:
     if method == "HEAD":
         assert (answer.status_code, answer.content) == (405, b"")
         return
-    assert_refused(answer, 405, f"{path} takes ")
+    assert_refused(answer, 405, f"{path} accepts ")
 
 
 def test_a_refused_method_is_told_the_allowed_ones(wire: Wire) -> None:

@@ -181,7 +181,7 @@ except UnprocessableEntityError as error:
 """
     )
     assert done.returncode == 0, done.stderr
-    assert "input[0] holds token ids" in done.stdout
+    assert "input[0] has token ids" in done.stdout
     assert "send text" in done.stdout
 
 

@@ -350,7 +350,7 @@ def test_a_chat_gives_the_very_vectors_of_the_plain_form(wire: Wire) -> None:
 def test_an_instruction_that_was_left_out_is_named(wire: Wire) -> None:
     answer = wire.post({"messages": [[user("x")], [SYSTEM, user("y"), SYSTEM | {"role": "developer"}]], "odd": 1})
     assert answer.headers["x-jina-v4-warning"] == (
-        "instructions left out, for the model's prompt has none: messages[1][0], messages[1][2];"
+        "instructions left out, as the model's prompt has none: messages[1][0], messages[1][2];"
         " unknown fields ignored: odd"
     )
     assert "x-jina-v4-warning" not in wire.post({"messages": [user("x")]}).headers
@@ -681,7 +681,7 @@ def test_a_prefix_that_is_there_already_is_counted_and_named_and_changes_nothing
     text = "Query: where is the sea?"
     answer = wire.post({"input": ["x", text, {"text": text}, "Passage: y"]})
     assert answer.headers["x-jina-v4-warning"] == (
-        "texts that began with 'Query:' before it was put there: input[1], input[2]"
+        "texts that already began with 'Query:', which was added again: input[1], input[2]"
     )
     assert n_prefixed(wire) - before == 2
     expected = judge.mean(judge.rows(judge.plain.encode(f"Query: {text}").ids))

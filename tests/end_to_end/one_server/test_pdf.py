@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "page 0": (BOOK, {"pages": [0]}, ArgumentError, "pages=0 is not allowed"),
     "no pages": (BOOK, {"pages": []}, ArgumentError, "pages is empty"),
     "a page behind the last": (BOOK, {"pages": [2, 9]}, ServerRefusedError, "page 9; the last page is 3 (633 bytes)"),
-    "no PDF file": ([BOOK, b"text"], {}, ServerRefusedError, "is no PDF file (4 bytes)"),
+    "no PDF file": ([BOOK, b"text"], {}, ServerRefusedError, "is not a PDF file (4 bytes)"),
     "a password": (encrypted(b"secret"), {}, ServerRefusedError, "needs a password"),
 }
 

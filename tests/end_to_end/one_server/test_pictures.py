@@ -269,7 +269,7 @@ def test_a_format_that_is_not_offered_is_refused_by_every_way(wire: Wire, gatewa
             print(kind)
             for door in (wire, gateway):
                 answer = door.post({"input": [item(content)], "task": TASK})
-                assert_refused(answer, 422, "is no image of a known kind", "input[0].image")
+                assert_refused(answer, 422, "is not an image of a known format", "input[0].image")
             if kind in CLIENT_ONLY:
                 assert np.abs(client.encode_image(content) - client.encode_image(bare_png(content))).max() <= BOUND
             else:
@@ -282,7 +282,7 @@ def test_a_picture_that_loses_values_is_named_in_a_header(wire: Wire, gateway: W
     for door in (wire, gateway):
         answer = door.post({"input": ["x", item(grey), item(plain), item(grey)], "task": TASK})
         assert answer.status_code == 200
-        named = "more than 8 bits a pixel, values over 255 read as 255: input[1].image, input[3].image"
+        named = "more than 8 bits per pixel, values over 255 read as 255: input[1].image, input[3].image"
         assert answer.headers["x-jina-v4-warning"] == named
         one, other = (array(answer.json()["data"][i]["embedding"]) for i in (1, 2))
         assert float(one @ other) < 0.999

@@ -140,7 +140,7 @@ EMBEDDINGS = {
         },
         ["image/0"],
         ("Vision Support | Support",),
-        warning="instructions left out, for the model's prompt has none: messages[0]",
+        warning="instructions left out, as the model's prompt has none: messages[0]",
     ),
     "RAGFlow, NVIDIA, chunks": Sent(
         *RAGFLOW,

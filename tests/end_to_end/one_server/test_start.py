@@ -56,7 +56,7 @@ def test_a_start_is_short_and_a_failure_says_what_to_do(wire_checkpoint: Path, t
             "Resolved architecture",
             "Loading safetensors",
             "Application startup complete",
-            "the canary lives",
+            "the canary passes",
         ):
             assert said in path.read_text()
 

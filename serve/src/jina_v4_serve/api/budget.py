@@ -1,8 +1,8 @@
-"""Back-pressure: counts the tokens in flight, and refuses requests past the budget. Nothing is queued.
+"""Back-pressure: counts the tokens in flight, and refuses requests over the limit. Nothing is queued.
 
-Live queries, of priority 0, count themselves alone; any other priority counts all that is in flight, so bulk work is
-refused first. A request counts as half of the limit at most, so that a large one is accepted while others come and go:
-it needs no more than half of the limit to be free.
+Requests of priority 0 (live queries) only compete with each other. Requests of other priorities (bulk work) compete
+with all requests in flight, so they are refused first. A large request is accepted when half of the limit is free;
+otherwise a steady stream of small ones would always keep it out.
 """
 
 import math
@@ -23,19 +23,19 @@ class TokenBudget:
     """Counts the tokens of accepted requests until they are answered.
 
     Attributes:
-        limit: tokens in flight past which a priority's requests are refused; a large request may go past it.
-        in_flight: tokens of all requests that are accepted and not answered yet.
+        limit: the tokens in flight above which requests are refused; one large request may exceed it.
+        in_flight: the tokens of all requests that are accepted and not answered yet.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.in_flight = 0
-        self._live = 0  # those of priority 0
+        self._live = 0  # the tokens of priority 0
         MAX_IN_FLIGHT_TOKENS.set(limit)
         self._done: deque[tuple[float, int]] = deque()
 
     def check(self) -> None:
-        """Refuse, before a body is read, when the budget is already spent for every priority.
+        """Refuse a request before its body is read, if no priority has room.
 
         Raises:
             ApiError: 429 with the seconds after which to try again.
@@ -45,10 +45,10 @@ class TokenBudget:
 
     @contextmanager
     def spend(self, tokens: int, priority: int = FIRST) -> Iterator[None]:
-        """Take a request's tokens for the length of a block.
+        """Count a request's tokens as in flight during a block.
 
         Raises:
-            ApiError: 429 when there is no room beside what is in flight.
+            ApiError: 429 when there is no room for them.
         """
         ahead = self._ahead(priority)
         if ahead and ahead + min(tokens, self.limit // 2) > self.limit:
@@ -67,11 +67,11 @@ class TokenBudget:
             IN_FLIGHT_TOKENS.dec(tokens)
 
     def _ahead(self, priority: int) -> int:
-        """Return the tokens in flight that count against a priority's next request."""
+        """Return the tokens in flight with which a request of this priority competes."""
         return self._live if priority == FIRST else self.in_flight
 
     def _forget(self) -> None:
-        """Forget what was finished before the window of time that the rate is of."""
+        """Forget requests that were finished before the time window of the rate."""
         begin = time.monotonic() - _WINDOW_S
         while self._done and self._done[0][0] < begin:
             self._done.popleft()
@@ -81,7 +81,7 @@ class TokenBudget:
         self._forget()
         rate = sum(tokens for _, tokens in self._done) / _WINDOW_S  # tokens/s
         wait_s = math.ceil(ahead / rate) if rate else _LONGEST_WAIT_S
-        message = f"the server is at work on {ahead} tokens, its limit is {self.limit}; try again later"
+        message = f"the server has {ahead} tokens in flight, its limit is {self.limit}; try again later"
         if tokens > self.limit // 2:
             message += f", or send fewer items in one request: this one has about {tokens} tokens"
         return ApiError(429, message, code="OVERLOADED", retry_after_s=min(max(wait_s, 1), _LONGEST_WAIT_S))

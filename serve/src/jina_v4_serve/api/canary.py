@@ -1,8 +1,8 @@
 """The canary: texts and their vectors in the checkpoint. A server must compute the same vectors before it serves.
 
-`jina-v4-merge verify --canary` computed them with plain transformers. They are embedded here as requests are, before
-the server listens: weights, adapter, projector, tokenizer, kernels and pooling must all be right for them to agree.
-Weights do not change while a server runs, so once is enough. `/ready` finds out whether the engine still works.
+`jina-v4-merge verify --canary` computed them with plain transformers. Here the texts are embedded like requests, before
+the server listens. The vectors only agree if weights, adapter, projector, tokenizer, kernels and pooling are all right.
+Weights do not change while a server runs, so one check is enough; `/ready` checks that the engine still works.
 """
 
 import base64
@@ -30,12 +30,13 @@ logger = logging.getLogger("jina_v4_serve")
 
 Embed = Callable[[EmbedRequest, str], Awaitable[list[Vectors]]]
 
-# The largest 1 - cosine, by the coarser of the dtypes of server and canary. With random weights rounding made 1e-7 in
-# float32, 2e-6 in float16 and 1.2e-4 in bfloat16, on 3 layers as on 36; a missing adapter 0.33, another task's 0.53.
+# The largest allowed 1 - cosine, for the coarser of the dtypes of server and canary. With random weights, rounding
+# costs 1e-7 in float32, 2e-6 in float16 and 1.2e-4 in bfloat16, on 3 layers and on 36. A missing adapter costs 0.33,
+# another task's adapter 0.53.
 BOUNDS = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
-# Where something is quantized, by its name in the revision. The canary of a quantized checkpoint is computed with the
-# stored matrices, and a server also rounds what goes into them: 6.4e-4 in int8 and 5.0e-3 in fp8 on 3 layers
-# (simulated), 1.8e-4 and 2.2e-3 on 36. Matrices that vLLM itself makes fp8 add the weights' rounding: 1.0e-2 on 3.
+# The same for quantized parts, by their names in the revision. The canary of a quantized checkpoint is computed with
+# the stored matrices. A server also rounds their inputs, which costs 6.4e-4 in int8 and 5.0e-3 in fp8 on 3 layers
+# (simulated), 1.8e-4 and 2.2e-3 on 36. Matrices that vLLM itself converts to fp8 also round the weights: 1.0e-2 on 3.
 QUANTIZED_BOUNDS = {"int8": 3e-2, "fp8": 1e-1}
 QUANTIZED_BOUND = 1e-1
 
@@ -57,17 +58,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Canary:
-    """All entries, and the dtype that computed them."""
+    """All entries, and the dtype in which they were computed."""
 
     dtype: str
     entries: tuple[Entry, ...]
 
 
 def read_canary(checkpoint: Path) -> Canary | None:
-    """Read the canary of a checkpoint; None where there is none.
+    """Read the canary of a checkpoint; None if there is none.
 
     Raises:
-        CheckpointError: it is broken.
+        CheckpointError: the canary is broken.
     """
     path = checkpoint / CANARY
     if not path.exists():
@@ -96,17 +97,17 @@ def read_canary(checkpoint: Path) -> Canary | None:
 async def canary_failure(
     checkpoint: Path, dtype: str, limits: Limits, embed: Embed, quantized: Sequence[str] = ()
 ) -> str | None:
-    """Compare what is embedded here with a checkpoint's canary, and log the result.
+    """Compare this server's vectors with the canary of a checkpoint, and log the result.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: the folder.
         dtype: of this server.
-        limits: of this server, for the one task of the checkpoint; longer texts are skipped.
+        limits: of this server, with the checkpoint's task only; texts that are too long for it are skipped.
         embed: returns the vectors of a request.
-        quantized: what the engine has in a coarser type than dtype, as the revision names it.
+        quantized: the quantized parts, by their names in the revision.
 
     Returns:
-        What is wrong, for any caller to read; None if all is well, or if there is no canary.
+        What is wrong, as callers may read it; None if the vectors are right, or if there is no canary.
 
     Raises:
         EngineError: the engine computed no vectors.
@@ -127,16 +128,16 @@ async def canary_failure(
         if distance <= bound:
             CANARY_OK.labels(task).set(1)
             logger.info(
-                "the canary lives: 1 - cosine is %.1e, at most %.0e is allowed in %s", distance, bound, precision
+                "the canary passes: 1 - cosine is %.1e, at most %.0e is allowed in %s", distance, bound, precision
             )
             reached(f"canary of {task} right")
             return None
         failure = (
             f"the canary's texts embed to other vectors (1 - cosine is {distance:.1e}, at most {bound:.0e} is allowed "
-            f"in {precision}): a wrong or missing adapter, or a damaged file; `jina-v4-merge verify DIR` tells which"
+            f"in {precision}): a wrong or missing adapter, or a damaged file; `jina-v4-merge verify DIR` shows which"
         )
         if quantized:
-            failure += f". Or {', '.join(quantized)} is too coarse for this model: serve it without"
+            failure += f". Or {', '.join(quantized)} is too coarse for this model: serve without it"
     except CheckpointError as error:
         failure = str(error)
     except NonFiniteError:
@@ -149,7 +150,7 @@ async def canary_failure(
 
 
 async def _largest_distance(entries: Sequence[Entry], limits: Limits, embed: Embed) -> float:
-    """Return the largest 1 - cosine, of dense vectors and of multi-vectors in the mean of their rows."""
+    """Return the largest 1 - cosine of any dense vector or multi-vector (the mean over its rows)."""
     distances: list[float] = []
     for i, entry in enumerate(entries):
         body = {
@@ -162,10 +163,12 @@ async def _largest_distance(entries: Sequence[Entry], limits: Limits, embed: Emb
         except (ApiError, ValueError) as error:
             raise CheckpointError(f"a text of the canary cannot be embedded: {error}") from error
         (vectors,) = await computed(embed(request, f"canary-{i}"), "the canary")
-        for found, expected in ((vectors.dense, entry.dense[None]), (vectors.multivector, entry.multivector)):
-            if found.shape != expected.shape:
-                raise CheckpointError(f"a text of the canary gives {found.shape} and not {expected.shape} values")
-            distances.append(1 - float(np.sum(found * expected, dtype=np.float64)) / len(found))
+        for actual, expected in ((vectors.dense, entry.dense[None]), (vectors.multivector, entry.multivector)):
+            if actual.shape != expected.shape:
+                raise CheckpointError(
+                    f"a text of the canary has vectors of shape {actual.shape}; expected {expected.shape}"
+                )
+            distances.append(1 - float(np.sum(actual * expected, dtype=np.float64)) / len(actual))
     return float(np.max(distances))  # NaN where any is
 
 

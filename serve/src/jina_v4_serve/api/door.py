@@ -1,4 +1,4 @@
-"""The front door, one for server, gateway and Ray ingress: who may call, from which web pages, and how a body is read.
+"""The front door of server, gateway and Ray ingress: checks keys, web pages and routes, and reads bodies.
 
 Headers are always a mapping that ignores case.
 """
@@ -22,36 +22,36 @@ COHERE = "/v2/embed"
 RERANK = "/v1/rerank"
 COHERE_RERANK = "/v2/rerank"
 SCORE = "/v1/score"
-EMBEDDING_ROUTES = (EMBEDDINGS, COHERE, RERANK, COHERE_RERANK, SCORE)  # a ranking embeds what it scores
-OPEN = ("/health", "/ready")  # an orchestrator's probes carry no key
-KEEP_ALIVE_S = 75  # an idle connection stays open; the load balancers in common use close theirs after 60 s
+EMBEDDING_ROUTES = (EMBEDDINGS, COHERE, RERANK, COHERE_RERANK, SCORE)  # rankings embed what they score
+OPEN = ("/health", "/ready")  # without a key, for the probes of orchestrators
+KEEP_ALIVE_S = 75  # idle connections are closed later than those of common load balancers, which wait 60 s
 MAX_HEAD_BYTES = 2**16  # of a request
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _OURS = ("task", "pooling", "revision", "prompt", "warning")
 _FOR_PAGES = ", ".join(["x-request-id", *(f"x-jina-v4-{name}" for name in _OURS), "retry-after"])
-_REMEMBERED_S = 600  # a browser asks again after this time
+_PREFLIGHT_AGE_S = 600  # a browser repeats its preflight after this time
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """Return the id that came with a request, or a new one where none came or it is not fit for a log."""
+    """Return the id in a request's headers, or a new one if there is none or it is not fit for a log."""
     sent = headers.get("x-request-id", "")
     return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 class Door:
-    """Checks every request before anything is done for it."""
+    """Checks every request before any other work."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the keys.
 
         Raises:
-            OptionError: the settings name a key, and there is none.
+            OptionError: a key is set but cannot be read or used.
         """
         self._settings = settings
         self._keys = Keys(settings)
 
     def cross_origin(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return the headers by which a browser lets a page read the reply; none for a page that may not."""
+        """Return the headers that let a web page read the reply; none if its origin is not allowed."""
         origin = headers.get("origin")
         if origin is None or not {origin, "*"} & self._settings.allowed_origins:
             return {}
@@ -60,24 +60,24 @@ class Door:
     def _preflight(self, headers: Mapping[str, str]) -> dict[str, str]:
         if not self.cross_origin(headers):
             page, variable = shorten(headers["origin"]), variable_of("allowed_origins")
-            message = f"pages of {page} may not call; {variable} names those that may"
+            message = f"web pages of {page} may not call this server; the allowed ones are in {variable}"
             raise ApiError(403, message, code="ORIGIN_NOT_ALLOWED", param="origin")
         return {
             "access-control-allow-methods": "GET, HEAD, POST",
             "access-control-allow-headers": headers.get(
                 "access-control-request-headers", "authorization, content-type"
             ),
-            "access-control-max-age": str(_REMEMBERED_S),
+            "access-control-max-age": str(_PREFLIGHT_AGE_S),
         }
 
     def admit(
         self, method: str, path: str, headers: Mapping[str, str], routes: Mapping[str, str]
     ) -> dict[str, str] | None:
-        """Let a request in and record its key's name, or refuse it. A route for GET accepts HEAD too.
+        """Accept a request and record the name of its key, or refuse it. A route for GET accepts HEAD too.
 
         Returns:
-            None for a request to serve. For a browser's preflight, which never carries a key: the headers of the 204
-            reply, beside those of `cross_origin`.
+            None for a request to serve. For a browser's preflight, which never has a key: the headers of the 204 reply,
+            in addition to those of `cross_origin`.
 
         Raises:
             ApiError: 401 without a valid key, 403 for a web page that may not call, 404 or 405 for an unknown route.
@@ -92,7 +92,7 @@ class Door:
             raise ApiError(404, f"there is no such route; the embeddings are at {EMBEDDINGS}", code="NOT_FOUND")
         methods = ["GET", "HEAD"] if routes[path] == "GET" else [routes[path]]
         if method not in methods:
-            message = f"{path} takes {' and '.join(methods)}"
+            message = f"{path} accepts {' and '.join(methods)}"
             raise ApiError(405, message, code="METHOD_NOT_ALLOWED", allow=", ".join(methods))
         return None
 
@@ -104,18 +104,18 @@ class Door:
         """
         kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
-            message = f"the body is {shorten(kind)}; send application/json"
+            message = f"the content type is {shorten(kind)}; send application/json"
             raise ApiError(415, message, code="UNSUPPORTED_MEDIA_TYPE", param="content-type")
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity":
-            message = f"the body is encoded as {shorten(encoding)}; send it as it is, without Content-Encoding"
+            message = f"the body is encoded as {shorten(encoding)}; send it without Content-Encoding"
             raise ApiError(415, message, code="UNSUPPORTED_ENCODING", param="content-encoding")
         largest, longest_s = self._settings.max_body_bytes, self._settings.body_timeout_s
         too_large = ApiError(413, f"the body is over the limit of {largest} bytes", code="BODY_TOO_LARGE")
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > largest:
             raise too_large
-        body = io.BytesIO()  # whose bytes can be had without a copy
+        body = io.BytesIO()  # getvalue() does not copy
         try:
             async with asyncio.timeout(longest_s):
                 async for part in parts:
@@ -130,13 +130,13 @@ class Door:
 
 
 def not_http() -> ApiError:
-    """Make the error for what no HTTP parser can read."""
+    """Make the error for invalid HTTP."""
     return ApiError(400, "what was sent is not valid HTTP/1.1", code="INVALID_HTTP", closes=True)
 
 
 def as_api_error(error: BaseException, request_id: str) -> ApiError:
-    """Return what the caller sees of an error. Details of a fault of ours are in the log only."""
+    """Return the error that the caller sees. The details of an internal error are only in the log."""
     if isinstance(error, ApiError):
         return error
     logger.error("request %s failed", request_id, exc_info=error)
-    return ApiError(500, f"something went wrong here; the log has it as request {request_id}", code="INTERNAL")
+    return ApiError(500, f"internal error; see request {request_id} in the server's log", code="INTERNAL")

@@ -1,4 +1,4 @@
-"""Base64 as programs write it: in lines, without padding, in the URL-safe alphabet, percent-escaped.
+"""Base64 in all forms that programs write: in lines, without padding, in the URL-safe alphabet, percent-escaped.
 
 The client reads data URIs by the same rule (`jina_v4_client._images`).
 """
@@ -15,7 +15,7 @@ def read_base64(text: str) -> bytes:
     """Decode base64; white space, %-escapes, either alphabet and missing padding are accepted.
 
     Raises:
-        ValueError: it is not base64; the message names the first wrong character.
+        ValueError: the text is not base64; the message names the first wrong character.
     """
     digits = "".join(unquote(text).split()).rstrip("=")
     wrong = _NOT_BASE64.search(digits)

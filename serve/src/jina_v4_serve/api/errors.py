@@ -1,6 +1,6 @@
-"""Errors that a caller sees. They carry facts; `forms.errors` writes them.
+"""The errors that a caller sees. They hold facts; `forms.errors` writes them.
 
-Any other failure is logged with the request id and answered without details.
+Any other exception is logged with the request id and answered without details.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,17 +9,17 @@ from dataclasses import KW_ONLY, dataclass
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An answer that is not 2xx.
+    """A reply that is not 2xx.
 
     Attributes:
         status: the HTTP status.
         message: for people.
         code: for programs.
-        param: the field at fault, as a path: `input[3].image`.
-        value: what the field held; None if that does not help.
-        retry_after_s: after which the same request may succeed.
+        param: the path of the wrong field: `input[3].image`.
+        value: the value of that field; None if it does not help.
+        retry_after_s: seconds after which the same request may succeed.
         allow: the methods of the route.
-        closes: whether the connection cannot be used any more.
+        closes: whether the connection must be closed.
     """
 
     status: int
@@ -37,19 +37,19 @@ class ApiError(Exception):
         return self.message
 
     def headers(self) -> Mapping[str, str]:
-        """Return the headers of the answer beside those of every answer."""
+        """Return the headers that only this error has."""
         connection = "close" if self.closes else None
         headers = {"retry-after": self.retry_after_s, "allow": self.allow, "connection": connection}
         return {name: str(value) for name, value in headers.items() if value is not None}
 
 
 def invalid(param: str, message: str, value: object = None) -> ApiError:
-    """Make the error for a field that holds what is not offered."""
+    """Make the error for a field with a wrong value."""
     return ApiError(422, message, code="VALIDATION_ERROR", param=param, value=value)
 
 
 def shorten(value: object) -> str:
-    """Show a value in a message, at most 80 characters of it."""
+    """Write a value for a message, in at most 80 characters."""
     text = ""
     for piece in [value] if isinstance(value, str) else _repr(value):
         text += piece[:200]
@@ -60,7 +60,7 @@ def shorten(value: object) -> str:
 
 
 def _repr(value: object) -> Iterator[str]:
-    """Write what JSON held, as repr does, in pieces: a caller that stops early does not pay for megabytes."""
+    """Yield the repr of a value from JSON in pieces: a caller that stops early does not pay for megabytes."""
     if isinstance(value, list):
         yield "["
         for i, each in enumerate(value):

@@ -1,8 +1,8 @@
-"""What happens before every route (request id, key, list of routes) and after every answer (headers, counts, log).
+"""The middleware before every route (request id, key, list of routes) and after every reply (headers, metrics, log).
 
-A client can tell from the headers that the vectors were pooled in the engine, for which task, and by which revision of
-the model; a stock vLLM on the same address has none of these headers. vLLM's other routes do not exist here: some would
-answer with vectors that are not this model's (its `/v2/embed` puts a system message into the prompt; ours does not).
+The headers show a client that the vectors were pooled in the engine, for which task, and by which revision; a stock
+vLLM on the same address has none of them. vLLM's other routes are not served: some would return vectors that are not
+this model's (its `/v2/embed` puts a system message into the prompt; ours does not).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from jina_v4_serve.api.record import NO_TASK, Record, recording
 from jina_v4_serve.facts import TASKS
 from jina_v4_serve.settings import read_served, read_settings
 
-# Path to method. /docs shows the schema; its page needs the two files, which vLLM has with it.
+# The method of each path. /docs shows the schema; its page needs the two files, which are vLLM's.
 ROUTES = {
     **dict.fromkeys(EMBEDDING_ROUTES, "POST"),
     "/v1/models": "GET",
@@ -37,13 +37,13 @@ ROUTES = {
 
 
 class Guard:
-    """ASGI middleware, the outermost."""
+    """The outermost ASGI middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         settings, served = read_settings(), read_served()
         self.door = Door(settings)
-        # Of several tasks a reply names all, until it is known which of them it is for.
+        # With several tasks a reply names all of them until the task of the request is known.
         self.headers = {NO_TASK: _headers(served.tasks, served.revisions)}
         self.headers |= {task: _headers([task], served.revisions) for task in served.tasks}
         self.task = served.tasks[0] if len(served.tasks) == 1 and served.tasks[0] in TASKS else NO_TASK
@@ -61,14 +61,14 @@ class Guard:
         path, method = scope["path"], scope["method"]
         record = Record(request_id(headers), self.task)
         scope.setdefault("state", {})["request_id"] = record.request_id
-        added = _raw({"x-request-id": record.request_id, **self.door.cross_origin(headers)})
+        request_headers = _raw({"x-request-id": record.request_id, **self.door.cross_origin(headers)})
         started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                ours = self.headers[record.task] | added
+                ours = self.headers[record.task] | request_headers
                 kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in ours]
                 message["headers"] = [*kept, *ours.items()]
                 record.answered(message["status"])
@@ -82,9 +82,9 @@ class Guard:
                 await Response(status_code=204, headers=preflight)(scope, receive, send_with_headers)
                 return
             if path in EMBEDDING_ROUTES and not hasattr(scope["app"].state, "jina_v4"):
-                # vLLM goes on without a plugin that it could not load, and has such a route too: wrong vectors.
-                raise ApiError(503, "this server was started without its own routes", code="NOT_LOADED")
-            if method == "HEAD":  # uvicorn knows it still, and leaves the body out
+                # vLLM ignores a plugin that it cannot load, and its own route would return other vectors.
+                raise ApiError(503, "the routes of jina-v4-serve are not loaded; see the log", code="NOT_LOADED")
+            if method == "HEAD":  # uvicorn leaves the body out
                 scope = {**scope, "method": "GET"}
             with recording(record):
                 await self.app(scope, receive, send_with_headers)
@@ -113,5 +113,5 @@ def _headers(tasks: Sequence[str], revisions: Mapping[str, str]) -> dict[bytes, 
 
 
 def error_response(error: ApiError, request_id: str, path: str) -> Response:
-    """Make the answer that is an error, in the form of the route."""
+    """Make the reply for an error, in the form of the route."""
     return Response(error_body(error, request_id, path), error.status, error.headers(), "application/json")

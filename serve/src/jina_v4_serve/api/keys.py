@@ -1,8 +1,7 @@
-"""The API keys: one from a variable, or several with a name each from a file, which is read again when it changes.
+"""The API keys: one from a variable, or several named ones from a file, which is read again when it changes.
 
-A line of the file is a key, or a name, a colon, a space and a key. A line that begins with `#` is a comment. While two
-keys are in it both are good: so a key is replaced without refusing anybody. Logs and metrics have the name, never the
-key.
+A line of the file is `KEY` or `NAME: KEY`. A line that begins with `#` is a comment. All keys in the file are valid, so
+a key can be replaced without refusing any caller. Logs and metrics show the name, never the key.
 """
 
 import hmac
@@ -22,27 +21,27 @@ UNNAMED = "default"
 _KEY, _KEY_FILE = variable_of("api_key"), variable_of("api_key_file")
 _NAMED = re.compile(r"([A-Za-z0-9_.-]{1,64}):[ \t]+(\S.*)")
 _NAME_ALONE = re.compile(r"[A-Za-z0-9_.-]{1,64}:")
-_CHECK_S = 1.0  # between two looks at the file
+_CHECK_S = 1.0  # between two checks of the file
 
 
 class Keys:
-    """The keys that let a caller in."""
+    """The valid keys."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read them.
+        """Read the keys.
 
         Raises:
-            OptionError: the file cannot be read, or there is no key in it, or one that no client can send.
+            OptionError: the file cannot be read, has no key, or has one that no client can send.
         """
         self._file = Path(settings.api_key_file) if settings.api_key_file else None
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._signature = signature(self._file) if self._file else None
         self._keys = read_key_file(self._file) if self._file else _only(settings.api_key)
         self._failure = ""
 
     @property
     def open(self) -> bool:
-        """Whether anybody may call."""
+        """Whether callers need no key."""
         return not self._keys
 
     @property
@@ -52,46 +51,46 @@ class Keys:
 
     @property
     def first(self) -> str | None:
-        """The first key, for a program that calls a server itself; None where there is none."""
+        """The first key, for a program that calls the server itself; None if there is none."""
         return next(iter(self._keys.values()), None)
 
     def name_of(self, authorization: str) -> str | None:
-        """Return the name of the key in a request's Authorization header; None for a key that is not ours."""
+        """Return the name of the key in a request's Authorization header; None if the key is not valid."""
         self._read_again()
         scheme, _, sent = authorization.partition(" ")
         secret = sent.strip(" ").encode("utf-8", "surrogateescape")
-        found = None
-        for name, key in self._keys.items():
-            # Every key is compared, in constant time, so that nobody can find one letter by letter.
+        name = None
+        for each, key in self._keys.items():
+            # Every key is compared in constant time, so that nobody can guess one letter by letter.
             if hmac.compare_digest(secret, key.encode()):
-                found = name
-        return found if scheme.lower() == "bearer" else None
+                name = each
+        return name if scheme.lower() == "bearer" else None
 
     def _read_again(self) -> None:
         now = time.monotonic()
-        if self._file is None or now - self._looked_at < _CHECK_S:
+        if self._file is None or now - self._checked_at < _CHECK_S:
             return
-        self._looked_at = now
-        found = signature(self._file)
-        # A file that was written just now may not be whole yet.
-        if found == self._signature or (found and 0 <= time.time() - found[0] / 1e9 < _CHECK_S):
+        self._checked_at = now
+        current = signature(self._file)
+        # A file that was written just now may not be complete yet.
+        if current == self._signature or (current and 0 <= time.time() - current[0] / 1e9 < _CHECK_S):
             return
         try:
             self._keys = read_key_file(self._file)
-        except OptionError as error:  # perhaps in passing: it is read again at the next look
+        except OptionError as error:  # perhaps for a moment only: the next check reads it again
             if str(error) != self._failure:
                 logger.error("the API keys stay as they were: %s", error)
             self._failure = str(error)
             return
-        self._signature, self._failure = found, ""
+        self._signature, self._failure = current, ""
         logger.warning("API keys read again: %s", ", ".join(self._keys))
 
 
 def read_key_file(path: Path) -> dict[str, str]:
-    """Read a file of keys; return each by its name.
+    """Read a file of keys; return the keys by name.
 
     Raises:
-        OptionError: it cannot be read, holds no key, one that no client can send, or a name twice.
+        OptionError: the file cannot be read, has no key, has one that no client can send, or has a name twice.
     """
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
@@ -110,7 +109,7 @@ def read_key_file(path: Path) -> dict[str, str]:
         keys[name] = _checked(f"{_KEY_FILE}: {path}", key)
     if not keys:
         raise OptionError(
-            f"{_KEY_FILE}: {path} is empty; write a key into it, or unset the variable to let everybody in"
+            f"{_KEY_FILE}: {path} is empty; write a key into it, or unset the variable to serve everybody"
         )
     return keys
 
@@ -121,5 +120,7 @@ def _only(key: str) -> Mapping[str, str]:
 
 def _checked(place: str, key: str) -> str:
     if not (key.isascii() and key.isprintable()):
-        raise OptionError(f"{place} holds what no header carries; a key is one line of ASCII (openssl rand -hex 32)")
+        raise OptionError(
+            f"{place} has a key that no header can hold; a key is one line of ASCII (openssl rand -hex 32)"
+        )
     return key

@@ -1,6 +1,6 @@
-"""Our log lines: as vLLM's, or for programs (`JINA_V4_LOG=json`) one JSON object each, and one for every request.
+"""Our log: lines in vLLM's form, or JSON objects with a line per request (`JINA_V4_LOG=json`).
 
-It never holds the texts and images of a request, their URLs, keys, or messages that quote a request.
+The log never holds the texts and images of a request, their URLs, keys, or messages that quote a request.
 """
 
 import logging
@@ -15,9 +15,9 @@ from jina_v4_serve.api.record import Record
 from jina_v4_serve.settings import SERVED_TASKS, LogStyle
 
 LOGGER = "jina_v4_serve"  # the parent of all our loggers
-# As vLLM's lines, so that one rule finds the warnings of both.
+# In vLLM's form, so that one rule finds the warnings of both.
 PLAIN = logging.Formatter("(jina-v4-serve) %(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s", "%m-%d %T")
-VLLM_LOG = Path(__file__).with_name("vllm_log.json")  # has vLLM log in JSON
+VLLM_LOG = Path(__file__).with_name("vllm_log.json")  # makes vLLM log in JSON
 _requests = logging.getLogger(f"{LOGGER}.request")
 
 
@@ -25,7 +25,7 @@ class JsonFormatter(logging.Formatter):
     """Writes a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write time, level, logger, message, the extra `fields`, and the traceback where there is one."""
+        """Write time, level, logger, message, the extra `fields`, and the traceback if there is one."""
         content: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.name.partition(".")[0] != LOGGER:  # vLLM's: which server and which of its processes
+        if record.name.partition(".")[0] != LOGGER:  # vLLM's own: add the server and its process
             content |= {"tasks": os.environ.get(SERVED_TASKS), "process": record.processName, "pid": record.process}
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
@@ -41,7 +41,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_lines(style: LogStyle) -> None:
-    """Have all our loggers write to standard error; a second call changes nothing."""
+    """Make all our loggers write to standard error; a second call changes nothing."""
     logger = logging.getLogger(LOGGER)
     formatter = JsonFormatter() if style == "json" else PLAIN
     if not any(isinstance(handler.formatter, type(formatter)) for handler in logger.handlers):
@@ -53,5 +53,5 @@ def log_lines(style: LogStyle) -> None:
 
 
 def log_request(program: Literal["server", "gateway"], record: Record) -> None:
-    """Write the line of a request that is over."""
+    """Write the line of a finished request."""
     _requests.info("request", extra={"fields": {"program": program, **record.line()}})

@@ -1,8 +1,8 @@
-"""Room on the disk for the metrics of several API processes.
+"""Reserves disk space for the metrics of several API processes.
 
-The client library of Prometheus keeps them in files (`PROMETHEUS_MULTIPROC_DIR`, which vLLM sets) that are mapped into
-memory. The files have a length, and get their blocks where something is written. When the disk is full by then, the
-kernel ends the process (SIGBUS), in the middle of counting a good request. So they get their blocks at the start.
+The client library of Prometheus keeps them in sparse files (`PROMETHEUS_MULTIPROC_DIR`, which vLLM sets) that are
+mapped into memory. If the disk is full when a block is first written, the kernel kills the process (SIGBUS) in the
+middle of a good request. So all blocks are reserved at the start.
 """
 
 import errno
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from jina_v4_serve.errors import OptionError
 
-# The instrumentation of vLLM's routes makes the summaries with the first request. Gauges are all made at the start.
+# The instrumentation of vLLM's routes makes the summaries at the first request. All gauges are made at the start.
 _MADE_LATE = ("summary",)
 _BYTES = 2**16  # of a new file
-_TIMES = 2  # a file that is full is made twice as long
+_TIMES = 2  # the library doubles a file that is full
 
 
 def reserve() -> None:
-    """Reserve the blocks of this process's files, and as many for the series that are still to come.
+    """Reserve the blocks of this process's files, and as many again for later series.
 
     Raises:
-        OptionError: the disk is full already.
+        OptionError: the disk is full.
     """
     if not (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")):
         return
@@ -32,6 +32,6 @@ def reserve() -> None:
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, max(_BYTES, _TIMES * path.stat().st_size))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a file system that reserves nothing
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the file system cannot reserve
                 continue
-            raise OptionError(f"no room for the metrics in {folder}: {error}; free some, or set TMPDIR") from error
+            raise OptionError(f"no space for the metrics in {folder}: {error}; free some, or set TMPDIR") from error

@@ -1,7 +1,7 @@
-"""The metrics of the routes, beside vLLM's own. docs/monitoring.md lists them all.
+"""The metrics of our routes, in addition to vLLM's. docs/monitoring.md lists them all.
 
-Labels have few values, all of them ours: nothing that a caller wrote becomes one. A request is counted once, when it is
-over (`count`). With several API processes (`--api-server-count`) vLLM adds up their pages, gauges as each says.
+Labels have few values, and never text from a request. A request is counted once, when it is over (`count`). With
+several API processes (`--api-server-count`) vLLM adds up their pages; for gauges see `multiprocess_mode`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,54 +15,52 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 REQUESTS = Counter(
     "jina_v4_requests",
-    "Embedding requests: ok had vectors, refused a 4xx status, failed a 5xx status, of cancelled the client left",
+    "Embedding requests: ok returned vectors, refused is status 4xx, failed is 5xx, cancelled by the client",
     ["task", "outcome"],
 )
-REFUSED = Counter(
-    "jina_v4_refused_requests", "Requests that were not answered with vectors, by the code in their answer", ["code"]
-)
+REFUSED = Counter("jina_v4_refused_requests", "Requests that returned an error, by its code", ["code"])
 KEY_REQUESTS = Counter("jina_v4_key_requests", "Embedding requests by the name of their API key", ["key", "outcome"])
 ITEMS = Counter(
     "jina_v4_items",
-    "Texts, images and pages of the requests that could be read, by what became of them",
+    "Texts, images and pages of valid requests, by the outcome of the request",
     ["task", "kind", "outcome"],
 )
-TOKENS = Counter("jina_v4_tokens", "Tokens of the texts and images that were answered with vectors", ["task", "kind"])
+TOKENS = Counter("jina_v4_tokens", "Tokens of texts and images whose vectors were returned", ["task", "kind"])
 PREFIXED = Counter(
     "jina_v4_prefixed_texts",
-    "Texts that were answered with vectors and had begun with the very prefix that is put before them",
+    "Embedded texts that already began with the prefix that the server adds",
     ["task"],
 )
 REQUEST_BYTES = Counter("jina_v4_request_bytes", "Bytes of request bodies", ["task"])
-RESPONSE_BYTES = Counter("jina_v4_response_bytes", "Bytes of answers, refusals included", ["task"])
+RESPONSE_BYTES = Counter("jina_v4_response_bytes", "Bytes of replies, errors included", ["task"])
 REQUEST_SECONDS = Histogram(
     "jina_v4_request_seconds",
-    "From the head of a request to that of its answer, where it has vectors",
+    "From the head of a request to the head of its reply, for replies with vectors",
     ["task"],
     buckets=SECONDS,
 )
 STAGE_SECONDS = Histogram(
     "jina_v4_stage_seconds",
-    "Where that time went, a value a request and stage: body, fetch, preprocessing, engine, serialising",
+    "Parts of that time: body, fetch, preprocessing, engine, serialising",
     ["task", "stage"],
     buckets=SECONDS,
 )
-NON_FINITE = Counter("jina_v4_non_finite_requests", "Requests whose vectors were not finite and were not sent")
+NON_FINITE = Counter("jina_v4_non_finite_requests", "Requests whose vectors were not finite, so not sent")
 IMAGE_FETCHES = Counter(
     "jina_v4_image_fetches",
-    "URLs of images and PDF files: ok, or why not: private, redirects, status, timeout, too_large, unreachable",
+    "URLs of images and PDF files: ok, or the reason of a failure, such as timeout or too_large",
     ["outcome"],
 )
-IMAGE_FETCH_BYTES = Counter("jina_v4_image_fetch_bytes", "Bytes of the files that were fetched")
+IMAGE_FETCH_BYTES = Counter("jina_v4_image_fetch_bytes", "Bytes of fetched files")
 IN_FLIGHT_TOKENS = Gauge(
     "jina_v4_in_flight_tokens", "Tokens of accepted requests, as estimated", multiprocess_mode="livesum"
 )
 MAX_IN_FLIGHT_TOKENS = Gauge(
-    "jina_v4_max_in_flight_tokens", "Tokens in flight past which requests are refused", multiprocess_mode="livesum"
+    "jina_v4_max_in_flight_tokens", "Tokens in flight above which requests are refused", multiprocess_mode="livesum"
 )
 LAST_VECTORS = Gauge(
     "jina_v4_last_vectors_timestamp_seconds",
-    "When the engine last gave vectors, in Unix time",
+    "When the engine last returned vectors, in Unix time",
     multiprocess_mode="livemax",
 )
 LAST_STEP = Gauge(
@@ -72,7 +70,7 @@ LAST_STEP = Gauge(
 )
 HUNG_AFTER = Gauge(
     "jina_v4_hung_after_seconds",
-    "An engine with work that finishes no step for so long is hung; 0 where that is not watched",
+    "After this time without a finished step, an engine with work is hung; 0 if this is not watched",
     multiprocess_mode="livemax",
 )
 STARTED = Gauge(
@@ -80,26 +78,26 @@ STARTED = Gauge(
 )
 SERVED = Gauge(
     "jina_v4_served_info",
-    "1; its labels say which revision of which task is served",
+    "1; the labels are the tasks and revisions that are served",
     ["task", "revision"],
     multiprocess_mode="livemax",
 )
 CANARY_OK = Gauge(
     "jina_v4_canary_ok",
-    "1 where the canary was right at the start, 0 where not; absent without a canary",
+    "1 if the canary was right at the start, 0 if not; absent without a canary",
     ["task"],
     multiprocess_mode="livemin",
 )
 CANARY_DISTANCE = Gauge(
     "jina_v4_canary_distance",
-    "Largest 1 - cosine of vectors here and in the canary; NaN where unchecked",
+    "Largest 1 - cosine of computed vectors and the canary's; NaN if unchecked",
     ["task"],
     multiprocess_mode="livemax",
 )
 
 
 def prepare(tasks: Iterable[str], revisions: Mapping[str, str]) -> None:
-    """Begin at 0: of a series that begins at 1, Prometheus sees no increase, and no alert its first failure."""
+    """Create all series at 0. If a series began at 1, Prometheus would see no increase, and miss the first failure."""
     STARTED.set_to_current_time()
     LAST_VECTORS.set_to_current_time()
     REFUSED.labels("OVERLOADED")
@@ -122,7 +120,7 @@ def prepare(tasks: Iterable[str], revisions: Mapping[str, str]) -> None:
 
 
 def count(record: Record) -> None:
-    """Count a request that is over."""
+    """Count a finished request."""
     task, outcome = record.task, record.outcome
     REQUESTS.labels(task, outcome).inc()
     REQUEST_BYTES.labels(task).inc(record.request_bytes)

@@ -1,8 +1,8 @@
-"""PDF files from requests: their pages as pictures, rendered by a child process (`pdf_render`) with limits.
+"""Renders the pages of PDF files in requests, in a child process (`pdf_render`) with limits.
 
-A request has one child for all of its files. A file that takes too long, needs too much memory or crashes the renderer
-costs that process and an error that names the file. The page count is known before the pages are rendered, so that they
-are charged for first.
+A request has one child for all its files. If a file takes too long, needs too much memory or crashes the renderer, only
+that process ends, and the error names the file. The pages are counted before they are rendered, so that the token
+budget can refuse the request first.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from jina_v4_serve.settings import Settings
 
 _PROGRAM = "jina_v4_serve.api.pdf_render"
 _AT_ONCE = 2  # children of an API process
-_MOST_WAITING = 32  # requests for one of them
-_PIXELS_PER_PAGE = 2**22  # on average, of a request's pages; A3 has 4.0 million at 144 dpi
-_ENDED_BY_OTHERS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # the system, or an operator, and no file
+_MOST_WAITING = 32  # requests that wait for a child
+_PIXELS_PER_PAGE = 2**22  # the most on average over a request's pages; A3 has 4.0 million at 144 dpi
+_ENDED_BY_OTHERS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # by the system or an operator, not by a file
 _READ_S = 60  # for all files of a request
-_BUSY_S = 90  # beside its processor time, a child may wait so long for a busy machine
-# Nothing else of the environment: it holds keys, and libraries that are put before others.
+_BUSY_S = 90  # how long a child may wait for a busy machine, in addition to its processor time
+# The rest of the environment is not for the child: it has keys, and libraries to preload.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
-_LINE_BYTES = 1000  # the longest that the program writes is a fifth of it
+_LINE_BYTES = 1000  # the longest line of the program is a fifth of it
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -45,11 +45,11 @@ async def _no_pictures() -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class PdfPages:
-    """The pages of one request's PDF files, open in a child process; a request without files has neither.
+    """The requested pages of one request's PDF files, which a child process has opened.
 
     Attributes:
-        origins: of each page that was requested, in order.
-        pictures: renders the pages, and ends the child; returns an RGB picture each.
+        origins: the origin of each page, in order.
+        pictures: renders the pages and ends the child; returns an RGB picture per page.
     """
 
     origins: Sequence[Origin] = ()
@@ -67,25 +67,25 @@ class PdfReader:
 
     @contextlib.asynccontextmanager
     async def opened(self, items: Sequence[Item]) -> AsyncIterator[PdfPages]:
-        """Open the PDF files among the items of a request, until their pictures are made or the block ends.
+        """Open the PDF files among the items of a request, until they are rendered or the block ends.
 
         Raises:
-            ApiError: 422 for a file that cannot be read or is over a limit, 429 when too many wait, 503 when this
-                machine is too busy to render.
+            ApiError: 422 for a file that cannot be read or is over a limit, 429 when too many requests wait, 503 when
+                this machine is too busy to render.
         """
-        found = {i: item for i, item in enumerate(items) if item.pdf is not None}
-        if not found:
+        pdf_items = {i: item for i, item in enumerate(items) if item.pdf is not None}
+        if not pdf_items:
             yield PdfPages()
             return
         async with contextlib.AsyncExitStack() as stack:
             with current().stage("preprocessing"):
-                contents = await self._take_turn(found, stack)
-                child = _Child(found, self.settings)
+                contents = await self._take_turn(pdf_items, stack)
+                child = _Child(pdf_items, self.settings)
                 stack.push_async_callback(asyncio.to_thread, child.close)
-                stack.callback(child.kill)  # first: it ends what another thread waits for
+                stack.callback(child.kill)  # runs first, as another thread may wait for the child
                 n_pages = await child.within_time(child.open, contents)
                 del contents  # the child has them now
-            origins = _origins(found, n_pages, self.settings)
+            origins = _origins(pdf_items, n_pages, self.settings)
 
             async def pictures() -> list[Image.Image]:
                 try:
@@ -95,30 +95,30 @@ class PdfReader:
 
             yield PdfPages(origins, pictures)
 
-    async def _read(self, found: Mapping[int, Item]) -> list[bytes]:
+    async def _read(self, pdf_items: Mapping[int, Item]) -> list[bytes]:
         contents = []
         left = self.settings.max_pdf_bytes
-        for item in found.values():
+        for item in pdf_items.values():
             content = await self._sources.read(item.pdf or "", item.path, PDF, self.settings.max_pdf_bytes)
             left -= len(content)
             if left < 0:
-                together = f"the PDF files of the request are over {self.settings.max_pdf_bytes} bytes together"
-                raise invalid(item.path, f"{item.path}: {together}")
+                message = f"the PDF files of the request have over {self.settings.max_pdf_bytes} bytes together"
+                raise invalid(item.path, f"{item.path}: {message}")
             contents.append(content)
         return contents
 
-    async def _take_turn(self, found: Mapping[int, Item], stack: contextlib.AsyncExitStack) -> list[bytes]:
-        """Read the files, and wait for one of the children; few requests do that at a time, as files are large."""
+    async def _take_turn(self, pdf_items: Mapping[int, Item], stack: contextlib.AsyncExitStack) -> list[bytes]:
+        """Read the files and wait for a free child. The number of waiting requests is limited, as files are large."""
         if self._n_waiting >= _MOST_WAITING:
-            message = f"{self._n_waiting} requests with PDF files wait already; try again later"
+            message = f"{self._n_waiting} requests with PDF files are waiting; try again later"
             raise ApiError(429, message, code="OVERLOADED", retry_after_s=5)
         self._n_waiting += 1
         try:
             async with asyncio.timeout(_READ_S):
-                contents = await self._read(found)
+                contents = await self._read(pdf_items)
             await stack.enter_async_context(self._turns)
         except TimeoutError:
-            path = next(iter(found.values())).path
+            path = next(iter(pdf_items.values())).path
             raise invalid(path, f"{path}: the PDF files were not fetched within {_READ_S} s") from None
         finally:
             self._n_waiting -= 1
@@ -126,7 +126,7 @@ class PdfReader:
 
 
 class _Child:
-    """One run of the program; what blocks is called in a thread."""
+    """One child process. Methods that block are called in a thread."""
 
     def __init__(self, items: Mapping[int, Item], settings: Settings) -> None:
         self._paths = [item.path for item in items.values()]
@@ -144,7 +144,7 @@ class _Child:
         self._stdout: Any = self._process.stdout
 
     async def within_time(self, work: Callable[[Argument], Result], argument: Argument) -> Result:
-        """Do work in a thread; end the process where it takes too long."""
+        """Do work in a thread; kill the process if it takes too long."""
         try:
             async with asyncio.timeout(self._settings.pdf_timeout_s + _BUSY_S):
                 return await asyncio.to_thread(work, argument)
@@ -162,7 +162,7 @@ class _Child:
         return [int(self._facts(path)["n_pages"]) for path in self._paths]
 
     def render(self, origins: Sequence[Origin]) -> list[Image.Image]:
-        """Ask for pages, and read their pictures."""
+        """Request pages, and read their pictures."""
         pages = [(self._files[origin.item], origin.page) for origin in origins]
         self._send(json.dumps(pages).encode() + b"\n")
         left = max(self._settings.max_image_pixels, self._settings.max_pdf_pages * _PIXELS_PER_PAGE)
@@ -172,7 +172,7 @@ class _Child:
             facts = self._facts(path)
             size = int(facts["width"]), int(facts["height"])
             left -= size[0] * size[1]
-            if min(size) < 1:  # the program says no such thing, but what a file has made of it might
+            if min(size) < 1:  # the program never writes this, unless a file has taken it over
                 raise self._failure(path)
             if left < 0:
                 raise invalid(path, f"{path}: with page {number} the pages are too large together; send fewer")
@@ -187,12 +187,12 @@ class _Child:
         self._process.kill()
 
     def close(self) -> None:
-        """Wait for the end of the process, and let go of its pipes."""
-        with contextlib.suppress(BrokenPipeError), self._process:  # what it did not read is still to be written
+        """Wait for the end of the process, and close its pipes."""
+        with contextlib.suppress(BrokenPipeError), self._process:  # the pipe may hold bytes that it did not read
             self._process.wait()
 
     def _send(self, content: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has ended; what it said before, and its exit code, say why
+        with contextlib.suppress(BrokenPipeError):  # it has ended; its output and exit code show why
             self._stdin.write(content)
             self._stdin.flush()
 
@@ -208,13 +208,13 @@ class _Child:
         raise invalid(path, f"{path} {facts['error']}")
 
     def _failure(self, path: str) -> ApiError:
-        """Make the error for a child that ended by itself, or talks nonsense: it was at work on this file."""
+        """Make the error for a child that ended or wrote something invalid while it worked on a file."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)  # it may be about to end by itself
+            self._process.wait(1)  # it may be about to end
         code = self._process.poll()
         self.kill()
         if code in _ENDED_BY_OTHERS:
-            message = "the PDF renderer was ended; try again"
+            message = "the PDF renderer was killed; try again"
             return ApiError(503, message, code="PDF_RENDERER_ENDED", retry_after_s=5)
         if code == -signal.SIGXCPU:
             return self._costly(path, f"{self._settings.pdf_timeout_s} s of processor time")
@@ -223,13 +223,13 @@ class _Child:
         return ApiError(422, message, code="PDF_CRASHED", param=path)
 
     def _costly(self, path: str, limit: str) -> ApiError:
-        return ApiError(422, f"{path}: to render its pages takes over {limit}", code="PDF_TOO_COSTLY", param=path)
+        return ApiError(422, f"{path}: rendering its pages takes over {limit}", code="PDF_TOO_COSTLY", param=path)
 
 
-def _origins(found: Mapping[int, Item], n_pages: Sequence[int], settings: Settings) -> list[Origin]:
-    """Return the pages that are requested of each file."""
+def _origins(pdf_items: Mapping[int, Item], n_pages: Sequence[int], settings: Settings) -> list[Origin]:
+    """Return the requested pages of all files."""
     origins: list[Origin] = []
-    for (i, item), count in zip(found.items(), n_pages, strict=True):
+    for (i, item), count in zip(pdf_items.items(), n_pages, strict=True):
         ranges = [range(first, min(last or count, count) + 1) for first, last in item.pages]
         for (first, _), pages in zip(item.pages, ranges, strict=True):
             if not pages:
@@ -237,7 +237,7 @@ def _origins(found: Mapping[int, Item], n_pages: Sequence[int], settings: Settin
                 raise invalid(where, f"{where} begins a range at page {first}; the last page is {count}", first)
         n_requested = sum(map(len, ranges))
         if len(origins) + n_requested > settings.max_pdf_pages:  # a small file can claim to have millions
-            others = f", and {len(origins)} of the files before it" if origins else ""
+            others = f", and {len(origins)} of earlier files" if origins else ""
             message = f"{item.path}: {n_requested} pages are requested{others}"
             message += f"; at most {settings.max_pdf_pages} go into one request"
             raise invalid(item.path, f'{message}. Send "pages", such as "1-{settings.max_pdf_pages}"')

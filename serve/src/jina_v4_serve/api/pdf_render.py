@@ -1,13 +1,13 @@
-"""The program that renders PDF pages: a child of the server for one request, so that a file can harm nothing but it.
+"""The program that renders PDF pages, as a child process per request, so that a bad file harms nothing else.
 
-It imports nothing of the server, takes 0.2 s to start, and limits itself before it reads a file. What it exchanges:
+It imports nothing of the server, starts in 0.2 s, and limits itself before it reads a file. The exchange:
 
 1. standard input: a line of JSON with the limits and the size of each file; then the files, one after the other;
-2. standard output: a line a file, `{"n_pages": 12}`;
-3. standard input: a line with the pages to render, `[[0, 1], [0, 2]]`, a file and a page from 1 each;
-4. standard output: for each a line `{"width": 1190, "height": 1684}`, then its pixels, three bytes each.
+2. standard output: a line per file, `{"n_pages": 12}`;
+3. standard input: a line with the pages to render, `[[0, 1], [0, 2]]`: the index of a file, and a page from 1;
+4. standard output: for each page a line `{"width": 1190, "height": 1684}`, then its pixels, three bytes each.
 
-A line `{"error": ...}` ends it. Pages are rendered as `jina-v4-embed` renders them, to the same pixels.
+A line `{"error": ...}` ends the exchange. The pixels are the same as those of `jina-v4-embed`.
 """
 
 import io
@@ -22,21 +22,21 @@ import pypdfium2  # type: ignore[import-untyped] # it has no types
 from PIL import Image
 from pypdfium2 import raw
 
-SCALE = 2.0  # pixels a point: 144 dpi, the default of jina-v4-embed
-# jina-v4-embed renders a page smaller that would be over the limits of an image.
+SCALE = 2.0  # pixels per point: 144 dpi, the default of jina-v4-embed
+# Like jina-v4-embed, a page over these limits of an image is rendered smaller.
 MAX_PIXELS = 64_000_000
 MAX_PNG_BYTES = 20 * 2**20
-SAFE_PIXELS = 6_900_000  # a PNG file of so many is never over the bytes
+SAFE_PIXELS = 6_900_000  # a PNG file with this many pixels never has more than MAX_PNG_BYTES
 MAX_ASPECT_RATIO = 200
-HEADER_BYTES = 1024  # where a file says that it is PDF
+HEADER_BYTES = 1024  # the beginning of a PDF file, which has its signature
 
 
 class UnreadableError(Exception):
-    """A file or page that cannot be rendered; the message follows its name."""
+    """A file or page cannot be rendered; the server writes the message after the name of the file."""
 
 
 def limit(max_bytes: int, max_cpu_s: int) -> None:
-    """Limit this process: its memory, its processor time; and let it write no file."""
+    """Limit the memory and processor time of this process, and forbid it to write files."""
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (max_cpu_s, max_cpu_s + 1))
     for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
@@ -44,14 +44,14 @@ def limit(max_bytes: int, max_cpu_s: int) -> None:
 
 
 def open_pdf(content: bytes) -> Any:
-    """Open a PDF file, so that its pages are rendered with what is filled into their forms.
+    """Open a PDF file, so that its pages are rendered with the contents of their form fields.
 
     Raises:
-        UnreadableError: it is broken, encrypted or empty.
+        UnreadableError: the file is broken, encrypted or empty.
     """
     if b"%PDF-" not in content[:HEADER_BYTES]:
-        raise UnreadableError("is no PDF file")
-    # pdfium keeps the last error, also where it then says nothing of why it fails, as at a file without pages.
+        raise UnreadableError("is not a PDF file")
+    # This resets pdfium's last error, which it would report again for a file without pages.
     raw.FPDF_LoadMemDocument64(b"", 0, None)
     try:
         document = pypdfium2.PdfDocument(content)
@@ -59,15 +59,15 @@ def open_pdf(content: bytes) -> Any:
         if "password" in str(error).lower():
             raise UnreadableError("is encrypted and needs a password; send a copy without one") from error
         raise UnreadableError("is a broken PDF file, or has no pages") from error
-    # As `init_forms` does where the file has a list of its fields: many programs that split files lose the list, and
-    # readers show the fields all the same.
+    # This is what `init_forms` does if the file lists its form fields. Many programs that split files lose the list,
+    # and PDF readers show the fields all the same.
     config = raw.FPDF_FORMFILLINFO(version=2)
     document.formenv = pypdfium2.PdfFormEnv(raw.FPDFDOC_InitFormFillEnvironment(document, config), config)
     return document
 
 
 def render_page(document: Any, number: int) -> Image.Image:
-    """Render a page as a reader of the file shows it: cropped, turned, with annotations and filled in forms.
+    """Render a page as PDF readers show it: cropped, rotated, with annotations and the contents of form fields.
 
     Args:
         document: from open_pdf.
@@ -77,16 +77,16 @@ def render_page(document: Any, number: int) -> Image.Image:
         An RGB picture.
 
     Raises:
-        UnreadableError: the page is broken, or has no area or one that the model refuses.
+        UnreadableError: the page is broken, smaller than a pixel, or has an aspect ratio that the model refuses.
     """
     try:
         with closing(document[number - 1]) as page:
             width, height = page.get_size()  # points
             if width * height * SCALE**2 < 1:
-                raise UnreadableError(f"page {number} of {width:g} x {height:g} points is less than a pixel")
+                raise UnreadableError(f"has a page {number} of {width:g} x {height:g} points, less than a pixel")
             columns, rows = math.ceil(width * SCALE), math.ceil(height * SCALE)
             if max(columns, rows) > MAX_ASPECT_RATIO * min(columns, rows):
-                size = f"page {number} has {columns} x {rows} pixels"
+                size = f"has a page {number} of {columns} x {rows} pixels"
                 raise UnreadableError(f"{size}; the model takes aspect ratios up to {MAX_ASPECT_RATIO}")
             safe_scale = SCALE * min(1, math.sqrt(SAFE_PIXELS / (columns * rows)))
             if columns * rows > MAX_PIXELS:
@@ -100,7 +100,7 @@ def render_page(document: Any, number: int) -> Image.Image:
 
 
 def _rendered(page: Any, scale: float) -> Image.Image:
-    # draw_annots and a white ground are the defaults.
+    # Annotations and a white background are pypdfium2's defaults.
     picture: Image.Image = page.render(scale=scale).to_pil().convert("RGB")
     return picture
 
@@ -126,7 +126,9 @@ def main() -> None:
         for content in [received.read(n_bytes) for n_bytes in head["n_bytes"]]:
             documents.append(open_pdf(content))
             say(n_pages=len(documents[-1]))
-        for file, number in json.loads(received.readline() or "[]"):  # nothing follows where the server refuses
+        for file, number in json.loads(
+            received.readline() or "[]"
+        ):  # the server sends nothing if it refuses the request
             picture = render_page(documents[file], number)
             say(width=picture.width, height=picture.height)
             sent.write(picture.tobytes())

@@ -1,7 +1,7 @@
 """From items to token ids: prefixes, the image prompt, truncation, the parts of a late-chunked text.
 
-Texts are read as plain text: `<|image_pad|>` in a text is those characters, never the special token, so that no text
-can change the structure of its prompt.
+Special tokens in texts are read as plain characters, so that no text can change the structure of its prompt:
+`<|image_pad|>` in a text is never the special token.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ class Prompt:
     """One sequence for the model.
 
     Attributes:
-        token_ids: of the whole sequence; an image is one token in it, which vLLM repeats.
-        image: opens the picture of an image prompt. It is let go of when it is closed: decoded, one has megabytes.
-        spans: what dense vectors are means of; None is the published span.
+        token_ids: the whole sequence; an image is one token, which vLLM repeats.
+        image: opens the picture of an image prompt. Closing it frees the decoded picture, which has megabytes.
+        spans: the spans whose means are the dense vectors; None is the published span.
     """
 
     token_ids: list[int]
@@ -42,9 +42,9 @@ class PromptMaker:
         """Prepare the tokenizer.
 
         Args:
-            tokenizer: the checkpoint's; it is copied.
-            max_length: the longest sequence that is served, in tokens.
-            image_prompt: of an image, with one token in its place.
+            tokenizer: the checkpoint's, of which a copy is used.
+            max_length: the tokens of the longest sequence that is served.
+            image_prompt: the prompt of an image, in which one token stands for the image.
         """
         self.max_length = max_length
         self._plain = Tokenizer.from_str(tokenizer.to_str())
@@ -52,7 +52,7 @@ class PromptMaker:
         self._plain.no_padding()
         self._image_ids: list[int] = self._plain.encode(image_prompt, add_special_tokens=False).ids
         self._plain.encode_special_tokens = True
-        # A token covers at most as many characters as it has bytes, and its name has one character for each byte.
+        # A token covers at most as many characters as it has bytes, and its name has one character per byte.
         self._max_token_chars = max(map(len, tokenizer.get_vocab()))
 
     def image(self, image: OpenImage) -> Prompt:
@@ -66,12 +66,12 @@ class PromptMaker:
 
         Args:
             texts: without prefix.
-            prefix: what precedes each.
-            names: what each is called in an error: `input[3]`.
-            max_length: cut to so many tokens; None refuses what is over the server's limit.
+            prefix: precedes each text.
+            names: the name of each text in an error: `input[3]`.
+            max_length: longer texts are cut to this many tokens; None refuses texts over the server's limit.
 
         Raises:
-            ApiError: 400 for a text over the limit, naming it and by how much.
+            ApiError: 400 for a text over the limit; the message names the text and says by how much.
         """
         limit = self.max_length if max_length is None else max_length
         bound = limit * self._max_token_chars
@@ -79,8 +79,8 @@ class PromptMaker:
             for i, text in enumerate(texts):
                 if len(prefix) + len(text) > bound:
                     raise self._too_long(names[i] if names else "input")
-        whole = [(prefix + text)[:bound] for text in texts]  # no more can be left of it, so no more is read
-        encoded = [encoding.ids for encoding in self._plain.encode_batch_fast(whole, add_special_tokens=False)]
+        starts = [(prefix + text)[:bound] for text in texts]  # the limit's tokens cover no more characters than these
+        encoded = [encoding.ids for encoding in self._plain.encode_batch_fast(starts, add_special_tokens=False)]
         if max_length is None:
             for i, ids in enumerate(encoded):
                 if len(ids) > limit:
@@ -88,12 +88,12 @@ class PromptMaker:
         return [Prompt(ids[:limit]) for ids in encoded]
 
     def chunks(self, texts: Sequence[str], prefix: str) -> Prompt:
-        """Make one prompt of texts that are parts of one text, with a span for each.
+        """Make one prompt of the parts of a text, with a span for each part.
 
-        The prefix comes once, and counts with the first part: a single part is embedded like any other text.
+        The prefix comes once and belongs to the first part, so that a single part is embedded like any other text.
 
         Raises:
-            ApiError: 400 when all of it is over the limit.
+            ApiError: 400 when the parts together are over the limit.
         """
         parts = [prefix + texts[0], *(CHUNK_JOINER + text for text in texts[1:])]
         if sum(map(len, parts)) > self.max_length * self._max_token_chars:
@@ -108,7 +108,7 @@ class PromptMaker:
         return Prompt(token_ids, spans=tuple(spans))
 
     def _too_long(self, what: str, n_tokens: int | None = None) -> ApiError:
-        has, by = f"over {self.max_length}", ""  # before it is tokenised, no more is known
+        has, by = f"over {self.max_length}", ""  # it was not tokenised
         if n_tokens is not None:
             has, by = str(n_tokens), f", {n_tokens - self.max_length} over"
         advice = "Send fewer or shorter parts" if what == LATE else "Shorten it, or send truncate: true"

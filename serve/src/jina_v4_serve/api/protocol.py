@@ -1,7 +1,7 @@
 """How a server reads HTTP.
 
-uvicorn has two parsers. The one in C loses the body of a request that offers an upgrade (`Upgrade: h2c`, as Java's
-HttpClient and `curl --http2` do); the one in Python reads it, for 0.1 ms more a request. No upgrade is ever taken.
+uvicorn has two parsers. The one in C loses the body of a request that offers an upgrade (`Upgrade: h2c`, from Java's
+HttpClient and `curl --http2`). The one in Python reads it, and takes 0.1 ms more per request. Upgrades are ignored.
 """
 
 import uuid
@@ -14,14 +14,14 @@ from jina_v4_serve.api.forms.errors import error_body
 
 
 class PlainHttp(H11Protocol):
-    """uvicorn's connection; it answers invalid HTTP with an error of the usual shape."""
+    """uvicorn's connection, which answers invalid HTTP with an error in our form."""
 
     def _should_upgrade(self) -> bool:
         return False
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
-        """Send the one error that no route sees, and close."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else half an answer is out
+        """Answer invalid HTTP, and close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else a part of a reply has been sent
             request_id = uuid.uuid4().hex
             error = not_http()
             body = error_body(error, request_id)

@@ -1,8 +1,8 @@
 """Scores of documents for queries: MaxSim of multi-vectors, or the cosine of dense vectors.
 
-MaxSim is here the mean, over the query's tokens, of each one's largest inner product with any token of the document.
-The published sum is that times the number of the query's tokens: the order is the same, and the mean lets the scores of
-two queries be compared. All vectors have unit length, so a score lies between -1 and 1.
+MaxSim is here a mean: for each token of the query, the largest inner product with any token of the document. The
+published sum is this mean times the number of the query's tokens. The order is the same, and with the mean, scores of
+different queries can be compared. All vectors have unit length, so a score is between -1 and 1.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from jina_v4_serve.api.request import Output
 from jina_v4_serve.api.vectors import Floats, Vectors
 
-_BLOCK_BYTES = 4 * 2**20  # of inner products at a time: two of the longest texts have 4 GiB of them
+_BLOCK_BYTES = 4 * 2**20  # of inner products at a time; two of the longest texts have 4 GiB
 
 
 def scores(queries: Sequence[Vectors], documents: Sequence[Vectors], by: Output) -> Floats:
@@ -20,7 +20,7 @@ def scores(queries: Sequence[Vectors], documents: Sequence[Vectors], by: Output)
 
     Args:
         queries: one for all documents, or one for each.
-        documents: of which each has the vectors that are compared.
+        documents: with the vectors to compare.
         by: multivector or dense.
 
     Returns:
@@ -45,7 +45,7 @@ def _cosine(query: Vectors, document: Vectors) -> np.float32:
     return np.float32(query.dense[0] @ document.dense[0])
 
 
-def order(found: Floats, top_n: int | None) -> list[int]:
-    """Return the places of the highest scores, best first; equal ones keep their order."""
-    places: list[int] = np.argsort(-found, kind="stable")[:top_n].tolist()
-    return places
+def order(scores: Floats, top_n: int | None) -> list[int]:
+    """Return the indices of the highest scores, best first; equal scores keep their order."""
+    indices: list[int] = np.argsort(-scores, kind="stable")[:top_n].tolist()
+    return indices

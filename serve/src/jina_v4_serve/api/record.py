@@ -1,7 +1,7 @@
-"""The record of one request while it is served: for the metrics, for its line in the log, for its trace.
+"""The facts of one request, for the metrics, for its line in the log, and for its trace.
 
-It is in the context (`current`), so that any module that works on the request can add facts. Where there is no request,
-as for the canary and the readiness probe, the facts are lost.
+The record is a context variable (`current`), so that any module can add facts. Outside of requests, as for the canary
+and the readiness probe, the facts are dropped.
 """
 
 import time
@@ -15,13 +15,13 @@ Outcome = Literal["ok", "refused", "failed", "cancelled"]
 Kind = Literal["text", "image"]
 Stage = Literal["body", "fetch", "preprocessing", "engine", "serialising"]
 
-# Several can run at once: a moment counts for the first of these. The engine's time is when nothing but it is at work.
 KINDS: tuple[Kind, ...] = ("text", "image")
+# When several stages run at once, the time counts for the first of them in this order.
 STAGES: tuple[Stage, ...] = ("fetch", "preprocessing", "engine", "serialising", "body")
 # Bounds of histograms: from a short text on a GPU to 32,768 tokens on a CPU.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 NO_TASK = "none"
-CLOSED_REQUEST = 499  # as proxies write it: the client has left
+CLOSED_REQUEST = 499  # the status that proxies log when the client has disconnected
 
 
 @dataclass
@@ -29,20 +29,20 @@ class Record:
     """One request.
 
     Attributes:
-        request_id: as in the answer's header.
-        task: that it is for; "none" until that is known.
-        status: of its answer; 500 until there is one.
-        key: the name of its API key; None where no key is needed.
-        code: of its refusal or failure.
-        param: the field at fault, as a path.
-        n_items: by kind, once the request was read.
-        n_tokens: by kind, once there are vectors.
-        request_bytes: of its body, as far as it was read.
-        response_bytes: of the answer's body.
-        clipped: images of more than 8 bits a pixel, as paths.
-        trace_headers: the W3C trace context that came with it.
-        stages_s: where its time went; together nearly all of `duration_s`.
-        duration_s: from its head to the answer's.
+        request_id: as in the header of the reply.
+        task: of the request; "none" until it is known.
+        status: of the reply; 500 until there is one.
+        key: the name of the API key; None if no key is needed.
+        code: of the error.
+        param: the path of the wrong field.
+        n_items: by kind, when the request has been read.
+        n_tokens: by kind, when the vectors are computed.
+        request_bytes: the bytes of the body that were read.
+        response_bytes: the bytes of the reply's body.
+        clipped: the paths of images with more than 8 bits per pixel.
+        trace_headers: the W3C trace context of the request.
+        stages_s: the seconds by stage; together nearly all of `duration_s`.
+        duration_s: from the head of the request to the head of the reply.
     """
 
     request_id: str
@@ -67,19 +67,19 @@ class Record:
 
     @property
     def outcome(self) -> Outcome:
-        """What became of it."""
+        """The outcome, from the status."""
         if self.status == CLOSED_REQUEST:
             return "cancelled"
         return "ok" if self.status < 400 else "refused" if self.status < 500 else "failed"
 
     def answered(self, status: int) -> None:
-        """Take the time: the answer begins to be sent."""
+        """Set status and duration: the reply is about to be sent."""
         self.status = status
         self.duration_s = time.perf_counter() - self._begin
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Count the time of a block for a stage."""
+        """Add the time of a block to a stage."""
         self._pass()
         self._running[name] += 1
         try:
@@ -97,7 +97,7 @@ class Record:
         self._since = now
 
     def line(self) -> dict[str, Any]:
-        """Return what the log says of it: nothing that the caller wrote but the request id."""
+        """Return the fields of the log line. The request id is the only text from the caller."""
         return {
             "request_id": self.request_id,
             "task": self.task,
@@ -120,13 +120,13 @@ _current: ContextVar[Record | None] = ContextVar("jina_v4_record", default=None)
 
 
 def current() -> Record:
-    """Return the record of the request that is being served; where there is none, one that nobody reads."""
+    """Return the record of the current request; outside of requests, one that is dropped."""
     return _current.get() or Record("")
 
 
 @contextmanager
 def recording(record: Record) -> Iterator[None]:
-    """Make a record the context's for the length of a block."""
+    """Make a record the current one during a block."""
     token = _current.set(record)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The inner request, which every form is read into, with all conflicts settled; and the limits of this server."""
+"""The request that every form is read into, without contradictions; and the limits of this server."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from jina_v4_serve.checkpoint import Prompts
 
 Encoding = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
 Output = Literal["dense", "multivector"]
-FIRST, LAST = 0, 999  # priorities, as vLLM and Cohere have them: the lower is computed first
+FIRST, LAST = 0, 999  # priorities as in vLLM and Cohere: lower ones are computed first
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to embed: a text, or where an image or a PDF file comes from.
+    """A text, an image or a PDF file to embed.
 
     Attributes:
         text: without prefix.
         image: URL, data URI or base64.
-        pdf: the same; each of its pages is embedded as an image.
-        path: its place in the body, for messages.
-        pages: ranges of the PDF file's pages, from 1, both ends included; an end that is None is the last page.
+        pdf: URL, data URI or base64; each page is embedded as an image.
+        path: of the item in the body, for messages.
+        pages: ranges of the PDF file's pages, from 1, both ends included; None is the last page.
     """
 
     text: str | None = None
@@ -36,14 +36,14 @@ class Limits:
     """The limits of this server.
 
     Attributes:
-        tasks: the tasks it serves; of several, each request names its own.
-        prompts: of each task, before its items.
-        model_names: names beside the model's own that it answers to.
-        max_length: the longest sequence in tokens.
+        tasks: the served tasks; if there are several, each request must name its task.
+        prompts: by task.
+        model_names: names that requests may use besides the model's own.
+        max_length: the tokens of the longest sequence.
         min_pixels: the smallest image area; smaller images are scaled up to it.
-        max_pixels: the largest image area.
-        max_dimensions: of a dense vector, which may be cut to any size.
-        max_items: items of one request.
+        max_pixels: the largest image area; larger images are scaled down to it.
+        max_dimensions: of a dense vector.
+        max_items: of one request.
     """
 
     tasks: tuple[str, ...]
@@ -58,23 +58,24 @@ class Limits:
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """One request, whatever form it came in.
+    """A request to embed items, the same for all forms.
 
     Attributes:
-        task: whose adapter and projector make its vectors.
+        task: selects adapter and projector.
+        model: the name in the reply.
         items: in order.
         prompt_name: of texts: query, passage or none.
-        prefix: what precedes every text.
+        prefix: precedes every text.
         outputs: dense, multivector or both.
         encodings: how vectors are written in a JSON reply.
         dimensions: of dense vectors; None for all.
-        max_length: texts are cut to so many tokens; None refuses longer ones than the server's limit.
-        max_pixels: images are scaled down to so many pixels; None is the server's limit.
-        late_chunking: the texts are parts of one.
-        priority: FIRST to LAST; what waits is computed in this order.
-        ignored: names of fields that are not known here.
-        left_out: paths of system instructions, which are not part of the model's prompt.
-        pool_factor: so many rows of a multi-vector become one, on average; None leaves them.
+        max_length: longer texts are cut to this many tokens; None refuses texts over the server's limit.
+        max_pixels: larger images are scaled down to this area; None is the server's limit.
+        late_chunking: whether the texts are parts of one text.
+        priority: FIRST to LAST; waiting requests are computed in this order.
+        ignored: the names of unknown fields.
+        left_out: the paths of system instructions, which the model's prompt does not have.
+        pool_factor: how many rows of a multi-vector become one, on average; None keeps all.
     """
 
     task: str
@@ -95,30 +96,30 @@ class EmbedRequest:
 
     @property
     def parts(self) -> tuple["EmbedRequest", ...]:
-        """What is embedded together, each part with a prompt of its own."""
+        """The requests to embed together, each with its own prompt."""
         return (self,)
 
     @property
     def prompts_used(self) -> list[str]:
-        """Name the prompts that its items get: that of its texts, and `image`."""
+        """The names of the prompts of its items: the one of its texts, and `image`."""
         of_texts = {item.text is not None for item in self.items}
         return [name for name, used in ((self.prompt_name, True), ("image", False)) if used in of_texts]
 
     @cached_property
     def prefixed(self) -> list[str]:
-        """Name the texts that begin with the prefix already, which is put before them all the same."""
+        """The paths of texts that already begin with the prefix, which is added all the same."""
         items = self.items[:1] if self.late_chunking else self.items
         return [item.path for item in items if self.prefix and (item.text or "").startswith(self.prefix)]
 
 
 @dataclass(frozen=True)
 class RankRequest:
-    """Queries and the documents that are scored for them, both of one task and with one output, which is compared.
+    """Queries and documents to score. Both have the same task and the same single output, which is compared.
 
     Attributes:
         queries: one for all documents, or one for each.
         documents: in order.
-        top_n: how many of the best documents are returned; None for all.
+        top_n: how many of the best documents to return; None for all.
         return_documents: whether each result holds its document; None for texts only.
     """
 
@@ -129,10 +130,10 @@ class RankRequest:
 
     @property
     def task(self) -> str:
-        """Whose adapter and projector make its vectors."""
+        """The task of queries and documents."""
         return self.queries.task
 
     @property
     def parts(self) -> tuple[EmbedRequest, ...]:
-        """What is embedded together, each part with a prompt of its own."""
+        """The requests to embed together, each with its own prompt."""
         return (self.queries, self.documents)

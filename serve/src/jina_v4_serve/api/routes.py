@@ -1,4 +1,4 @@
-"""What a server answers at its own routes. A route knows no form: `forms` reads a body and writes the reply."""
+"""The routes of a server. They do not depend on a form: `forms` reads the body and writes the reply."""
 
 import asyncio
 import json
@@ -30,25 +30,25 @@ logger = logging.getLogger("jina_v4_serve")
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"description": "No JSON, or a text over the limit."},
+    400: {"description": "The body is not JSON, or a text is over the limit."},
     401: {"description": "No valid API key."},
     404: {"description": "No such model."},
-    422: {"description": "A field holds what is not offered; `error.param` names it."},
-    429: {"description": "The server has as much work as it accepts; see Retry-After."},
+    422: {"description": "A field has a wrong value; `error.param` names it."},
+    429: {"description": "The server is overloaded; see Retry-After."},
 }
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a route's bodies are read and its replies written.
+    """How a route reads bodies and writes replies.
 
     Attributes:
-        answer: what its replies hold, for the schema.
-        fields: of a body.
-        examples: of bodies, by name.
-        settle: from the fields of a body to the inner request.
-        write: from the inner request, its vectors and the request id to the content of a JSON reply.
-        dtype: from the inner request and what Accept names to the dtype of a safetensors body; None for JSON.
+        answer: the description of its replies in the schema.
+        fields: the fields of a body.
+        examples: bodies by name.
+        settle: makes the inner request from the fields.
+        write: makes the content of a JSON reply from the inner request, its vectors and the request id.
+        dtype: returns the dtype of a safetensors reply, from the inner request and the Accept header; None for JSON.
     """
 
     answer: str
@@ -75,7 +75,7 @@ FORMS = {
 
 
 def attach_routes(app: FastAPI) -> None:
-    """Add our routes to an application, whose `state.jina_v4` is the service by the time of the first request."""
+    """Add our routes to an application. Its `state.jina_v4` must be the service before the first request."""
     app.title = MODEL
     for path, form in FORMS.items():
         shown = {name: {"value": example} for name, example in form.examples.items()}
@@ -103,20 +103,20 @@ async def embed(request: Request) -> Response:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if not work.done():
-            work.cancel()  # nobody reads the reply: its work is dropped from the engine
+            work.cancel()  # the client has disconnected: the engine drops the work
             await asyncio.wait({work})
             return Response(status_code=CLOSED_REQUEST)
         return work.result()
     except ClientDisconnect:
         return Response(status_code=CLOSED_REQUEST)
-    except Exception as error:  # the one place where anything becomes a reply
+    except Exception as error:  # the only place where errors become replies
         known = _as_api_error(error, service, request_id)
         record.code, record.param = known.code, known.param
         return error_response(known, request_id, request.scope["path"])
 
 
 async def health(request: Request) -> Response:
-    """Tell whether the server lives; the supervisor restarts one that does not."""
+    """Tell whether the server is alive; the supervisor restarts it if not."""
     service: Service = request.app.state.jina_v4
     content = {"status": "alive"}
     if service.engine.dead:
@@ -127,7 +127,7 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Tell whether the server embeds."""
+    """Tell whether the server can embed."""
     service: Service = request.app.state.jina_v4
     content: dict[str, Any] = {"ready": await service.ready()}
     if reason := service.liveness.failure or service.canary_failure:
@@ -136,7 +136,7 @@ async def ready(request: Request) -> Response:
 
 
 async def docs() -> Response:
-    """Show the schema; no part of the page comes from another host."""
+    """Show the schema. All files of the page are from this server."""
     return get_swagger_ui_html(
         openapi_url="/openapi.json",
         title=MODEL,
@@ -161,11 +161,11 @@ async def _answer(service: Service, request: Request, body: bytes, request_id: s
     headers = reply.headers(record.clipped, *inner.parts)
     with record.stage("serialising"):
         n_bytes = sum(each.dense.nbytes + each.multivector.nbytes for each in vectors)
-        content, media_type = await threads.run(n_bytes, _written, form, inner, vectors, request_id, dtype)
+        content, media_type = await threads.run(n_bytes, _write, form, inner, vectors, request_id, dtype)
     return Response(content, headers=headers, media_type=media_type)
 
 
-def _written(
+def _write(
     form: Form, request: Any, vectors: Sequence[Vectors], request_id: str, dtype: str | None
 ) -> tuple[bytes, str]:
     """Return the body of a reply and its media type."""
@@ -188,6 +188,6 @@ def _as_api_error(error: BaseException, service: Service, request_id: str) -> Ap
     if isinstance(error, NonFiniteError):
         metrics.NON_FINITE.inc()
         logger.error("request %s failed", request_id, exc_info=error)
-        message = "the model gave a vector that is not finite; it was not sent"
+        message = "the model computed a vector that is not finite; it was not sent"
         return ApiError(500, message, code="NON_FINITE_VECTOR")
     return as_api_error(error, request_id)

@@ -1,4 +1,4 @@
-"""What a server does for a request: prompts, the engine, vectors; whether it is ready to."""
+"""Computes the vectors of a request: makes prompts, calls the engine; and knows whether the server is ready."""
 
 import asyncio
 import logging
@@ -29,21 +29,21 @@ from jina_v4_serve.token_pooling import pool_tokens
 
 logger = logging.getLogger("jina_v4_serve")
 
-READY_AGE_S = 10.0  # work finished so lately proves that the engine works
+READY_AGE_S = 10.0  # the engine works if it has finished work in this time
 PROBE_TIMEOUT_S = 4.0
-CONCURRENT_IMAGES = 8  # of one request, fetched, decoded and prepared at a time
-BYTES_A_TEXT = 64  # what a text costs beside its letters, in the time that so many letters take
-BYTES_PER_TOKEN = 4  # of text, for the budget only, before anything is tokenised
+CONCURRENT_IMAGES = 8  # images of one request that are fetched, decoded and prepared at a time
+BYTES_A_TEXT = 64  # the fixed cost of a text: tokenising this many bytes takes as long
+BYTES_PER_TOKEN = 4  # of text: an estimate for the budget, before texts are tokenised
 
 
 class Engine(Protocol):
-    """What computes vectors; vLLM's is `vllm_side.engine`."""
+    """Computes vectors; `vllm_side.engine` is vLLM's."""
 
-    n_waiting: int  # prompts that it has not finished
+    n_waiting: int  # prompts that are not finished
 
     @property
     def dead(self) -> bool:
-        """Whether it has ended or failed."""
+        """Whether the engine has ended or failed."""
 
     async def embed(
         self, prompts: Sequence[Prompt], request_id: str, request: EmbedRequest, *, adapted: bool
@@ -64,7 +64,7 @@ async def _decoded(picture: Image.Image) -> AsyncIterator[Image.Image]:
 
 @dataclass(eq=False)
 class Service:
-    """All that a request needs of this server; one an API process."""
+    """Everything that requests need; one per API process."""
 
     engine: Engine
     limits: Limits
@@ -77,19 +77,19 @@ class Service:
     is_broken: bool = False  # the last vectors were not finite
 
     def __post_init__(self, budget_tokens: int) -> None:
-        """Start the accounts of this process."""
+        """Create the state of this process."""
         self.budget = TokenBudget(budget_tokens)
         self.liveness = Liveness(heartbeat.find(), lambda: self.engine.n_waiting)
         self.worked_at = -READY_AGE_S
         self.probe_lock = asyncio.Lock()
 
     async def embed(self, request: EmbedRequest | RankRequest, request_id: str) -> list[Vectors]:
-        """Return the vectors of a request, in order; of a ranking, the queries come first.
+        """Return the vectors of a request, in order; for a ranking, those of the queries come first.
 
-        Each item is a prompt, but a PDF file is one for each of its pages, and a late-chunked request is one in all.
+        Each item is a prompt. A PDF file is a prompt per page; a late-chunked request is a single prompt.
         """
         if self.canary_failure is not None:
-            raise ApiError(503, f"this server is not fit to serve: {self.canary_failure}", code="CANARY_FAILED")
+            raise ApiError(503, f"this server computes wrong vectors: {self.canary_failure}", code="CANARY_FAILED")
         record = current()
         async with self.pdfs.opened([item for part in request.parts for item in part.items]) as pages:
             record.n_items["image"] += len(pages.origins) - len({origin.item for origin in pages.origins})
@@ -100,7 +100,7 @@ class Service:
 
     async def _embed(self, parts: Sequence[EmbedRequest], pages: PdfPages, request_id: str) -> list[Vectors]:
         record = current()
-        request = parts[0]  # whose options all parts have
+        request = parts[0]  # all parts have the same options
         with record.stage("preprocessing"):
             made = [each for part in parts for each in await self._prompts(part, pages)]
         prompts = [prompt for _, prompt in made]
@@ -115,15 +115,15 @@ class Service:
         return [replace(each, origin=origin) for (origin, _), each in zip(made, vectors, strict=True)]
 
     async def embed_fixed_text(self, task: str | None) -> Floats:
-        """Return the dense vector of the text by which adapters are compared; None is without an adapter."""
+        """Return the dense vector of `TEXT`, with the adapter of a task, or without an adapter for None."""
         (vectors,) = await self.embed_probe(TEXT, task, adapted=task is not None)
         row: Floats = vectors.dense[0]  # (hidden,)
         return row
 
     async def ready(self) -> bool:
-        """Tell whether the engine has worked lately; compute a vector if no request did.
+        """Tell whether the engine has worked lately; embed a text if no request did.
 
-        Behind long work, another API process's too, a probe would wait its turn and look like a failure.
+        The text is not embedded while requests are in the engine: behind long work it would time out.
         """
         if self.engine.dead or self.liveness.failure is not None or self.canary_failure is not None:
             return False
@@ -134,16 +134,16 @@ class Service:
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await self.embed_probe("ready?")
-            except TimeoutError:  # another API process's work may be before it
+            except TimeoutError:  # perhaps it waits behind work of another API process
                 return not self.is_broken and self.liveness.age_s < READY_AGE_S
-            except Exception:  # whatever it is, the server is not ready
+            except Exception:  # of whatever kind: the server is not ready
                 logger.warning("the readiness probe failed", exc_info=True)
                 return False
             self._worked()
             return True
 
     async def embed_probe(self, text: str, task: str | None = None, *, adapted: bool = True) -> list[Vectors]:
-        """Return the dense vector of a text of ours, which no request sent."""
+        """Return the dense vector of a text that is not from a request."""
         task = task or self.limits.tasks[0]
         prefix = self.limits.prompts[task].prefixes["query"]
         request = EmbedRequest(task, MODEL, [Item(text=text)], "query", prefix)
@@ -197,7 +197,7 @@ class Service:
 
     @asynccontextmanager
     async def _opened(self, source: str, path: str, at_once: asyncio.Semaphore) -> AsyncIterator[Image.Image]:
-        """Hold a picture while the engine prepares it; the next is loaded when one of those before it is prepared."""
+        """Load a picture and keep it while vLLM prepares it. `at_once` limits how many are loaded."""
         async with at_once:
             with current().stage("preprocessing"):
                 picture = await self.images.load(source, path)

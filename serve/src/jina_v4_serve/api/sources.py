@@ -1,8 +1,8 @@
-"""The files of a request, images and PDF: from a URL, a data URI or base64 to bytes.
+"""Reads the images and PDF files of a request from a URL, a data URI or base64.
 
-A URL may only lead to public addresses: each name is resolved here, every address is checked, and the connection goes
-to the checked address. Redirects are checked in the same way. Names on the allow-list may be private. A URL is parsed
-once, by yarl as aiohttp does: another parser can read another host in it.
+A URL may only lead to public addresses: names are resolved here, every address is checked, and the connection goes to
+the checked address. Redirects are checked in the same way. Hosts on the allow-list may be private. A URL is parsed only
+once, by yarl like in aiohttp, as another parser could read another host in it.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from jina_v4_serve.settings import Settings
 MAX_REDIRECTS = 5
 BLANKS = " \t\r\n\f\v\ufeff"  # around a source
 MAX_URL_CHARACTERS = 16_384
-# A name has 253 characters, a user's name may stand before it. To read one of a million takes yarl 14 s.
+# A host has up to 253 characters, and a user name may precede it. yarl takes 14 s for a host of a million.
 _SHORT_HOST = re.compile(r"https?://[^/?#]{0,512}(?:[/?#]|\Z)", re.IGNORECASE)
-LOOK_UPS = 16  # names at a time; one whose name server does not answer takes 10 s and more
-_IPV6_INTERNET = ipaddress.ip_network("2000::/3")  # all of it; outside are NAT64, site-local and wrapped addresses
-# Python calls parts of these global: protocol assignments, which clouds use inside, and relays of 6to4.
+LOOK_UPS = 16  # names at a time; a name server that does not answer takes 10 s or more
+_IPV6_INTERNET = ipaddress.ip_network("2000::/3")  # outside are NAT64, site-local and wrapped addresses
+# Python counts parts of these as global: protocol assignments, which clouds use internally, and relays of 6to4.
 _IPV4_RESERVED = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24")))
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address belongs to the public internet, also when it is wrapped into an IPv6 one."""
+    """Tell whether an IP address belongs to the public internet, also if it is wrapped in an IPv6 address."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -48,9 +48,9 @@ def is_public(address: str) -> bool:
 
 
 class _PublicResolver(AbstractResolver):
-    """Resolves names to public addresses only, but for those on the allow-list.
+    """Resolves names to public addresses only, except for names on the allow-list.
 
-    It has threads of its own: a name server that does not answer must not hold those that other requests need.
+    It has its own threads, as a name server that does not answer must not block the threads of other requests.
     """
 
     def __init__(self, hosts: frozenset[str], threads: ThreadPoolExecutor) -> None:
@@ -60,24 +60,24 @@ class _PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Resolve a name; a name with any address that is not public has none."""
+        """Resolve a name; refuse a name with any address that is not public."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _look_up, host, port, family)
-        if host not in self._hosts and not all(is_public(entry["host"]) for entry in found):
+        results = await loop.run_in_executor(self._threads, _look_up, host, port, family)
+        if host not in self._hosts and not all(is_public(result["host"]) for result in results):
             raise PrivateAddressError(host)
-        return found
+        return results
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the threads are shared."""
 
 
 def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
-    found: list[ResolveResult] = []
+    results: list[ResolveResult] = []
     for kind, _, protocol, _, address in socket.getaddrinfo(
         host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
     ):
         zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of a link-local IPv6 address
-        found.append(
+        results.append(
             ResolveResult(
                 hostname=host,
                 host=f"{address[0]}{zone}",
@@ -87,16 +87,16 @@ def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[Resolve
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
         )
-    return found
+    return results
 
 
 class PrivateAddressError(OSError):
-    """A name that leads to an address that is not public."""
+    """A name has an address that is not public."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file, as messages and requests name it."""
+    """A kind of file: its name in messages, and its media types."""
 
     name: str
     media_type: str
@@ -108,7 +108,7 @@ PDF = FileKind("a PDF file", "application/pdf", "application/pdf")
 
 
 class SourceReader:
-    """Reads the files that requests hold or lead to."""
+    """Reads the files of requests."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -120,11 +120,11 @@ class SourceReader:
         Args:
             source: URL, data URI or base64.
             where: the field, for messages: `input[2].image`.
-            kind: what the file should be; it is not checked here.
+            kind: the expected kind of file, which is not checked here.
             max_bytes: the largest file.
 
         Raises:
-            ApiError: 422 for what cannot be read or is over the limit.
+            ApiError: 422 if the file cannot be read or is over the limit.
         """
         source = source.strip(BLANKS)
         if source[:8].lower().startswith(("http://", "https://")):
@@ -182,11 +182,11 @@ class SourceReader:
         raise failure("redirects", f"more than {MAX_REDIRECTS} redirects")
 
     def _checked(self, url: URL) -> URL:
-        """Check what aiohttp would not ask the resolver about: other schemes and bare addresses."""
+        """Check what aiohttp does not pass to the resolver: the scheme, and hosts that are addresses."""
         host = url.raw_host
         if url.scheme not in ("http", "https") or not host:
             raise ValueError("not an http(s) URL")
-        is_address = ":" in host or host.replace(".", "").isdigit()  # as aiohttp tells them from names
+        is_address = ":" in host or host.replace(".", "").isdigit()  # aiohttp's own rule
         if is_address and host not in self.settings.image_hosts and not is_public(host):
             raise PrivateAddressError(host)
         return url

@@ -1,11 +1,11 @@
-"""Texts of ours that a start embeds to check the server: wrong vectors keep it from serving, none end it.
+"""Checks at the start of a server. If vectors are wrong, it does not serve; if the engine returns none, it ends.
 
-A server that computes wrong vectors would after a restart too, so it stays up and says so. An engine that hangs or
-fails may do so in passing: the server ends, and its supervisor starts it again.
+A server with wrong vectors would compute them after a restart too, so it stays up and reports the error. An engine that
+hangs or fails may work the next time, so the server ends and its supervisor restarts it.
 
-The check of vectors is the canary's. The one here is of adapters beside a base: each must return another vector than
-the base and the others. Elsewhere adapters were left out silently, and answers with status 200 held the base's vectors.
-A canary finds that too, and more; this check needs none.
+The canary checks the vectors. The check here is for adapters next to a base (`--one-base`): each adapter must return
+another vector than the base and the other adapters, as vLLM may silently leave an adapter out. A canary finds that too,
+but not every checkpoint has one.
 """
 
 import asyncio
@@ -23,42 +23,42 @@ logger = logging.getLogger("jina_v4_serve")
 
 Result = TypeVar("Result")
 
-# For one short text. Generous, as three servers may start at the same time on a slow machine.
+# For one short text; long, as three servers may start at the same time on a slow machine.
 TIMEOUT_S = 600.0
 TEXT = "The lighthouse keeper counted 17 ships before the fog came in, and wrote down the names of nine."
-# 1 - cosine. The same vector computed twice differs by 1e-7; vectors of two adapters of random weights by 0.5.
+# The least 1 - cosine. A vector that is computed twice differs by 1e-7; two adapters with random weights by 0.5.
 LEAST = 1e-4
 
 
 async def computed(vectors: Awaitable[Result], purpose: str) -> Result:
-    """Return what the engine computes for one text, whose purpose is for messages.
+    """Await the engine's result for one text; the purpose is for messages.
 
     Raises:
-        NonFiniteError: NaN or infinity: the vectors are wrong.
-        EngineError: the engine fails, or hangs: nothing is known of its vectors.
+        NonFiniteError: the vectors have NaN or infinity.
+        EngineError: the engine fails or hangs.
     """
     try:
         async with asyncio.timeout(TIMEOUT_S):
             return await vectors
-    except Exception as error:  # whatever it is, no vector was computed
+    except Exception as error:  # of whatever kind: no vector was computed
         if isinstance(error, NonFiniteError) or (
             isinstance(error, ExceptionGroup) and error.subgroup(NonFiniteError) is not None
         ):
             raise NonFiniteError(purpose) from error
-        reason = f"none within {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else repr(error)
-        message = f"the engine computed no vectors for {purpose} ({reason}); the server ends, for a new start may work"
+        reason = f"no answer for {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else repr(error)
+        message = f"the engine computed no vectors for {purpose} ({reason}); the server ends, as a restart may help"
         raise EngineError(message) from error
 
 
 async def adapters_failure(tasks: Sequence[str], embed: Callable[[str | None], Awaitable[Floats]]) -> str | None:
-    """Embed one text with every task's adapter and without one, one after the other, and compare all pairs.
+    """Embed one text with each adapter and without one, and check that all vectors differ.
 
     Args:
-        tasks: that have adapters.
-        embed: returns the dense vector of `TEXT`, shape (hidden,), with the adapter of a task; with none for None.
+        tasks: the tasks of the adapters.
+        embed: returns the dense vector of `TEXT`, shape (hidden,), with the adapter of a task, or without one for None.
 
     Returns:
-        What is wrong, for any caller to read; None if all differ.
+        What is wrong, as callers may read it; None if all vectors differ.
 
     Raises:
         EngineError: the engine computed no vectors.
@@ -76,8 +76,8 @@ async def adapters_failure(tasks: Sequence[str], embed: Callable[[str | None], A
         }
         same = [pair for pair, distance in distances.items() if not distance >= LEAST]
         if not same:
-            logger.info("every adapter does something: 1 - cosine is %.1e or more", min(distances.values()))
+            logger.info("every adapter has an effect: 1 - cosine is %.1e or more", min(distances.values()))
             return None
-        failure = f"the same vector comes of {', and of '.join(same)}: an adapter is not applied"
+        failure = f"the vectors of {', and of '.join(same)} are the same: an adapter is not applied"
     logger.error("not serving: %s", failure)
     return failure

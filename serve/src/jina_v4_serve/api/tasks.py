@@ -1,22 +1,22 @@
-"""Which task and prompt a request is for: its `task`, or else what its model's name says."""
+"""The task and the prompt of a request: from its `task`, or else from the name of its model."""
 
 from collections.abc import Collection
 
 from jina_v4_serve.api.errors import ApiError, invalid, shorten
 from jina_v4_serve.facts import MODEL, PORTS, PROMPT_NAMES, TASK_VALUES, model_name
 
-NO_PREFIX = "none"  # texts as they are, as sentence-transformers has it without a prompt name
-_ENDINGS = (*PROMPT_NAMES, NO_PREFIX)  # of model names, for programs that can set no other field
+NO_PREFIX = "none"  # texts without a prefix, like in sentence-transformers without a prompt name
+_ENDINGS = (*PROMPT_NAMES, NO_PREFIX)  # of model names, for programs that cannot set other fields
 
 
 def choose_task(task: str | None, model: str | None, served: Collection[str], field: str = "task") -> str:
-    """Tell which of the served tasks a request is for.
+    """Return the task of a request.
 
     Args:
-        task: of the request, with or without a prompt name after a dot.
-        model: of the request.
-        served: tasks.
-        field: the name under which the task was sent.
+        task: in the request, maybe with a prompt name after a dot.
+        model: in the request.
+        served: the served tasks.
+        field: the name of the field that has the task.
 
     Raises:
         ApiError: 422 for no task, two tasks, or one that is not served; 404 when its model is not served.
@@ -27,7 +27,7 @@ def choose_task(task: str | None, model: str | None, served: Collection[str], fi
             return from_model
         names = ", ".join(map(model_name, served))
         if names_no_task(model):
-            raise invalid("task", f"the request names no task; give task ({_values(served)}) or a model ({names})")
+            raise invalid("task", f"the request names no task; send task ({_values(served)}) or a model ({names})")
         raise _no_model(str(model), f"choose {names}, or {MODEL} and a task")
     name = task.partition(".")[0]
     if name not in served:
@@ -38,19 +38,19 @@ def choose_task(task: str | None, model: str | None, served: Collection[str], fi
 
 
 def task_of_model(name: str) -> str | None:
-    """Return the task in a model's name; None where there is none."""
+    """Return the task in a model's name; None if it has none."""
     model, _ = _split(name)
     task = model.removeprefix(f"{MODEL}-")
     return task if task != model and task in TASK_VALUES else None
 
 
 def names_no_task(model: str | None) -> bool:
-    """Tell whether a model's name leaves the task open: it is absent, or the published one, maybe with a prompt."""
+    """Tell whether a model's name has no task: it is absent or the published one, maybe with a prompt name."""
     return model is None or _split(model)[0] == MODEL
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """Split a model's name, also as the hub writes it (jinaai/jina-embeddings-v4-code-query), off its prompt name."""
+    """Split a model's name into model and prompt name; the hub's form (jinaai/jina-embeddings-v4) is accepted."""
     whole = name.rpartition("/")[2]
     model, _, ending = whole.rpartition("-")
     return (model, ending) if ending in _ENDINGS else (whole, None)
@@ -66,7 +66,7 @@ def _values(served: Collection[str]) -> str:
 
 
 def prompt_of_model(name: str | None, served: str, model_names: Collection[str]) -> str | None:
-    """Return the prompt name at the end of a model's name; None where there is none, and for one of `model_names`.
+    """Return the prompt name at the end of a model's name; None if there is none, and for `model_names`.
 
     Raises:
         ApiError: 422 for the model of another task, 404 for any other.
@@ -84,15 +84,15 @@ def prompt_of_model(name: str | None, served: str, model_names: Collection[str])
 
 
 def prompt_of_task(name: str | None, served: str, field: str = "task") -> str | None:
-    """Return the prompt name after the dot of a `task`; None where there is none.
+    """Return the prompt name after the dot of a `task`; None if there is none.
 
     Args:
-        name: the task, as the request has it.
-        served: the task that the request is for.
-        field: the name under which it was sent.
+        name: the value in the request.
+        served: the task of the request.
+        field: the name of the field that has the value.
 
     Raises:
-        ApiError: 422 for another task, or anything else.
+        ApiError: 422 for another task or an unknown value.
     """
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""What the engine computes for one prompt, as arrays."""
+"""The vectors of one prompt, as arrays."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a prompt comes from.
+    """The item and the page that a prompt was made of.
 
     Attributes:
-        item: its place in the request, from 0.
-        page: of a PDF file, from 1; None where the item is no PDF file.
-        n_pages: of the whole file.
+        item: its index in the request.
+        page: of a PDF file, from 1; None for other items.
+        n_pages: the pages of the whole file; None for other items.
     """
 
     item: int
@@ -28,8 +28,8 @@ class Vectors:
     """The vectors of one prompt.
 
     Attributes:
-        dense: shape (n_spans, dimensions); n_spans is 0 when no dense vector was requested.
-        multivector: shape (n_tokens, 128); n_tokens is 0 when it was not requested.
+        dense: shape (n_spans, dimensions); n_spans is 0 if no dense vector was requested.
+        multivector: shape (n_tokens, 128); n_tokens is 0 if no multi-vector was requested.
         n_tokens: of the prompt.
         origin: of the prompt.
     """

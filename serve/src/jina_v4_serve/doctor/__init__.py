@@ -1,7 +1,7 @@
-"""One screen that says what is wrong with this machine, checkpoints or settings, before anything is started.
+"""Reports on one screen what is wrong with this machine, the checkpoints or the settings, before a server is started.
 
-`software`, `machine`, `checkpoints`, `settings` and `ports` check; `report` writes what they found. Nothing is changed,
-no vLLM is imported (that takes 20 s), nothing outside this machine is called.
+`software`, `machine`, `checkpoints`, `settings` and `ports` check; `report` writes the results. Nothing is changed,
+vLLM is not imported (that takes 20 s), and nothing outside of this machine is called.
 """
 
 from jina_v4_serve.doctor.finding import Finding

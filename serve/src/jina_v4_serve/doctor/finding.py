@@ -9,13 +9,13 @@ Verdict = Literal["ok", "warn", "FAIL"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the screen.
+    """One line of the report.
 
     Attributes:
-        verdict: FAIL where a server would not start, or would be wrong or unsafe.
+        verdict: FAIL if a server would not start, or would be wrong or unsafe.
         subject: of the check.
         found: the facts.
-        advice: what to do; empty where all is well.
+        advice: what to do; "" if all is well.
     """
 
     verdict: Verdict

@@ -1,4 +1,4 @@
-"""The ports: free, or which program answers there."""
+"""Checks the ports: free, or which program answers there."""
 
 import contextlib
 import http.client
@@ -20,10 +20,10 @@ _NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
 
 
 def check_ports(host: str, port: int, more_ports: Sequence[int], digests: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at ports, all at one time.
+    """Check ports, all at the same time.
 
-    `port` of the host must be free. `more_ports` of 127.0.0.1 are for the servers of `all`, which uses others where
-    these are not free. `digests` are of the checkpoints to serve, by task.
+    `port` of the host must be free. `more_ports` of 127.0.0.1 are for the servers of `all`, which uses other ports if
+    these are not free. `digests` are those of the checkpoints to serve, by task.
     """
     with ThreadPoolExecutor(1 + len(more_ports)) as pool:
         first = pool.submit(check_one_port, host, port, False, digests)
@@ -32,10 +32,10 @@ def check_ports(host: str, port: int, more_ports: Sequence[int], digests: Mappin
 
 
 def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, str]) -> Finding:
-    """See whether a port is free, or what answers there; one that is `movable` need not be free."""
+    """Check whether a port is free, or what answers there. A `movable` port need not be free."""
     subject = f"port {port}"
     taken: Verdict = "warn" if movable else "FAIL"
-    advice_taken = "`all` uses another one" if movable else "end it, or choose another port: --port"
+    advice_taken = "`all` uses another one" if movable else "stop it, or choose another port: --port"
     try:
         check_port(host, port)
     except PortError as error:
@@ -46,8 +46,8 @@ def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, st
     try:
         status, headers, _ = _get(url, "/v1/models")
     except TimeoutError:
-        advice = "a server of ours would be stuck: see its log; else choose another port: --port"
-        return Finding(taken, subject, f"in use, and silent for {TIMEOUT_S:g} s", advice)
+        advice = "if it is jina-v4-serve, see its log; else choose another port: --port"
+        return Finding(taken, subject, f"in use, and no answer for {TIMEOUT_S:g} s", advice)
     except _NO_ANSWER:
         return Finding(taken, subject, f"{reason.partition('. ')[0]}; no HTTP there", advice_taken)
     kind = headers.get("server", "")
@@ -55,8 +55,8 @@ def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, st
         found = f"another program answers ({kind or 'unnamed'}, status {status})"
         return Finding(taken, subject, found, advice_taken)
     if status == 401:
-        advice = "set its key in JINA_V4_API_KEY_FILE to learn more"
-        return Finding("warn", subject, "a server of ours runs there, with another key", advice)
+        advice = "set its key in JINA_V4_API_KEY_FILE to find out more"
+        return Finding("warn", subject, "jina-v4-serve runs there, with another key", advice)
     return _check_ours(subject, url, headers, digests)
 
 
@@ -68,21 +68,21 @@ def _check_ours(subject: str, url: str, headers: Message, digests: Mapping[str, 
     with contextlib.suppress(*_NO_ANSWER):
         status, _, body = _get(url, "/ready")
     if status == 404:
-        # vLLM goes on without a plugin that it could not load, and answers by itself: no prompts, no checks.
-        advice = "its log says why (Failed to load plugin); stop it, install again, start it again"
+        # vLLM ignores a plugin that it cannot load, and its own routes answer: no prompts, no checks.
+        advice = "see its log (Failed to load plugin); stop it, install again, start it again"
         return Finding("FAIL", subject, f"{served}: our routes are not loaded, vLLM's own answer", advice)
     for task, revision in zip(tasks, revisions, strict=False):
         if task in digests and not revision.startswith(digests[task][:16]):
-            advice = "restart it if the new fold is to be served; indexes must be of one revision"
-            return Finding("warn", subject, f"{task} runs with revision {revision}, the folder holds another", advice)
+            advice = "restart it to serve the new fold; all vectors of an index must have one revision"
+            return Finding("warn", subject, f"{task} runs with revision {revision}, the folder has another", advice)
     if status == 200:
         return Finding("ok", subject, f"runs already, ready: {served or 'no task'}")
-    advice = "wait for its start; else its log, or docs/operations.md#when-something-fails"
+    advice = "wait for its start, or see its log and docs/operations.md#when-something-fails"
     return Finding("warn", subject, f"runs already, not ready{_reason(body)}: {served or 'no task'}", advice)
 
 
 def _reason(body: bytes) -> str:
-    """Return what a server says about not being ready, as far as it is short."""
+    """Return a server's reason for not being ready, cut to 200 characters."""
     try:
         content = json.loads(body)
     except ValueError:

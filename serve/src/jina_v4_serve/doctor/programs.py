@@ -1,10 +1,10 @@
-"""What to type into programs that people run, so that passages go in as passages and queries as queries.
+"""What to type into programs such as Open WebUI, so that they embed passages as passages and queries as queries.
 
-In short: docs/other-clients.md has the whole of it, with the versions, and tests hold the two together.
+This is the short form of docs/other-clients.md, which also has the versions; tests keep the two equal.
 """
 
 MODEL = "jina-embeddings-v4-retrieval"
-# Of each program the fields that decide about the prompt, and what goes into them.
+# The fields of each program that decide about the prompt, and their values.
 TYPED = {
     "Open WebUI": {
         "RAG_EMBEDDING_MODEL": MODEL,
@@ -31,7 +31,7 @@ TYPED = {
 
 
 def what_to_type() -> str:
-    """Return a line for each field, below the name of its program."""
+    """Return a line per field, below the name of its program."""
     lines = ["The address is http://127.0.0.1:8000/v1, with the server's key; docs/other-clients.md has the rest."]
     for program, typed in TYPED.items():
         lines += ["", program, *(f"  {field:46} {value}" for field, value in typed.items())]

@@ -1,4 +1,4 @@
-"""All checks, and their report as text or JSON."""
+"""Runs all checks, and writes the report as text or JSON."""
 
 import json
 import textwrap
@@ -30,11 +30,11 @@ def examine(
     """Run all checks.
 
     Args:
-        checkpoints: folder of the checkpoints of all tasks, to be served together.
-        checkpoint: folder of one checkpoint; without either the machine alone is checked.
+        checkpoints: the folder of the checkpoints of all tasks, to serve together.
+        checkpoint: the folder of one checkpoint; without either, only the machine is checked.
         host: to listen on.
-        port: of the gateway, with `checkpoint` of the server; None for the usual one.
-        dtype: as --dtype.
+        port: of the gateway, or with `checkpoint` of the server; None for the default.
+        dtype: as in --dtype.
     """
     folders = folders_in(checkpoints) if checkpoints else [checkpoint] if checkpoint else []
     gpus: list[Gpu] = []
@@ -56,7 +56,7 @@ def examine(
 
 
 def as_text(findings: Sequence[Finding], width: int) -> str:
-    """Write findings for a screen of so many columns: a line each, with the advice below it."""
+    """Write findings for a screen with `width` columns: a line each, with the advice below it."""
     indent = " " * (5 + _SUBJECT)
     wrap = partial(textwrap.wrap, width=min(max(width, NARROWEST), WIDEST), break_on_hyphens=False)
     lines: list[str] = []
@@ -77,6 +77,6 @@ def as_text(findings: Sequence[Finding], width: int) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """Write findings for programs."""
+    """Write findings as JSON."""
     failed = any(finding.verdict == "FAIL" for finding in findings)
     return json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2)

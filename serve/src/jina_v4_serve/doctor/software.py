@@ -1,4 +1,4 @@
-"""Python, vLLM, its plugins, the compiler: what is installed, and whether it goes together."""
+"""Checks the installation: Python, vLLM, its plugins, the compiler."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
 def check_software(n_gpus: int) -> Iterator[Finding]:
-    """Look at what is installed."""
+    """Check what is installed."""
     yield check_python(sys.version_info[:3])
     yield check_vllm(n_gpus)
     yield check_torchvision()
@@ -29,7 +29,7 @@ def check_software(n_gpus: int) -> Iterator[Finding]:
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
-    """Compare Python's version with the tested ones."""
+    """Check that Python's version is a tested one."""
     found = ".".join(map(str, version))
     lowest, highest = (".".join(map(str, each)) for each in PYTHONS)
     if PYTHONS[0] <= version[:2] <= PYTHONS[1]:
@@ -38,7 +38,7 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 
 def pinned_vllm() -> str:
-    """Return the version of vLLM that our own metadata pin."""
+    """Return the version of vLLM that our package pins."""
     for requirement in metadata.requires(DISTRIBUTION) or ():
         if match := re.match(r"vllm\s*==\s*([\w.]+)", requirement):
             return match[1]
@@ -68,24 +68,24 @@ def check_vllm(n_gpus: int) -> Finding:
         advice = "install the CUDA build: make install KIND=gpu"
         return Finding("warn", "vLLM", f"{found}, though there are GPUs: {n_gpus}", advice)
     if version.partition("+")[0] != pinned_vllm():
-        advice = f"tested with {pinned_vllm()} only; compare the golden vectors (make test) before you trust this one"
+        advice = f"only {pinned_vllm()} is tested; compare the golden vectors (make test) before you trust this one"
         return Finding("warn", "vLLM", found, advice)
     return Finding("ok", "vLLM", f"{found}, as pinned")
 
 
 def check_torchvision() -> Finding:
-    """See that the image processor has what it imports."""
+    """Check that the image processor's dependency is installed."""
     version = _version("torchvision")
     if version:
         return Finding("ok", "torchvision", version)
-    return Finding("FAIL", "torchvision", "not installed: the image processor cannot be made", "make install")
+    return Finding("FAIL", "torchvision", "not installed: the image processor needs it", "make install")
 
 
 def check_plugin(group: str) -> Finding:
-    """See that vLLM will find our plugin in one of `PLUGIN_GROUPS`, once.
+    """Check that vLLM will find our plugin in one of `PLUGIN_GROUPS` exactly once.
 
-    Without the first vLLM does not know the model class; without the second it answers `/v1/embeddings` by itself,
-    without prompts.
+    Without the first group vLLM does not know the model class; without the second, vLLM's own `/v1/embeddings` answers,
+    which adds no prompts.
     """
     subject = group.replace("vllm.", "").replace("_", " ").removesuffix("s")
     found = [entry for entry in metadata.entry_points(group=group) if entry.name == PLUGIN]
@@ -103,7 +103,7 @@ def check_plugin(group: str) -> Finding:
 
 
 def check_compiler(n_gpus: int) -> Finding:
-    """See whether kernels can be compiled when a server starts."""
+    """Check that kernels can be compiled when a server starts."""
     compiler = os.environ.get("CXX") or "g++"
     if path := shutil.which(compiler):
         return Finding("ok", "compiler", path)

@@ -1,4 +1,4 @@
-"""The gateway's routes. A request's body is read whole, as its task may be at its end; an answer is streamed."""
+"""The gateway's routes. The whole body of a request is read, as its task may be at the end; a reply is streamed."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ from jina_v4_serve.settings import LogStyle
 
 logger = logging.getLogger(__name__)
 
-_SMALL_BYTES = 2**18  # an answer up to this size goes out in one piece
+_SMALL_BYTES = 2**18  # smaller replies are sent in one piece
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Gateway:
-    """Answers requests; `draining` has every connection close after its answer."""
+    """Answers requests. With `draining`, every connection closes after its reply."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class Gateway:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        # It stays at this status when this is cancelled: the client has left.
+        # The status stays this if the task is cancelled, as the client has disconnected.
         record = Record(request_id(request.headers), status=CLOSED_REQUEST)
         self.in_flight += 1
         try:
             try:
                 with recording(record):
                     response = await self._respond(request)
-            except Exception as cause:  # one request's failure ends neither the gateway nor its other requests
+            except Exception as cause:  # a failure affects this request only
                 error = as_api_error(cause, record.request_id)
                 record.code, record.param = error.code, error.param
                 response = as_response(error, record.request_id, request.path)
@@ -122,7 +122,7 @@ class Gateway:
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
         except (aiohttp.ClientError, TimeoutError):
-            # The status is out already. Half an answer must not look like a whole one: no orderly end.
+            # The status has been sent. Abort the connection, so that a partial reply does not look complete.
             logger.warning("request %s: the server broke off in the middle of its answer", request_id)
             if request.transport is not None:
                 request.transport.abort()
@@ -131,7 +131,7 @@ class Gateway:
         return response
 
     async def _pages(self, request: web.BaseRequest) -> dict[str, Page]:
-        """Get the page of this path of each ready server."""
+        """Get the page at this path from each ready server."""
         key = {name: value for name, value in request.headers.items() if name.lower() == "authorization"}
         return await self.servers.get_all(request.path, key)
 
@@ -140,10 +140,10 @@ class Gateway:
         return web.json_response(content, headers=headers)
 
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
-        self.metrics.ready.clear()  # of tasks that are not served any more
+        self.metrics.ready.clear()  # drops tasks that are no longer served
         for task, state in self.servers.states.items():
             self.metrics.ready.labels(task).set(state == "ready")
-        # Also without any server: the gateway's own counts matter most then.
+        # Without any ready server the page has the gateway's own metrics, which matter most then.
         pages = good(await self._pages(request))
         groups = self.servers.by_address(pages)
         text = merge(self.metrics.registry, {",".join(group): pages[group[0]].body.decode() for group in groups})
@@ -165,13 +165,13 @@ class Gateway:
 async def _parts(request: web.BaseRequest) -> AsyncIterator[bytes]:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp takes what was written for the beginning of the reply
+        request.writer.output_size = 0  # else aiohttp counts this line as the beginning of the reply
     async for part in request.content.iter_any():
         yield part
 
 
 def as_response(error: ApiError, request_id: str, path: str = "") -> web.Response:
-    """Make the reply that is an error."""
+    """Make the reply for an error."""
     headers = {**error.headers(), "Content-Type": "application/json", "X-Request-ID": request_id}
     response = web.Response(status=error.status, body=error_body(error, request_id, path), headers=headers)
     if error.closes:

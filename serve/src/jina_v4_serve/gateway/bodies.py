@@ -1,4 +1,4 @@
-"""The bodies of requests, each in memory from its first byte to its answer: there is a limit for all together."""
+"""Limits the memory of all request bodies together. Each is held from its first byte to its reply."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ Count = Callable[[AsyncIterable[bytes]], AsyncIterator[bytes]]
 
 
 class Bodies:
-    """Counts the bytes that are held.
+    """Counts the bytes of bodies in memory.
 
     Attributes:
-        limit_bytes: of all requests together; a single one may always be as large as a body may be.
-        held_bytes: now.
+        limit_bytes: of all bodies together; a single request is never refused.
+        held_bytes: the bytes in memory now.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -23,9 +23,9 @@ class Bodies:
 
     @contextmanager
     def of_request(self) -> Iterator[Count]:
-        """Hold the body of a request for the length of a block: yield what counts its parts as they arrive.
+        """Account for the body of a request during a block; yield a function that counts its parts as they arrive.
 
-        Counting raises an ApiError, 429, where there is no room beside the other requests.
+        The function raises ApiError 429 if there is no room besides the other requests.
         """
         own_bytes = 0
 

@@ -1,4 +1,4 @@
-"""How the gateway reads HTTP: as aiohttp does, within our limits."""
+"""How the gateway reads HTTP: with aiohttp, our limits and our error for invalid HTTP."""
 
 import asyncio
 import uuid
@@ -10,7 +10,7 @@ from jina_v4_serve.gateway.app import as_response
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection; it answers invalid HTTP with an error of the usual shape."""
+    """aiohttp's connection, which answers invalid HTTP with an error in our form."""
 
     def handle_error(
         self,
@@ -19,14 +19,14 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Make the reply to what could not be parsed; it is the sender's fault and is not logged."""
+        """Make the reply to a request that could not be parsed. Invalid HTTP is not logged: the sender caused it."""
         if status != 400:
             return super().handle_error(request, status, exc, message)
         return as_response(not_http(), uuid.uuid4().hex)
 
 
 class Listener(web.Server):
-    """aiohttp's server, with our kind of connection."""
+    """aiohttp's server, with our connections."""
 
     def __call__(self) -> Connection:
         """Make a connection."""

@@ -1,4 +1,4 @@
-"""A request's way to its server and back: which headers pass, how it is sent, which error a lost server becomes."""
+"""Sends a request to its server: which headers pass, how the body is sent, and the errors for a lost server."""
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
@@ -11,7 +11,7 @@ from jina_v4_serve.api.record import current
 from jina_v4_serve.gateway.servers import Servers, may_answer
 
 RETRY_AFTER_S = 5
-# RFC 9110, 7.6.1, and what HTTP libraries add to it; these are between neighbours, and we are one of them.
+# Headers for one connection only, which a proxy must not forward: RFC 9110, 7.6.1, and those of HTTP libraries.
 _HOP_BY_HOP = (
     "Connection",
     "Keep-Alive",
@@ -23,22 +23,22 @@ _HOP_BY_HOP = (
     "Transfer-Encoding",
     "Upgrade",
 )
-_SETTLED = ("Host", "Expect", "Content-Length", "Origin")  # of a request: its sender and we have settled these
-_PIECE_BYTES = 2**18  # of a body: whatever is larger, aiohttp or asyncio would copy as a whole
+_HANDLED = ("Host", "Expect", "Content-Length", "Origin")  # headers of a request that the gateway itself handles
+_PIECE_BYTES = 2**18  # of a body; aiohttp or asyncio would copy a larger piece
 
 
 def end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str], *dropped: str) -> CIMultiDict[str]:
-    """Copy the headers that are for the other end."""
+    """Copy headers, without those for one connection only and without `dropped`."""
     kept = CIMultiDict(headers)
-    listed = (name.strip() for line in headers.getall("Connection", ()) for name in line.split(","))
-    for name in (*_HOP_BY_HOP, *listed, *dropped):
+    by_connection = (name.strip() for line in headers.getall("Connection", ()) for name in line.split(","))
+    for name in (*_HOP_BY_HOP, *by_connection, *dropped):
         kept.popall(name, None)
     return kept
 
 
 def for_server(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict[str]:
-    """Return the headers of the current request that its server gets."""
-    kept = end_to_end(headers, *_SETTLED)
+    """Return the headers of the current request to send to its server."""
+    kept = end_to_end(headers, *_HANDLED)
     kept["X-Request-ID"] = current().request_id
     return kept
 
@@ -47,15 +47,15 @@ def for_server(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict
 async def forward(
     servers: Servers, task: str, path: str, headers: Mapping[str, str], body: bytes
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Send a request to the server of a task, and yield its answer.
+    """Send a request to the server of a task, and yield its reply.
 
     Raises:
-        ApiError: 503 for a server that cannot be reached, hangs up or is the wrong one, 504 for one that is silent.
+        ApiError: 503 if the server cannot be reached, disconnects or is the wrong one, 504 if it does not answer.
     """
     url = servers.urls[task]
     is_large = len(body) > _PIECE_BYTES
     sized = CIMultiDict(headers)
-    sized["Content-Length"] = str(len(body))  # else pieces would go out in chunks
+    sized["Content-Length"] = str(len(body))  # else the body would have chunked encoding
     try:
         async with servers.session.post(
             url.joinpath(path.lstrip("/")),
@@ -63,7 +63,7 @@ async def forward(
             headers=sized,
             allow_redirects=False,
         ) as answer:
-            # Since it was probed, another may have come to this address.
+            # Since the last probe, another program may have started at this address.
             if not may_answer(task, answer.status, answer.headers):
                 servers.note(task, url, "not ready")
                 raise unavailable(task)

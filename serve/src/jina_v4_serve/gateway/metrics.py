@@ -1,4 +1,4 @@
-"""One Prometheus page for all servers: their samples, each with its task as a label, and the gateway's own."""
+"""One Prometheus page for all: the gateway's own metrics, and those of the servers with their task as a label."""
 
 from collections.abc import Iterable, Mapping
 
@@ -16,7 +16,7 @@ class GatewayMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.answers = Counter(
-            "jina_v4_gateway_answers", "Answers to embedding requests", ["task", "status"], registry=self.registry
+            "jina_v4_gateway_answers", "Replies to embedding requests", ["task", "status"], registry=self.registry
         )
         self.in_flight = Gauge("jina_v4_gateway_in_flight", "Embedding requests in flight", registry=self.registry)
         self.ready = Gauge(
@@ -24,7 +24,7 @@ class GatewayMetrics:
         )
         self.seconds = Histogram(
             "jina_v4_gateway_request_seconds",
-            "From the head of a request to the end of its answer, where it has vectors",
+            "From the head of a request to the end of its reply, for replies with vectors",
             ["task"],
             buckets=SECONDS,
             registry=self.registry,
@@ -33,18 +33,18 @@ class GatewayMetrics:
             "jina_v4_gateway_request_bytes", "Bytes of request bodies", ["task"], registry=self.registry
         )
         self.response_bytes = Counter(
-            "jina_v4_gateway_response_bytes", "Bytes of answers", ["task"], registry=self.registry
+            "jina_v4_gateway_response_bytes", "Bytes of replies", ["task"], registry=self.registry
         )
 
     def prepare(self, tasks: Iterable[str]) -> None:
-        """Begin at 0: of a series that begins at 1, Prometheus sees no increase, and no alert its first failure."""
+        """Create all series at 0. If one began at 1, Prometheus would see no increase, and miss the first failure."""
         for task in tasks:
             self.seconds.labels(task)
             for status in ("200", "503", "504"):
                 self.answers.labels(task, status)
 
     def count(self, record: Record) -> None:
-        """Count an embedding request that is over."""
+        """Count a finished embedding request."""
         self.answers.labels(record.task, str(record.status)).inc()
         self.request_bytes.labels(record.task).inc(record.request_bytes)
         self.response_bytes.labels(record.task).inc(record.response_bytes)
@@ -60,11 +60,11 @@ class _Pages(Collector):
         """Return each family once, with the samples of all servers."""
         families: dict[str, Metric] = {}
         for task, page in self._pages.items():
-            for found in text_string_to_metric_families(page):
-                family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
-                for sample in found.samples:
+            for part in text_string_to_metric_families(page):
+                family = families.setdefault(part.name, Metric(part.name, part.documentation, part.type))
+                for sample in part.samples:
                     labels = dict(sample.labels)
-                    if "task" in labels and "," not in task:  # as Prometheus itself does it
+                    if "task" in labels and "," not in task:  # as Prometheus itself does; a server of several keeps it
                         labels["exported_task"] = labels.pop("task")
                     family.add_sample(sample.name, {"task": task, **labels}, sample.value, sample.timestamp)
         return families.values()
@@ -75,7 +75,7 @@ def merge(own: CollectorRegistry, pages: Mapping[str, str]) -> bytes:
 
     Args:
         own: the gateway's metrics.
-        pages: of the servers, by task; by "one,other" where a server has several, whose samples say it by themselves.
+        pages: the servers' pages, by task. For a server of several tasks the key is "one,other".
 
     Raises:
         ValueError: a page is not in Prometheus' text format.

@@ -1,4 +1,4 @@
-"""Pages that gateway and Ray ingress make of their servers' pages: the list of models, and who is ready."""
+"""The pages of gateway and Ray ingress that merge their servers' pages: the list of models, and `/ready`."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,13 +16,13 @@ def good(pages: Mapping[str, Page]) -> dict[str, Page]:
 
 
 def merge_models(pages: Mapping[str, Page], tasks: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Merge the servers' answers to `GET /v1/models`.
+    """Merge the servers' replies to `GET /v1/models`.
 
     Returns:
-        The list, and the headers beside it, by which a client knows the servers.
+        The list, and the headers that describe the servers.
 
     Raises:
-        ApiError: 401 when the servers refuse the key, 503 when none is ready.
+        ApiError: 401 if the servers refuse the key, 503 if no server is ready.
     """
     lists = good(pages)
     if not lists and any(page.status == HTTPStatus.UNAUTHORIZED for page in pages.values()):
@@ -32,12 +32,12 @@ def merge_models(pages: Mapping[str, Page], tasks: Iterable[str]) -> tuple[dict[
     cards: dict[str, dict[str, object]] = {}
     for page in lists.values():
         for card in json.loads(page.body)["data"]:
-            cards.setdefault(card["id"], card)  # the name without a task is every server's
-    # By these a client knows that vectors come pooled, and for which tasks.
+            cards.setdefault(card["id"], card)  # all servers list the name without a task
+    # These tell a client that vectors are pooled, and for which tasks.
     headers = {"X-Jina-V4-Task": ", ".join(lists)}
-    ways = {page.headers.get("X-Jina-V4-Pooling", "") for page in lists.values()}
-    if len(ways) == 1:
-        headers["X-Jina-V4-Pooling"] = ways.pop()
+    pooling = {page.headers.get("X-Jina-V4-Pooling", "") for page in lists.values()}
+    if len(pooling) == 1:
+        headers["X-Jina-V4-Pooling"] = pooling.pop()
     revisions = [_revision(page, task) for task, page in lists.items()]
     if all(revisions):
         headers["X-Jina-V4-Revision"] = ", ".join(revisions)  # in the order of the tasks
@@ -45,7 +45,7 @@ def merge_models(pages: Mapping[str, Page], tasks: Iterable[str]) -> tuple[dict[
 
 
 def _revision(page: Page, task: str) -> str:
-    """Return a server's revision of a task; a server of several tasks lists all, in the order of its tasks."""
+    """Return a server's revision of a task. A server of several tasks lists all revisions in the order of its tasks."""
     revisions = page.headers.get("X-Jina-V4-Revision", "").split(", ")
     if len(revisions) == 1:
         return revisions[0]
@@ -54,7 +54,7 @@ def _revision(page: Page, task: str) -> str:
 
 
 def ready_page(states: Mapping[str, str]) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Return content, status and headers of `/ready`, from the state of each task's server."""
+    """Return content, status and headers of `/ready` for the states of the servers by task."""
     ready = all(state == "ready" for state in states.values())
     headers = {} if ready else {"Retry-After": str(RETRY_AFTER_S)}
     return {"ready": ready, "tasks": states}, 200 if ready else 503, headers

@@ -1,7 +1,7 @@
 """Finds the task of a request: its `task`, or else the task in its model's name.
 
-The body is scanned once and nothing of it is kept but three strings: a request with megabytes of pictures is not turned
-into objects. Of two equal keys the last one counts, as it does for the servers.
+The body is scanned once for three strings; megabytes of pictures are not turned into objects. If a key occurs twice,
+the last one counts, as in the servers.
 """
 
 import re
@@ -20,7 +20,7 @@ class _Head(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Head)
-# Escapes of JSON, whole ones first: what the last group holds is half a character.
+# Escapes of JSON, surrogate pairs first: the second group matches lone surrogates.
 _ESCAPE = re.compile(rb"(\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
 
 
@@ -28,19 +28,19 @@ def _read_head(body: bytes) -> _Head:
     try:
         return _DECODER.decode(body)
     except msgspec.DecodeError:
-        # With half a character in a text it is still known where to send it, and a server names the text.
-        mended = _ESCAPE.sub(lambda escape: b"?" if escape[2] else escape[0], body)
-        if mended == body:
+        # A body with a lone surrogate is sent on all the same, as the error of the server names the text.
+        repaired = _ESCAPE.sub(lambda escape: b"?" if escape[2] else escape[0], body)
+        if repaired == body:
             raise
-        return _DECODER.decode(mended)
+        return _DECODER.decode(repaired)
 
 
 def find_task(body: bytes, served: Collection[str], default: str | None = None) -> str:
-    """Return the task of the body of a request, one of the served tasks; the default is for one that names none.
+    """Return the task of a body, one of the served tasks; the default is for a body that names none.
 
     Raises:
-        ApiError: 400 when it is no JSON object, 422 for no task, two tasks, or one that is not served, 404 when its
-            model is not served.
+        ApiError: 400 if the body is not a JSON object, 422 for no task, two tasks, or one that is not served, 404 if
+            its model is not served.
     """
     try:
         head = _read_head(body)

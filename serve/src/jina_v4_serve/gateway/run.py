@@ -1,4 +1,4 @@
-"""Start and stop: the listening socket opens after the first probe of every server, and closes before all else."""
+"""Starts and stops the gateway. It listens after the first probe of every server, and stops listening first."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,11 @@ from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.checks import check_port
 from jina_v4_serve.launch.screen import say
 from jina_v4_serve.launch.stopping import Stop, on_signals
-from jina_v4_serve.settings import read_settings
+from jina_v4_serve.settings import Settings, read_settings
 from jina_v4_serve.watched_file import WatchedFile
 
-# A request that a client sent before it could know that we stop arrives within this time.
-_LINGER_S = 0.5
-_SHARE = 4  # of the memory, a quarter is for bodies: under `all` the servers have the rest
+_LINGER_S = 0.5  # for requests that were sent before their client could notice the stop
+_SHARE = 4  # a quarter of the memory is for bodies; under `all` the servers use the rest
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,16 @@ class GatewaySettings:
         port: to listen on.
         max_body_bytes: of a request.
         max_bodies_bytes: of all requests in flight together; None for a quarter of the memory.
-        timeout_s: longest silence of a server before and within its answer.
-        drain_s: time to answer the requests that are in flight at a SIGTERM.
-        servers_file: names the servers instead, and is read again when it changes and on SIGHUP.
+        timeout_s: the longest time without a byte from a server.
+        drain_s: the time to answer the requests in flight after SIGTERM.
+        servers_file: has the servers instead, and is read again when it changes and on SIGHUP.
         default_task: of requests that name no task; None refuses them.
     """
 
     servers: Mapping[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = GATEWAY_PORT
-    max_body_bytes: int = 64 * 2**20
+    max_body_bytes: int = Settings.max_body_bytes
     max_bodies_bytes: int | None = None
     timeout_s: float = 600.0
     drain_s: float = DRAIN_S
@@ -64,18 +63,18 @@ def parse_servers(arguments: Sequence[str]) -> dict[str, str]:
     """Read the TASK=URL arguments of --server.
 
     Raises:
-        OptionError: one is not of that form, or names a task twice.
+        OptionError: an argument does not have this form, or a task occurs twice.
     """
     return _parse((argument, f"--server {argument}") for argument in arguments)
 
 
 def _parse(arguments: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Read TASK=URL arguments, each with the words by which an error names it."""
+    """Read TASK=URL arguments, each with its place for error messages."""
     servers: dict[str, str] = {}
     for argument, place in arguments:
         task, _, url = argument.partition("=")
         if task not in TASKS:
-            raise OptionError(f"{place}: the task before the = is one of {', '.join(TASKS)}")
+            raise OptionError(f"{place}: the task before the = must be one of {', '.join(TASKS)}")
         if task in servers:
             raise OptionError(f"{place}: there is a server for {task} already")
         if not _is_address(url):
@@ -88,7 +87,7 @@ def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         port = parts.port
-        (URL(url).host or "").encode("idna")  # as it is looked up later
+        (URL(url).host or "").encode("idna")  # the form in which it is looked up later
     except ValueError:  # UnicodeError is one
         return False
     plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
@@ -99,7 +98,7 @@ def read_servers(path: Path) -> dict[str, str]:
     """Read a file of TASK=URL lines; a # begins a comment.
 
     Raises:
-        OptionError: it cannot be read, names no server, or a line is not of that form.
+        OptionError: the file cannot be read, has no server, or a line does not have this form.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -108,16 +107,16 @@ def read_servers(path: Path) -> dict[str, str]:
     entries = [(i, line.partition("#")[0].strip()) for i, line in enumerate(lines, 1)]
     servers = _parse((entry, f"{path}:{i}: {entry}") for i, entry in entries if entry)
     if not servers:
-        raise OptionError(f"{path} names no server; write a line such as retrieval=http://127.0.0.1:8001 into it")
+        raise OptionError(f"{path} has no server; write a line such as retrieval=http://127.0.0.1:8001 into it")
     return servers
 
 
 @contextlib.asynccontextmanager
 async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIterator[Gateway]:
-    """Run the gateway for the length of a block; at its end, answer what is in flight unless `at_once` is set.
+    """Run the gateway during a block. At its end, answer the requests in flight, unless `at_once` is set.
 
     Raises:
-        PortError: the address cannot be listened on.
+        PortError: the gateway cannot listen on the address.
         OptionError: a setting is out of range.
     """
     common = replace(read_settings(), max_body_bytes=settings.max_body_bytes)
@@ -145,7 +144,7 @@ async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIte
         say(f"the gateway answers on http://{settings.host}:{settings.port}/v1 for {', '.join(servers.urls)}")
         yield gateway
         gateway.draining = True
-        await site.stop()  # closes the listening socket; open connections live on
+        await site.stop()  # closes the listening socket, but no open connection
         await _until_idle(gateway, settings.drain_s, at_once)
     finally:
         for watch in watches:
@@ -155,13 +154,13 @@ async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIte
 
 
 async def _follow(file: WatchedFile, gateway: Gateway) -> None:
-    """Have the gateway use the servers in a file, each time the file is to be read again."""
+    """Use the servers in a file, and read it again at each change."""
     while True:
         await file.changed()
         try:
             urls = read_servers(file.path)
             await gateway.servers.replace(urls)
-        except Exception as error:  # whatever it is, the next change of the file must be followed
+        except Exception as error:  # of whatever kind: the next change of the file must still be seen
             say(f"error: {error}. The servers stay as they are")
             continue
         gateway.metrics.prepare(urls)
@@ -177,9 +176,9 @@ async def _until_idle(gateway: Gateway, drain_s: float, at_once: asyncio.Event) 
 
 
 async def run_gateway(settings: GatewaySettings) -> int:
-    """Run the gateway until a signal stops it, the second signal at once; return the exit code of the program."""
+    """Run the gateway until a signal; a second signal stops it at once. Return the exit code of the program."""
     stop = Stop()
     on_signals(stop)
     async with running(settings, stop.at_once):
-        await stop.asked.wait()
+        await stop.requested.wait()
     return stop.exit_code

@@ -1,7 +1,7 @@
 """The servers behind the gateway, and which of them are ready.
 
-Each is probed once a second. A server that is not ready gets no requests: they are refused at once, and no connection
-attempt keeps a caller waiting.
+Each is probed once a second. Requests for a server that is not ready are refused at once, so that no caller waits for a
+connection attempt.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ from yarl import URL
 
 logger = logging.getLogger(__name__)
 
-State = Literal["ready", "not ready", "down", "wrong server"]  # the last: it is not ours, or another task's
+State = Literal["ready", "not ready", "down", "wrong server"]  # wrong server: another program, or another task
 _POLL_S = 1.0
-_POLL_TIMEOUT_S = 6.0  # a server's own probe takes 4 s until it gives up
+_POLL_TIMEOUT_S = 6.0  # longer than the 4 s of a server's own probe
 CONNECT_TIMEOUT_S = 2.0
-# Shorter than the time after which any server closes an idle connection (a vLLM by itself after 5 s): a request must
-# not meet that moment.
+# Shorter than the time after which a server closes an idle connection (5 s in a stock vLLM), so that no request is sent
+# at that moment.
 _KEEP_ALIVE_S = 3.0
 _TASK_HEADER = "x-jina-v4-task"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A server's answer to a GET."""
+    """A server's reply to a GET."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,11 +39,11 @@ class Servers:
     """Addresses and states by task, and the connections to them."""
 
     def __init__(self, urls: Mapping[str, str], timeout_s: float) -> None:
-        """Connect lazily; every server counts as down until its first probe.
+        """Connect to nothing yet; every server counts as down until its first probe.
 
         Args:
             urls: of the servers by task, without a path.
-            timeout_s: within which a server must go on with an answer.
+            timeout_s: the longest time without a byte from a server.
         """
         self.urls = {task: URL(url) for task, url in urls.items()}
         self.states: dict[str, State] = dict.fromkeys(urls, "down")
@@ -73,14 +73,14 @@ class Servers:
                 check.cancel()
 
     async def replace(self, urls: Mapping[str, str]) -> None:
-        """Use other servers (as in the constructor) from now on; requests at the old servers go on.
+        """Use other servers from now on. Requests at the old servers continue.
 
-        Each new address is probed first, so that no request meets an unknown state.
+        Each new address is probed first, so that its state is known when requests come.
         """
         new = {task: URL(url) for task, url in urls.items()}
         changed = [task for task, url in new.items() if url != self.urls.get(task)]
-        found = await asyncio.gather(*(self._state(task, new[task]) for task in changed))
-        states = {**self.states, **dict(zip(changed, found, strict=True))}
+        changed_states = await asyncio.gather(*(self._state(task, new[task]) for task in changed))
+        states = {**self.states, **dict(zip(changed, changed_states, strict=True))}
         self.urls, self.states = new, {task: states[task] for task in new}
 
     async def _check(self, task: str) -> None:
@@ -88,7 +88,7 @@ class Servers:
         self.note(task, url, await self._state(task, url))
 
     def note(self, task: str, url: URL, state: State) -> None:
-        """Record the state of a server, unless it was replaced meanwhile."""
+        """Record the state of a server, unless it has been replaced."""
         if self.urls.get(task) == url:
             self.states[task] = state
 
@@ -99,9 +99,9 @@ class Servers:
             return "down"
         if not may_answer(task, page.status, page.headers):
             if self.states.get(task) != "wrong server":
-                found = page.headers.get(_TASK_HEADER)
-                what = f"a server for {found}" if found else "no server of jina-v4-serve"
-                logger.error("%s is %s: not used for %s. Correct the address", url, what, task)
+                tasks = page.headers.get(_TASK_HEADER)
+                actual = f"a server for {tasks}" if tasks else "not a server of jina-v4-serve"
+                logger.error("%s is %s: not used for %s. Correct the address", url, actual, task)
             return "wrong server"
         return "ready" if page.status == HTTPStatus.OK else "not ready"
 
@@ -111,7 +111,7 @@ class Servers:
             return Page(response.status, response.headers, await response.read())
 
     def by_address(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
-        """Group tasks by their server; a task that is not served any more is left out."""
+        """Group tasks by their server; tasks that are no longer served are left out."""
         groups: dict[URL, tuple[str, ...]] = {}
         for task in tasks:
             if task in self.urls:
@@ -119,28 +119,28 @@ class Servers:
         return list(groups.values())
 
     async def get_all(self, path: str, headers: Mapping[str, str]) -> dict[str, Page]:
-        """Get a page of every server that is ready, once of a server of several tasks.
+        """Get a page from every ready server, once from a server of several tasks.
 
         Returns:
-            Pages by task; none of a server that does not answer.
+            Pages by task, without those of servers that do not answer.
         """
         groups = self.by_address([task for task, state in self.states.items() if state == "ready"])
         pages = (self._page(self.urls[group[0]].with_path(path), headers) for group in groups)
         answers = await asyncio.gather(*pages, return_exceptions=True)
-        found: dict[str, Page] = {}
+        pages_by_task: dict[str, Page] = {}
         for group, answer in zip(groups, answers, strict=True):
             if isinstance(answer, Page):
-                found |= dict.fromkeys(group, answer)
+                pages_by_task |= dict.fromkeys(group, answer)
             elif not isinstance(answer, aiohttp.ClientError | TimeoutError):
                 raise answer
-        return found
+        return pages_by_task
 
 
 def may_answer(task: str, status: int, headers: Mapping[str, str]) -> bool:
-    """Tell whether an answer may be passed on as one of a server of a task.
+    """Tell whether a reply may be forwarded as one for a task.
 
-    Every answer of our servers names their tasks, errors too. A stock vLLM names none, and its vectors are pooled in
-    another way. So an answer without a task is passed on only as the error of a proxy before our server.
+    Every reply of our servers names their tasks, errors too. A stock vLLM names none, and its vectors are pooled in
+    another way. So a reply without a task is only forwarded if it is an error, as from a proxy in front of our server.
     """
     tasks = headers.get(_TASK_HEADER)
     if tasks is None:

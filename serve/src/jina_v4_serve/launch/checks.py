@@ -1,4 +1,4 @@
-"""All that can be checked before vLLM is started: the checkpoint, the options, the settings, the address."""
+"""The checks before vLLM is started: the checkpoint, the options, the settings, the address."""
 
 import os
 import socket
@@ -25,11 +25,11 @@ from jina_v4_serve.vllm_side.versions import find_vllm, vllm_version
 
 
 def prepare(settings: ServerSettings) -> Launch:
-    """Check all that can be checked without vLLM, and decide what to run it with.
+    """Check everything that can be checked without vLLM; return how to start it.
 
     Raises:
-        CheckpointError: the folder is not whole or of another task.
-        PortError: the address cannot be listened on.
+        CheckpointError: the folder is incomplete or of another task.
+        PortError: the server cannot listen on the address.
         OptionError: an option, a setting or a variable is out of range, or the GPU's driver too old.
     """
     check_variables(os.environ)
@@ -59,34 +59,34 @@ def check_dtype(dtype: str) -> None:
     """Refuse a dtype that is not offered.
 
     Raises:
-        OptionError: naming those that are.
+        OptionError: the message names the offered dtypes.
     """
     if dtype not in DTYPES:
         raise OptionError(f"dtype={dtype} is not offered; choose {', '.join(DTYPES)}")
 
 
 def check_int8(checkpoint: Checkpoint, on_cpu: bool, dtype: str) -> None:
-    """Refuse a checkpoint of int8 where its products would be wrong, or vLLM has none for the dtype of the rest.
+    """Refuse an int8 checkpoint on a CPU that computes it wrongly, or with a dtype for which vLLM has no kernel.
 
     Raises:
-        OptionError: saying what to serve instead.
+        OptionError: the message says what to serve instead.
     """
     if not on_cpu or checkpoint.quantized != "int8":
         return
     if not cpu.int8_is_exact():
         raise OptionError(
-            "this processor has no VNNI: products of int8 are cut off, and vectors would be wrong. Serve a checkpoint "
-            "that was folded without --quantize int8"
+            "this processor has no VNNI: int8 products overflow, and vectors would be wrong. Serve a checkpoint that "
+            "was folded without --quantize int8"
         )
     if dtype == "float32" and cpu.has_amx():
         raise OptionError("on a processor with AMX vLLM does not compute int8 in float32: add --dtype bfloat16")
 
 
 def check_max_pixels(max_pixels: int | None, checkpoint: Checkpoint) -> None:
-    """Refuse a largest image area that no request could have; None is the checkpoint's own.
+    """Refuse a largest image area that does not fit the model; None is the checkpoint's own.
 
     Raises:
-        OptionError: naming the range.
+        OptionError: the message names the allowed range.
     """
     lowest = checkpoint.min_pixels
     highest = (checkpoint.max_model_len - IMAGE_PROMPT_TOKENS) * PIXELS_PER_TOKEN
@@ -95,10 +95,10 @@ def check_max_pixels(max_pixels: int | None, checkpoint: Checkpoint) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Find out now, and not a minute later in vLLM, that an address cannot be listened on.
+    """Check that a server can listen on an address: vLLM would notice a minute later.
 
     Raises:
-        PortError: with the system's reason.
+        PortError: the message has the system's reason.
     """
     if not 0 < port < 65536:
         raise PortError(f"cannot listen on {host}:{port}: a port is 1 to 65535")
@@ -112,9 +112,9 @@ def check_port(host: str, port: int) -> None:
 
 
 def environment(tasks: Sequence[str]) -> dict[str, str]:
-    """Return the variables that vLLM's processes are to see beside those already set."""
+    """Return the environment variables to add for vLLM's processes."""
     defaults = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S)}
-    if read_settings().log == "json" and not os.environ.get("VLLM_LOGGING_LEVEL"):  # its file would set the level too
+    if read_settings().log == "json" and not os.environ.get("VLLM_LOGGING_LEVEL"):  # the file sets a level too
         defaults["VLLM_LOGGING_CONFIG_PATH"] = str(VLLM_LOG)
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     return {
@@ -122,13 +122,13 @@ def environment(tasks: Sequence[str]) -> dict[str, str]:
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "jina_v4"])),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",  # what is served is decided here, and checked at the start
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",  # the adapters are fixed and checked at the start
         **served_environment(tasks),
     }
 
 
 def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: Gpu | None) -> str:
-    """Return the lines that say what is about to be served, and where."""
+    """Return the lines for the operator: what will be served, and where."""
     dtype = served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu)
     computed_in = replace(checkpoint, dtype=dtype).precision
     lines = [
@@ -139,14 +139,14 @@ def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: 
     ]
     if not on_cpu:
         tokens = step_of(gpu, settings.vllm_options).tokens
-        found = f"the GPU is {gpu.name}" if gpu else "nvidia-smi does not say what GPU this is"
-        lines.insert(1, f"{found}: {tokens:,} tokens are computed a step (docs/operations.md)")
+        name = f"the GPU is {gpu.name}" if gpu else "the GPU is unknown to nvidia-smi"
+        lines.insert(1, f"{name}: each step computes up to {tokens:,} tokens (docs/operations.md)")
     if settings.dtype == "auto" and dtype != checkpoint.dtype:
         lines.insert(1, f"this processor is faster in {dtype} than in the checkpoint's {checkpoint.dtype} (--dtype)")
     if on_cpu and checkpoint.quantized == "fp8":
         lines.insert(
             1,
-            "a CPU computes fp8 slowly: fold without --quantize for it, or with --quantize int8 where the CPU has VNNI",
+            "fp8 is slow on a CPU: fold without --quantize, or with --quantize int8 for a CPU with VNNI",
         )
     if checkpoint.random_weights:
         lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")

@@ -1,6 +1,6 @@
-"""Whether the driver of a GPU is new enough for the CUDA that torch is built for. Run as a program, it warns.
+"""Checks that the driver of a GPU is new enough for torch's version of CUDA. Run as a program, it warns.
 
-`make install` runs it before anything is installed: it needs Python's own library alone.
+`make install` runs it before anything is installed, so it needs only Python's standard library.
 """
 
 import os
@@ -12,12 +12,12 @@ from jina_v4_serve.launch.gpu import Gpu, read_gpus
 
 PINNED_CUDA = 13  # of the torch in requirements/gpu.txt
 OLDEST = {12: 525, 13: 580}  # the driver that each CUDA needs, by major versions
-COMPATIBLE = "VLLM_ENABLE_CUDA_COMPATIBILITY"  # vLLM's: it then loads NVIDIA's cuda-compat
+COMPATIBLE = "VLLM_ENABLE_CUDA_COMPATIBILITY"  # makes vLLM load NVIDIA's cuda-compat
 ADVICE = f"install a newer one, or on a data centre GPU NVIDIA's cuda-compat, and set {COMPATIBLE}=1"
 
 
 def torch_cuda() -> int:
-    """Return the major version of CUDA that the installed torch is built for, or is to be."""
+    """Return the major version of CUDA of the installed torch, or of the pinned one."""
     try:
         _, _, build = metadata.version("torch").partition("+cu")
     except metadata.PackageNotFoundError:
@@ -26,28 +26,28 @@ def torch_cuda() -> int:
 
 
 def driver_failure(gpu: Gpu) -> str | None:
-    """Return what is wrong with the driver; None where it is new enough, or cuda-compat is to take its place."""
+    """Return what is wrong with the driver; None if it is new enough, or if cuda-compat replaces it."""
     cuda = torch_cuda()
     oldest = OLDEST.get(cuda, max(OLDEST.values()))
     major = gpu.driver.partition(".")[0]
     is_replaced = os.environ.get(COMPATIBLE, "").strip().lower() in ("1", "true")
     if is_replaced or not major.isdecimal() or int(major) >= oldest:
         return None
-    return f"the GPU's driver is {gpu.driver}; CUDA {cuda}, which torch is built for, needs {oldest} or newer"
+    return f"the GPU's driver is {gpu.driver}; torch is built for CUDA {cuda}, which needs {oldest} or newer"
 
 
 def check_driver(gpu: Gpu | None) -> None:
     """Refuse to start on a driver that is too old.
 
     Raises:
-        OptionError: naming both versions.
+        OptionError: the message names both versions.
     """
     if gpu is not None and (failure := driver_failure(gpu)):
         raise OptionError(f"{failure}: {ADVICE}")
 
 
 def main() -> None:
-    """Warn of a driver that is too old; whether there is a GPU at all is for others to find out."""
+    """Warn of a driver that is too old; say nothing if there is no GPU."""
     try:
         failure = next(filter(None, map(driver_failure, read_gpus())), None)
     except OptionError as error:

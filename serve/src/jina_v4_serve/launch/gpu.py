@@ -1,7 +1,7 @@
-"""The GPUs of this machine, as nvidia-smi describes them. Python's own library does, for `make install` reads this too.
+"""The GPUs of this machine, from nvidia-smi. Only the standard library is imported, as `make install` runs this too.
 
-What nvidia-smi writes as `[N/A]` is None here. It does so for the memory of a GPU that shares the machine's, and for
-much inside a container that has a part of a GPU (MIG).
+`[N/A]` of nvidia-smi becomes None. It writes this for the memory of a GPU that shares the machine's memory, and for
+many values inside a container with a part of a GPU (MIG).
 """
 
 import os
@@ -23,11 +23,11 @@ class Gpu:
     """One GPU, or one MIG instance.
 
     Attributes:
-        name: as nvidia-smi has it; of an instance with its profile.
-        driver: its version.
-        total_bytes: of its memory; None where nvidia-smi does not say.
-        free_bytes: the same.
-        compute_capability: the same.
+        name: the name of the GPU; of an instance, also its profile.
+        driver: the version of its driver.
+        total_bytes: its memory; None if nvidia-smi does not know it.
+        free_bytes: its free memory, or None.
+        compute_capability: such as 9.0, or None.
         mig: whether it is split into instances.
     """
 
@@ -40,15 +40,15 @@ class Gpu:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether it has no memory of its own, but uses the machine's."""
+        """Whether it has no memory of its own but uses the machine's."""
         return self.total_bytes is None and not self.mig
 
 
 def read_gpus(device: str | None = None) -> list[Gpu]:
-    """Ask nvidia-smi for the GPUs; there are none where there is no such program.
+    """Ask nvidia-smi for the GPUs; return none if that program is not installed.
 
     Args:
-        device: index or UUID of the only one to ask for.
+        device: the index or UUID of one GPU; None for all GPUs.
 
     Raises:
         OptionError: nvidia-smi fails, or its reply cannot be read.
@@ -58,11 +58,11 @@ def read_gpus(device: str | None = None) -> list[Gpu]:
     try:
         return [_gpu(line.split(", ")) for line in lines]
     except ValueError as error:
-        raise OptionError(f"nvidia-smi replies something else: {error}") from error
+        raise OptionError(f"the reply of nvidia-smi cannot be read: {error}") from error
 
 
 def known_gpu() -> Gpu | None:
-    """Return the GPU or MIG instance that a server uses; None where nvidia-smi does not tell, which ends no start."""
+    """Return the GPU or MIG instance that a server uses. None if nvidia-smi fails: a server starts all the same."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
     uuid = device if device.startswith("MIG-") else None
     try:
@@ -74,16 +74,16 @@ def known_gpu() -> Gpu | None:
 
 
 def _instance(gpu: Gpu, uuid: str | None) -> Gpu:
-    """Return a GPU with the memory of one of its instances, which only `nvidia-smi -L` names.
+    """Return a GPU with the name and memory of one of its instances, from `nvidia-smi -L`.
 
     Args:
-        gpu: that is split.
-        uuid: of the instance; None for the first, which CUDA takes where none is named.
+        gpu: a GPU that is split.
+        uuid: of the instance; None for the first, which CUDA uses by default.
     """
     for line in _ask("-L"):
-        if (found := _INSTANCE.match(line)) and uuid in (None, found["uuid"]):
-            total_bytes = int(found["gb"]) * 10**9
-            return replace(gpu, name=f"{gpu.name} MIG {found['profile']}", total_bytes=total_bytes, free_bytes=None)
+        if (match := _INSTANCE.match(line)) and uuid in (None, match["uuid"]):
+            total_bytes = int(match["gb"]) * 10**9
+            return replace(gpu, name=f"{gpu.name} MIG {match['profile']}", total_bytes=total_bytes, free_bytes=None)
     return replace(gpu, total_bytes=None, free_bytes=None)
 
 

@@ -1,8 +1,8 @@
-"""What single lines of vLLM's log mean: which are shown, which call for nothing, and what to do about some."""
+"""The meaning of lines of vLLM's log: which to show, which are harmless, and what to do about some errors."""
 
 import re
 
-# Of this model and these options, on every start: there is nothing to do about them, or the launcher has decided so.
+# Every start of this model with these options logs them. They need no action.
 HARMLESS = (
     "Enforce eager set, disabling torch.compile",
     "Using custom scheduler class",
@@ -14,9 +14,9 @@ HARMLESS = (
     "CPU backend doesn't allow to use `torch.set_num_threads`",
     r"OMP_NUM_THREADS=\d+ is set; leaving Torch threads",
     "Chat template rejected the request",
-    r"no matching PunicaWrapper is found; visual\.",  # the adapters are of the language model alone
+    r"no matching PunicaWrapper is found; visual\.",  # the adapters are for the language model only
     "deprecated support for supporting different tokenizers",
-    # Printed past vLLM's logging: these are left out of what is shown of a server that has ended.
+    # These are printed without vLLM's logging. They are left out when the last lines of a failed server are shown.
     "Triton is installed, but doesn't include CPU backend",
     "No CUDA runtime is found",
     "Found ulimit of",
@@ -29,13 +29,13 @@ ADVICE = {
     "[Oo]ut of memory|MemoryError|[Cc]an(?:'t|not) allocate|(?:No a|A)vailable memory|Free memory on device": (
         "it needs more memory: docs/operations.md#memory; three tasks need least with `all --one-base`"
     ),
-    "unrecognized arguments|: error: argument": "look at the options behind the --, which are those of `vllm serve`",
+    "unrecognized arguments|: error: argument": "check the options after the --, which are those of `vllm serve`",
 }
 _KILLED = 137
-_KILLED_ADVICE = "something killed it, perhaps the kernel for want of memory (dmesg)"
-_ELSE = "`jina-v4-serve doctor` examines this machine; --verbose shows vLLM's log here"
+_KILLED_ADVICE = "something killed it, perhaps the kernel for lack of memory (dmesg)"
+_ELSE = "`jina-v4-serve doctor` checks this machine; --verbose shows vLLM's log here"
 
-# vLLM 0.26 to 0.31 put the process before each line that is printed, and all versions before what they log.
+# All versions of vLLM put the process before each line they log; 0.26 to 0.31 also before each line they print.
 _PREFIX = re.compile(r"^(?:\[[\w-]+\] )?(?:\([\w ]+ pid=\d+\) )?")
 _BAD = re.compile(r"(?:^|\) )(?:WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[|^(?:ERROR|CRITICAL): ")
 _GOOD = re.compile(r"(?:^|\) )(?:INFO|DEBUG) \d\d-\d\d [\d:]{8} \[|^INFO: ")
@@ -44,31 +44,31 @@ _EXCEPTION = re.compile(r"(?:^|\] )((?:\w+\.)*\w*(?:Error|Exception): .+)$")
 
 
 def without_process(line: str) -> str:
-    """Return a line without the name of the process that printed it."""
+    """Remove the name of the process that printed a line."""
     return _PREFIX.sub("", line)
 
 
 def is_routine(line: str) -> bool:
-    """Tell whether a line calls for nothing."""
+    """Tell whether a line needs no action."""
     return bool(_GOOD.search(line) or _HARMLESS.search(line))
 
 
 def is_warning(line: str) -> bool:
-    """Tell whether a line is a logged warning or error that may call for something."""
+    """Tell whether a line is a logged warning or error that may need action."""
     return bool(_BAD.search(line)) and not is_routine(line)
 
 
 def exception_of(line: str) -> str:
-    """Return the exception that a line of a traceback names, logged or printed; empty where it names none."""
-    found = _EXCEPTION.search(without_process(line))
-    return found[1] if found else ""
+    """Return the exception in the last line of a traceback, logged or printed; "" for other lines."""
+    match = _EXCEPTION.search(without_process(line))
+    return match[1] if match else ""
 
 
 def advice_of(line: str) -> str:
-    """Return what to do where a server ended after a line; empty where the line does not tell."""
+    """Return what to do if a server ended after a line; "" if the line does not explain it."""
     return next((advice for sign, advice in ADVICE.items() if re.search(sign, line)), "")
 
 
 def advice_after(code: int) -> str:
-    """Return what to do where a server ended with an exit code, and no line of its log tells."""
+    """Return what to do if a server ended with an exit code, and no line of its log explains it."""
     return _KILLED_ADVICE if code == _KILLED else _ELSE

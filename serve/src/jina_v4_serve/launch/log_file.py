@@ -1,8 +1,8 @@
-"""The file that all processes of one server write into: vLLM's log, and what they print themselves.
+"""The log file of one server: vLLM's log, and everything that the server's processes print.
 
-The file is the processes' standard output and error, so a line costs nothing more than on a screen, and nothing that a
-crash leaves behind is lost. It is for its owner alone. It keeps at most MAX_BYTES, and as many in `FILE.1`; a line that
-is written at the moment when it is emptied may be lost, as with logrotate's `copytruncate`.
+The file is the standard output and error of the processes, so a line costs no more than on a screen, and a crash loses
+nothing. Only its owner can read it. When it reaches MAX_BYTES, it is copied to `FILE.1` and emptied; a line that is
+written at that moment may be lost, as with logrotate's `copytruncate`.
 """
 
 import contextlib
@@ -12,23 +12,23 @@ import shutil
 from pathlib import Path
 
 MAX_BYTES = 16 * 2**20
-_ENDS = re.compile(rb"[\r\n]+")  # a carriage return ends what a progress bar has drawn
-_COLOUR = re.compile(rb"\x1b\[[\d;]*m")  # of vLLM where FORCE_COLOR is set
+_ENDS = re.compile(rb"[\r\n]+")  # progress bars end their lines with a carriage return
+_COLOUR = re.compile(rb"\x1b\[[\d;]*m")  # vLLM's, if FORCE_COLOR is set
 
 
 class LogFile:
-    """A log, and how far it was read.
+    """A log file, and how far it has been read.
 
     Attributes:
         path: of the file.
-        file: its descriptor. All writers append, so that the file can be emptied under them.
+        file: its descriptor. All writers append, so the file can be emptied while they write.
     """
 
     def __init__(self, path: Path) -> None:
-        """Begin a new file; the one that was there becomes `FILE.1`.
+        """Create the file; an older one is renamed to `FILE.1`.
 
         Raises:
-            OSError: there is no place for it.
+            OSError: the file cannot be created.
         """
         self.path = path
         self._former = path.with_name(f"{path.name}.1")
@@ -40,7 +40,7 @@ class LogFile:
         self._rest = b""
 
     def new_lines(self) -> list[str]:
-        """Return the lines that were completed since the last call; empty the file once it is full."""
+        """Return the lines that were completed since the last call; empty the file when it is full."""
         size = os.fstat(self.file).st_size
         if size < self._at:  # another program has emptied it
             self._at = 0
@@ -52,7 +52,7 @@ class LogFile:
         return [_COLOUR.sub(b"", line).decode(errors="replace") for line in lines if line]
 
     def _empty(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk: what was logged is lost, and the disk less full
+        with contextlib.suppress(OSError):  # on a full disk the log is lost, which frees space
             self._former.touch(0o600)
             shutil.copyfile(self.path, self._former)
         os.ftruncate(self.file, 0)

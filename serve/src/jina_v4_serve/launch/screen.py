@@ -1,6 +1,6 @@
-"""What the screen shows of one server: its phases with their seconds, warnings and errors, what to do after a failure.
+"""Shows one server on the screen: the phases of its start, warnings, errors, and what to do after a failure.
 
-All else is in the server's log file. The lines are picked out of that file, so that serving waits for no screen.
+Everything else is only in the server's log file. The lines are read from that file, so a slow screen delays nothing.
 """
 
 import contextlib
@@ -29,25 +29,27 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 
 def say(line: str) -> None:
-    """Tell the operator. A log on a disk that is full ends nothing."""
+    """Print a line for the operator. An error, such as a full disk behind standard error, is ignored."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - the user's screen
 
 
 def phase_line(phase: str, seconds: float) -> str:
-    """Return the line of a phase that is over."""
+    """Return the line of a phase that has ended."""
     return f"  {phase:<46} {seconds:5.1f} s"
 
 
-def say_checked(began: float) -> None:
-    """Say how long the checks before a start took, the first of its phases."""
-    say(phase_line("checkpoint, settings, address", time.monotonic() - began))
+def say_checked(started_at: float) -> None:
+    """Print the first phase of a start, the checks, which began at a monotonic time in seconds."""
+    say(phase_line("checkpoint, settings, address", time.monotonic() - started_at))
 
 
 def open_logs(servers: Sequence[ServerSettings], verbose: bool) -> list[LogFile | None]:
-    """Begin the logs of servers and say where they are; None each where all of vLLM's log comes on the screen.
+    """Create the log files of servers and print where they are.
 
-    It does so where the user wants that, and where no file can be written.
+    Returns:
+        A log file per server; None per server if vLLM logs to the screen, as the user wants it or no file can be
+        written.
     """
     settings = read_settings()
     if verbose or settings.log != "plain":
@@ -57,14 +59,14 @@ def open_logs(servers: Sequence[ServerSettings], verbose: bool) -> list[LogFile 
         folder = Path(settings.log_dir or f"{state}/jina-v4-serve").expanduser().absolute()
         logs = [LogFile(folder / f"{server.task}-{server.port}.log") for server in servers]
     except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
-        say(f"vLLM's log comes on this screen, for no file can be written: {error} ({variable_of('log_dir')})")
+        say(f"vLLM logs to this screen, as no file can be written: {error} ({variable_of('log_dir')})")
         return [None] * len(servers)
     say(f"vLLM's log: {folder}/{', '.join(log.path.name for log in logs)} (--verbose: on this screen)")
     return list(logs)
 
 
 def example(url: str, task: str) -> str:
-    """Return a command that embeds a text, by the address of a server or gateway without a path."""
+    """Return a command that embeds a text; `url` is the address of a server or gateway, without a path."""
     settings = read_settings()
     key = " -H 'Authorization: Bearer KEY'" if settings.api_key or settings.api_key_file else ""
     body = f'{{"input": "a text", "task": "{task}", "dimensions": 128}}'
@@ -72,50 +74,50 @@ def example(url: str, task: str) -> str:
 
 
 class Screen:
-    """The screen of one server, start after start."""
+    """Shows one server, at its first start and at every restart."""
 
     def __init__(
-        self, name: str, log: LogFile | None, label: str = "", example: str = "", began: float | None = None
+        self, name: str, log: LogFile | None, label: str = "", example: str = "", started_at: float | None = None
     ) -> None:
         """Show nothing yet.
 
         Args:
-            name: of the server, for messages.
-            log: of the server; None where its processes write on the screen themselves.
-            label: of each line where there are several servers, and a gateway that callers use.
-            example: a command to try once it is ready.
-            began: when this program did, a monotonic time in seconds; None for the moment of the server's start.
+            name: the server's name in messages.
+            log: the server's log file; None if its processes print to the screen.
+            label: begins each line if there are several servers behind a gateway.
+            example: a command to show when the server is ready for the first time.
+            started_at: the start of this program, a monotonic time in seconds; None for the start of the server.
         """
         self._name = name
         self._log = log
         self._label = label
         self._example = example
-        self._began = began
+        self._program_started_at = started_at
 
     def begin(self) -> int | None:
-        """Note that a start begins; return the file for what its processes print, None for the screen."""
-        self._since, self._began = self._began or time.monotonic(), None
+        """Prepare for a start; return the file for the output of its processes, or None for the screen."""
+        self._started_at, self._program_started_at = self._program_started_at or time.monotonic(), None
         self._phases: dict[str, float] = {}
-        self._hidden: deque[str] = deque(maxlen=_TAIL)
+        self._hidden: deque[str] = deque(maxlen=_TAIL)  # the last lines that were not shown
         self._in_traceback = False
-        self._exception = ""  # the first, which the others follow from
+        self._exception = ""  # the first one, which caused the others
         self._advice = ""
         self._explained = False
         return None if self._log is None else self._log.file
 
     def ready(self, url: str, failure: str | None) -> None:
-        """Say that the server answers.
+        """Show that the server answers.
 
         Args:
-            url: where, without a path.
-            failure: why it computes no vectors nevertheless; None where it does.
+            url: its address, without a path.
+            failure: why it answers but does not serve; None if it serves.
         """
         self.look()
         if failure is not None:
             self._say(f"answers on {url}, but is not ready: {failure}")
             return
         place = "" if self._label else f" on {url}/v1"
-        self._say(f"ready{place} after {time.monotonic() - self._since:.0f} s")
+        self._say(f"ready{place} after {time.monotonic() - self._started_at:.0f} s")
         if self._example:
             self._say(f"try: {self._example}")
             self._example = ""
@@ -123,21 +125,21 @@ class Screen:
         self._exception = self._advice = ""
 
     def look(self) -> None:
-        """Show what is to be seen of the lines that are new. A disk that fails ends no server."""
+        """Read the new lines of the log, and show those that matter. An error of the disk is ignored."""
         with contextlib.suppress(OSError):
             for line in self._log.new_lines() if self._log else ():
-                self._look_at(line)
+                self._read_line(line)
 
-    def _look_at(self, line: str) -> None:
+    def _read_line(self, line: str) -> None:
         self._advice = self._advice or advice_of(line)
         text = without_process(line)
-        if found := read_phase(line):
-            phase, ended_s = found
-            if phase not in self._phases:  # several processes pass through some
+        if ended := read_phase(line):
+            phase, ended_s = ended
+            if phase not in self._phases:  # several processes report the same phase
                 say(phase_line(self._label + phase, ended_s - max(self._phases.values(), default=0.0)))
                 self._phases[phase] = ended_s
         elif text.startswith("error: "):
-            self._explained = True  # ours, and it says what to do
+            self._explained = True  # our own message, which says what to do
             self._say(line)
         elif self._is_shown(line, text):
             self._exception = self._exception or exception_of(line)
@@ -155,7 +157,7 @@ class Screen:
         return True
 
     def ended(self, code: int) -> None:
-        """Say why the server has ended by itself, as far as its log tells: also by what went past vLLM's logging."""
+        """Show why the server has ended: the last lines that were not shown, its first error, and what to do."""
         self.look()
         if self._log is None or self._explained:
             return

@@ -1,4 +1,4 @@
-"""What one server is started with, and where it can be reached."""
+"""The settings of one server, and its address."""
 
 import json
 import socket
@@ -12,22 +12,22 @@ from jina_v4_serve.facts import TASKS
 from jina_v4_serve.launch.options import says_tls
 
 DTYPES = ("auto", *STORED_DTYPES)
-LOCAL = "127.0.0.1"  # of servers that only this machine may reach
+LOCAL = "127.0.0.1"  # for servers that only this machine may reach
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What one server is started with; the flags of `jina-v4-serve` are its fields.
+    """The settings of one server, from the flags of `jina-v4-serve`.
 
     Attributes:
         task: "base" is an exported base with the adapters of all tasks.
-        checkpoint: its folder.
+        checkpoint: the folder of the checkpoint.
         host: to listen on.
         port: to listen on.
-        dtype: "auto" is the checkpoint's own, or float32 on a processor that is slow in it.
-        max_pixels: largest image area; None is the checkpoint's own.
-        vllm_options: the user's.
-        n_servers: that share this machine.
+        dtype: "auto" is the checkpoint's own, or float32 on a processor that is faster in it.
+        max_pixels: the largest image area; None is the checkpoint's own.
+        vllm_options: the user's options for vLLM.
+        n_servers: how many servers share this machine.
     """
 
     task: str
@@ -47,14 +47,14 @@ class ServerSettings:
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a process needs to run vLLM with.
+    """How to start a server.
 
     Attributes:
-        arguments: of vLLM's `serve`, ours.
-        options: the user's, which win over ours.
-        environment: variables beside those already set.
-        url: where the server will answer, without a path.
-        banner: what to tell the user before the start.
+        arguments: our arguments of `vllm serve`.
+        options: the user's options, which win over ours.
+        environment: the variables to add.
+        url: the server's address, without a path.
+        banner: the lines to show before the start.
     """
 
     arguments: tuple[str, ...]
@@ -66,20 +66,20 @@ class Launch:
     @property
     def command(self) -> list[str]:
         """The command of the process that runs vLLM."""
-        # -P: a folder of the user's with the name of a module of ours or of vLLM's must not be imported in its place.
+        # -P: no module is imported from the current folder, which may have one with the same name.
         python = (sys.executable, "-P", "-m", "jina_v4_serve.vllm_side.worker")
         return [*python, json.dumps(self.arguments), json.dumps(self.options)]
 
 
 def server_url(host: str, port: int, options: Sequence[str] = ()) -> str:
-    """Return where a server that listens on an address can be reached from this machine."""
+    """Return the URL at which this machine can reach a server that listens on an address."""
     reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
     scheme = "https" if says_tls(options) else "http"
     return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
 
 
 def free_port() -> int:
-    """Return a port of this machine's own address that nobody uses now."""
+    """Return a port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind((LOCAL, 0))
         return int(probe.getsockname()[1])

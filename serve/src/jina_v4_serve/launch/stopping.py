@@ -1,4 +1,4 @@
-"""How a program ends: at a signal, after what is in flight, or with the program that started it."""
+"""How a program stops: at a signal, after the requests in flight, or with the program that started it."""
 
 import asyncio
 import os
@@ -10,32 +10,32 @@ from jina_v4_serve.launch.screen import say
 
 
 class Stop:
-    """A wish to end, which is called: a second call no longer waits for what is in flight.
+    """A request to stop. It is called; the second call means to stop without waiting for the requests in flight.
 
     Attributes:
-        asked: set by the first call.
-        at_once: set by the second.
-        exit_code: of the program, 130 where Ctrl-C has ended it.
+        requested: set by the first call.
+        at_once: set by the second call.
+        exit_code: of the program; 130 after Ctrl-C.
     """
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.at_once = asyncio.Event()
         self.exit_code = 0
 
     def __call__(self) -> None:
-        """Ask for the end; once more, for the end at once."""
-        if self.asked.is_set():
+        """Request to stop; the second time, to stop at once."""
+        if self.requested.is_set():
             self.at_once.set()
-        self.asked.set()
+        self.requested.set()
 
 
 def on_signals(stop: Stop) -> None:
-    """Have SIGTERM and SIGINT call a `Stop`; the first of them decides about its exit code."""
+    """Call a `Stop` at SIGTERM and SIGINT; the first signal sets its exit code."""
 
     def handle(number: int) -> None:
-        if not stop.asked.is_set():
-            say("stopping; what is in flight is answered first (a second signal ends it at once)")
+        if not stop.requested.is_set():
+            say("stopping; requests in flight are answered first (a second signal stops at once)")
             stop.exit_code = 130 if number == signal.SIGINT else 0
         stop()
 
@@ -44,7 +44,7 @@ def on_signals(stop: Stop) -> None:
 
 
 def when_stdin_ends(act: Callable[[], None]) -> None:
-    """Call a function, in a thread, once the standard input ends: a parent that was killed sends no signal."""
+    """Call a function in a thread when standard input ends: a parent process that was killed sends no signal."""
 
     def watch() -> None:
         while os.read(0, 4096):

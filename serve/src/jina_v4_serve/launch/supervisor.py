@@ -1,8 +1,8 @@
-"""Keeps one server running: starts it as a child, watches it, restarts it when it fails, ends all of it.
+"""Keeps one server running: starts it as a child process, watches it, restarts it when it fails, stops it.
 
-The child is a process group of its own, so that nothing of a vLLM (engine, workers) outlives it. A child that fails
-before it was ever ready is not restarted: its options or its checkpoint are wrong, and its own log says how.
-This process imports no vLLM and holds no model: it is small, and it does not fail along with what it watches.
+The child leads its own process group, so that no process of vLLM (engine, workers) outlives it. A child that fails
+before it was ever ready is not restarted: its options or its checkpoint are wrong, and its log says why. The supervisor
+imports no vLLM and holds no model, so it is small and does not fail together with the server.
 """
 
 import asyncio
@@ -28,24 +28,24 @@ from jina_v4_serve.launch.stopping import Stop, on_signals
 from jina_v4_serve.phases import STARTED, STARTED_HEADER, started
 
 _POLL_S = 0.5
-_GROUP_GONE_S = 1.0  # what is dead but not reaped yet by a slow init holds nothing
+_GROUP_GONE_S = 1.0  # enough: dead processes that a slow init has not reaped yet hold nothing
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient a supervisor is.
+    """How long a supervisor waits before it acts.
 
     Attributes:
-        max_restarts: within `window_s`; one more failure and it gives up.
+        max_restarts: the restarts within `window_s`; at the next failure the supervisor gives up.
         window_s: how long a restart counts.
-        first_pause_s: before the first restart; twice as long before each further one within the window.
-        longest_pause_s: which no pause exceeds.
-        unhealthy_s: a server that was ready is killed when it has answered with failures only for so long.
-        silent_s: a server that was ready is killed when it has not answered our probes for so long.
+        first_pause_s: the pause before the first restart; it doubles with each further restart within the window.
+        longest_pause_s: the upper limit of a pause.
+        unhealthy_s: a ready server is killed when for this time it has answered with failures only.
+        silent_s: a ready server is killed when it has not answered for this time.
         answer_s: how long to wait for one answer.
-        start_s: a server that was ready before is killed when it has not become so again within that time. At the first
-            start of all the operator is told, and decides.
-        stop_s: a server is killed when it has not ended so long after the signal to stop.
+        start_s: a restarted server is killed when it is not ready after this time. At the first start, the operator
+            gets a message instead.
+        stop_s: a server is killed when it has not ended this long after the signal to stop.
         stop_starting_s: the same for a server that was not ready yet.
     """
 
@@ -62,12 +62,12 @@ class Policy:
 
 
 class Supervisor:
-    """One server and its restarts.
+    """Runs and restarts one server.
 
     Attributes:
         name: for messages.
-        url: where the server answers, without a path.
-        stop: lets the server answer what is in flight and end; called a second time, ends it at once.
+        url: the server's address, without a path.
+        stop: call it to stop the server after the requests in flight; the second call stops it at once.
         ready: set while the server answers /health.
         n_restarts: so far.
     """
@@ -82,16 +82,16 @@ class Supervisor:
         starting: asyncio.Lock | None = None,
         screen: Screen | None = None,
     ) -> None:
-        """Prepare; `run` starts.
+        """Start nothing yet; see `run`.
 
         Args:
             name: for messages.
-            command: of the child, which must end when its standard input does.
-            url: where the server answers, without a path.
-            environment: variables of the child beside our own.
-            policy: how patient to be.
-            starting: held from a start until the server is ready or has failed. Supervisors that share one start their
-                servers one after the other, as servers on one GPU must.
+            command: of the child, which must end when its standard input ends.
+            url: the server's address, without a path.
+            environment: variables of the child in addition to our own.
+            policy: how long to wait before it acts.
+            starting: held from a start until the server is ready or has failed. Supervisors that share this lock start
+                their servers one after the other, as servers on one GPU must.
             screen: shows how the server starts and why it ended.
         """
         self.name = name
@@ -118,19 +118,19 @@ class Supervisor:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             while True:
                 code = await self._run_once(session)
-                if self.stop.asked.is_set():
+                if self.stop.requested.is_set():
                     return 0
                 if not self._was_ever_ready:
                     return code or 1
                 pause_s = self._next_pause_s()
                 if pause_s is None:
                     say(
-                        f"error: the {self.name} server ended by itself {len(self._restarts) + 1} times within"
+                        f"error: the {self.name} server ended unexpectedly {len(self._restarts) + 1} times within"
                         f" {self._policy.window_s:g} s, the last time with exit code {code}: giving up"
                     )
                     return code or 1
-                say(f"the {self.name} server ended by itself (exit code {code}); it restarts in {pause_s:.1f} s")
-                await first(self.stop.asked.wait(), timeout_s=pause_s)
+                say(f"the {self.name} server ended unexpectedly (exit code {code}); it restarts in {pause_s:.1f} s")
+                await first_done(self.stop.requested.wait(), timeout_s=pause_s)
                 self.n_restarts += 1
 
     def _next_pause_s(self) -> float | None:
@@ -139,7 +139,7 @@ class Supervisor:
             self._restarts.popleft()
         if len(self._restarts) >= self._policy.max_restarts:
             return None
-        # Up to half as long again: servers that failed together must not all come back together.
+        # A random factor, so that servers that failed together do not all restart together.
         pause_s = self._policy.first_pause_s * 2.0 ** len(self._restarts) * SystemRandom().uniform(1, 1.5)
         self._restarts.append(now)
         return min(pause_s, self._policy.longest_pause_s)
@@ -147,7 +147,7 @@ class Supervisor:
     async def _run_once(self, session: aiohttp.ClientSession) -> int:
         async with contextlib.AsyncExitStack() as starting:
             await starting.enter_async_context(self._starting)
-            if self.stop.asked.is_set():
+            if self.stop.requested.is_set():
                 return 0
             output = self._screen.begin() if self._screen else None
             start = started()
@@ -161,38 +161,37 @@ class Supervisor:
                     start_new_session=True,
                 )
             except OSError as error:  # too many processes, or no memory for one more
-                say(f"error: no process for the {self.name} server could be started: {error}")
+                say(f"error: the process of the {self.name} server could not be started: {error}")
                 return 1
             watch = asyncio.create_task(self._watch(session, start[STARTED]))
             try:
-                await first(process.wait(), self.stop.asked.wait(), self.ready.wait(), watch)
+                await first_done(process.wait(), self.stop.requested.wait(), self.ready.wait(), watch)
                 await starting.aclose()  # another server may start now
-                await first(process.wait(), self.stop.asked.wait(), watch)
+                await first_done(process.wait(), self.stop.requested.wait(), watch)
                 killed = watch.done()
-                if self.stop.asked.is_set() and process.returncode is None:
-                    # Only a ready server has anything in flight. vLLM ignores signals until its engine has started.
-                    patience_s = self._policy.stop_s if self.ready.is_set() else self._policy.stop_starting_s
-                    watch.cancel()  # what a server logs while it ends is for its file alone
+                if self.stop.requested.is_set() and process.returncode is None:
+                    # Only a ready server has requests in flight. vLLM ignores signals until its engine has started.
+                    wait_s = self._policy.stop_s if self.ready.is_set() else self._policy.stop_starting_s
+                    watch.cancel()  # the screen does not show the log of a server that stops
                     process.terminate()
-                    await first(process.wait(), self.stop.at_once.wait(), timeout_s=patience_s)
+                    await first_done(process.wait(), self.stop.at_once.wait(), timeout_s=wait_s)
             finally:
                 await self._end(process, watch)
         code = process.returncode or 0
         code = code if code >= 0 else 128 - code
-        if self._screen and not killed and not self.stop.asked.is_set():
+        if self._screen and not killed and not self.stop.requested.is_set():
             self._screen.ended(code)
         return code
 
     async def _watch(self, session: aiohttp.ClientSession, start: str) -> None:
-        """Set `ready` at the first good answer; return when the server is to be killed.
+        """Set `ready` at the first good answer; return when the server must be killed.
 
-        That is when its engine hangs (`api.liveness` has the rule), when it answers with failures only, or not at all,
-        or when it was ready before and takes too long to be so again.
-        It is also when another program answers on its port: several API processes listen with SO_REUSEPORT, and two
-        servers that started at the same time would then share the requests between them.
+        It must be killed when its engine hangs (`api.liveness` has the rule), when it answers with failures only or not
+        at all, when a restart takes too long, or when another program answers on its port. The last happens because
+        several API processes listen with SO_REUSEPORT: two servers on one port would share the requests.
         """
-        good_at = began = time.monotonic()
-        silent_s = 0.0  # a sum of waits, not a difference of times: a machine that was suspended waited for nothing
+        good_at = started_at = time.monotonic()
+        silent_s = 0.0  # a sum of waits, not a difference of times, which would count the time of a suspended machine
         while True:
             healthy, silent = False, False
             if self._screen:
@@ -206,11 +205,11 @@ class Supervisor:
                         )
                         return
                     healthy = response.ok
-                    if not healthy and (said := await _object(response)).get("status") == HUNG:
-                        say(f"the {self.name} server is hung, and is killed: {said.get('reason')}")
+                    if not healthy and (content := await _object(response)).get("status") == HUNG:
+                        say(f"the {self.name} server is hung, and is killed: {content.get('reason')}")
                         return
             except TimeoutError:
-                healthy = silent = self.ready.is_set()  # perhaps it is only busy
+                healthy = silent = self.ready.is_set()  # it may only be busy
             except aiohttp.ClientError:
                 pass
             silent_s = silent_s + self._policy.answer_s if silent else 0.0
@@ -224,20 +223,20 @@ class Supervisor:
                 self.ready.set()
                 if self._screen and not was_ready:
                     self._screen.ready(self.url, await self._failure(session))
-            elif not self.ready.is_set() and time.monotonic() - began > self._policy.start_s:
+            elif not self.ready.is_set() and time.monotonic() - started_at > self._policy.start_s:
                 late = f"the {self.name} server is not ready {self._policy.start_s:g} s after its start"
                 if self._was_ever_ready:
                     say(f"{late}, and is killed")
                     return
-                say(f"{late}; its log says what it does")
-                began = math.inf  # that is said once
+                say(f"{late}; see its log")
+                started_at = math.inf  # say this only once
             elif self.ready.is_set() and time.monotonic() - good_at > self._policy.unhealthy_s:
-                say(f"the {self.name} server has answered nothing but failures for {self._policy.unhealthy_s:g} s")
+                say(f"the {self.name} server has only failed for {self._policy.unhealthy_s:g} s, and is killed")
                 return
             await asyncio.sleep(_POLL_S)
 
     async def _failure(self, session: aiohttp.ClientSession) -> str | None:
-        """Return why a server that answers computes no vectors; None where it does, or does not tell."""
+        """Return why a server answers but does not serve; None if it serves, or if its reply has no reason."""
         with contextlib.suppress(TimeoutError, aiohttp.ClientError):
             async with session.get(f"{self.url}/ready") as response:
                 if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -245,7 +244,7 @@ class Supervisor:
         return None
 
     async def _end(self, process: asyncio.subprocess.Process, watch: asyncio.Task[None]) -> None:
-        """Kill what is left of the child's process group, and see it gone."""
+        """Kill the rest of the child's process group, and wait until it has ended."""
         watch.cancel()
         self.ready.clear()
         deadline = time.monotonic() + _GROUP_GONE_S
@@ -256,8 +255,8 @@ class Supervisor:
         await process.wait()
 
 
-async def first(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:
-    """Wait until one of several is done. Tasks and futures among them go on; coroutines are cancelled."""
+async def first_done(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:
+    """Wait until one of several awaitables is done. Coroutines are cancelled then; tasks and futures are not."""
     futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -268,7 +267,7 @@ async def first(*awaitables: Awaitable[object], timeout_s: float | None = None) 
 
 
 async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON object of an answer; an empty one where it has none."""
+    """Return the JSON object of a reply; {} if it has none."""
     try:
         content = json.loads(await response.read())
     except ValueError:

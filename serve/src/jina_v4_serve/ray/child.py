@@ -1,7 +1,7 @@
-"""`jina-v4-serve` as a child process: on a free port of 127.0.0.1, ended with whoever started it.
+"""`jina-v4-serve` as a child process, on a free port of 127.0.0.1. It ends with the process that started it.
 
-`python -m jina_v4_serve.ray.child TASK ARGUMENT...` is for programs that do not import this package, as `jina-v4-embed
---ray`: it prints the server's address once it serves, and ends with the server or with its standard input.
+`python -m jina_v4_serve.ray.child TASK ARGUMENT...` is for programs that do not import this package, such as
+`jina-v4-embed --ray`. It prints the server's address when it is ready, and ends with the server or with standard input.
 """
 
 import os
@@ -29,35 +29,35 @@ class Child:
     """A server of one task.
 
     Attributes:
-        url: where it answers, without a path.
+        url: its address, without a path.
     """
 
     def __init__(self, task: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it; it answers later, see `wait_ready`.
+        """Start the server; `wait_ready` waits until it answers.
 
         Args:
-            task: that it serves.
-            arguments: of `jina-v4-serve`, but for the address.
-            environment: all of its variables.
+            task: of the server.
+            arguments: of `jina-v4-serve`, except the address.
+            environment: all variables of the process.
 
         Raises:
-            ServeError: it would not speak HTTP.
+            ServeError: the arguments are for HTTPS.
         """
         if says_tls(arguments):
-            raise ServeError("--ssl-* is not offered under Ray: this program alone calls the server, by HTTP")
+            raise ServeError("--ssl-* is not offered under Ray: only this program calls the server, by HTTP")
         port = free_port()
         self.url = f"http://{LOCAL}:{port}"
         self._task = task
         program = (sys.executable, "-P", "-m", "jina_v4_serve.cli")
         command = [*program, task, "--host", LOCAL, "--port", str(port), "--supervised", "--verbose", *arguments]
-        # Its standard input ends with this process, however that ends, and it ends with its standard input.
+        # Its standard input ends when this process ends for any reason, and then the server ends too.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr, env=dict(environment))
 
     def wait_ready(self) -> None:
-        """Wait until it serves, however long it takes to load.
+        """Wait until the server is ready, without a time limit.
 
         Raises:
-            ServeError: it ended instead.
+            ServeError: the server ended.
         """
         while not self._answers():
             if (code := self._process.poll()) is not None:
@@ -67,11 +67,11 @@ class Child:
             time.sleep(_POLL_S)
 
     def wait(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the server has ended."""
         self._process.wait()
 
     def stop(self) -> None:
-        """Let it end, and wait: what it held (a GPU's memory) is free then."""
+        """Stop the server and wait until it has ended, so that its GPU memory is free."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
@@ -90,39 +90,39 @@ def arguments(settings: ServerSettings, task: Task) -> list[str]:
     if settings.max_pixels is not None:
         options += ["--max-pixels", str(settings.max_pixels)]
     if settings.num_gpus:
-        for_replica = f"--api-server-count={api_processes(int(settings.num_cpus), 1)}"
+        vllm_option = f"--api-server-count={api_processes(int(settings.num_cpus), 1)}"
     else:
-        for_replica = f"--distributed-executor-backend={ONE_PROCESS}"
-    return [*options, "--", for_replica, *settings.vllm_options]
+        vllm_option = f"--distributed-executor-backend={ONE_PROCESS}"
+    return [*options, "--", vllm_option, *settings.vllm_options]
 
 
 def environment(settings: ServerSettings, task: Task) -> dict[str, str]:
-    """Return the variables of a replica's server: it computes with the cores that Ray assigned to it."""
-    found = {**os.environ, "VLLM_LOGGING_PREFIX": f"[{task}] "}
+    """Return the variables of a replica's server, which computes on the cores that Ray assigned to it."""
+    variables = {**os.environ, "VLLM_LOGGING_PREFIX": f"[{task}] "}
     if settings.num_gpus:
-        return found
-    return found | {
+        return variables
+    return variables | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(max(1, int(settings.num_cpus))),
-        "OMP_WAIT_POLICY": "passive",  # threads that wait leave the cores to the other replicas of the node
+        "OMP_WAIT_POLICY": "passive",  # waiting threads do not block the other replicas of the node
     }
 
 
 def main() -> None:
-    """Run a server for another program, see above."""
-    task, *its_arguments = sys.argv[1:]
-    found = dict(os.environ)
-    if not found.get("CUDA_VISIBLE_DEVICES"):
-        # Ray sets it to what it counts out to an actor, 1; the server knows better what its machine has.
-        found.pop("OMP_NUM_THREADS", None)
-        found.setdefault("OMP_WAIT_POLICY", "passive")  # as above
+    """Run a server for another program, as described above."""
+    task, *server_arguments = sys.argv[1:]
+    variables = dict(os.environ)
+    if not variables.get("CUDA_VISIBLE_DEVICES"):
+        # Ray sets it to the cores of an actor, 1; the server chooses a better number for its machine.
+        variables.pop("OMP_NUM_THREADS", None)
+        variables.setdefault("OMP_WAIT_POLICY", "passive")  # as above
     try:
-        child = Child(task, its_arguments, found)
+        child = Child(task, server_arguments, variables)
         when_stdin_ends(child.stop)
         child.wait_ready()
     except ServeError as error:
         sys.exit(f"error: {error}")
-    print(child.url, flush=True)  # noqa: T201 - what the other program waits for
+    print(child.url, flush=True)  # noqa: T201 - the other program reads it
     child.wait()
 
 

@@ -1,7 +1,7 @@
-"""The ingress: what the gateway is elsewhere. It finds a request's task and hands it to a replica of that task.
+"""The ingress: the gateway under Ray Serve. It finds the task of a request and sends it to a replica of that task.
 
-A request goes to one replica and never to a second: embedding it again would cost twice, and only the caller knows
-whether to repeat it. Ray Serve does repeat the choice of a replica, until one has taken the request.
+A request is never sent to a second replica: embedding it again would cost twice, and only the caller knows whether to
+repeat it. Ray Serve repeats the choice of a replica until one has accepted the request.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ from jina_v4_serve.settings import read_settings
 
 logger = logging.getLogger(__name__)
 
-_PAGE_TIMEOUT_S = 6.0  # a server's own probe takes 4 s until it gives up
-# A replica was lost, or there is none.
+_PAGE_TIMEOUT_S = 6.0  # longer than the 4 s of a server's own probe
+# A replica died, or there is none.
 _LOST = (RayActorError, DeploymentUnavailableError)
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -65,11 +65,11 @@ class Ingress:
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
-        record = Record(request_id(request.headers))  # where the caller sent no id, Ray's proxy has added one
+        record = Record(request_id(request.headers))  # if the caller sent no id, Ray's proxy has added one
         try:
             with recording(record):
                 response = await self._respond(request)
-        except Exception as cause:  # one request's failure ends no others
+        except Exception as cause:  # a failure affects this request only
             error = as_api_error(cause, record.request_id)
             content = error_body(error, record.request_id, _path(request))
             response = Response(content, error.status, dict(error.headers()), "application/json")
@@ -86,7 +86,7 @@ class Ingress:
     async def _embeddings(self, request: Request) -> Response:
         body = await self._door.read_body(request.headers, request.stream())
         if not body and "upgrade" in request.headers:  # Ray's proxy reads HTTP with uvicorn's parser in C
-            message = "Ray's proxy loses the body of a request that offers an upgrade; have clients send HTTP/1.1 only"
+            message = "Ray's proxy loses the body of a request that offers an upgrade; send it without Upgrade"
             raise ApiError(400, message, code="BODY_LOST", param="upgrade")
         task = find_task(body, self._replicas)
         headers = for_server(CIMultiDict(request.headers.items()))
@@ -99,13 +99,13 @@ class Ingress:
         try:
             try:
                 async with asyncio.timeout(self._settings.wait_s):
-                    await anext(answer)  # the sign that a replica has it
+                    await anext(answer)  # a replica has accepted the request
             except TimeoutError:
                 answer.cancel()  # type: ignore[no-untyped-call] # Ray's
                 raise unavailable(task) from None
             head: Head = await anext(answer)
         except BackPressureError:
-            message = f"too many requests wait for the {task} replicas"
+            message = f"too many requests are waiting for the {task} replicas; try again later"
             raise ApiError(429, message, code="TOO_MANY_REQUESTS", retry_after_s=RETRY_AFTER_S) from None
         except _LOST:
             raise unavailable(task) from None
@@ -128,7 +128,7 @@ class Ingress:
         return JSONResponse({"version": __version__})
 
     async def _pages(self, request: Request) -> dict[str, Page]:
-        """Get the page of this path of one replica of each task; none where no replica answers."""
+        """Get the page at this path from one replica of each task, without tasks that do not answer."""
         headers = {name: value for name, value in request.headers.items() if name == "authorization"}
 
         async def get(task: str) -> Page | None:
@@ -152,7 +152,7 @@ async def _pieces(answer: AsyncIterator[bytes], request_id: str) -> AsyncIterato
         async for piece in answer:
             yield piece
     except Exception:
-        # The status is out already. Half an answer must not look like a whole one: no orderly end.
+        # The status has been sent. Raise, so that a partial reply does not look complete.
         logger.warning("request %s: the replica broke off in the middle of its answer", request_id)
         raise
 

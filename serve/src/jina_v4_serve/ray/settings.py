@@ -1,6 +1,6 @@
 """The settings of a deployment: the arguments of `serve run`, and `args` in a config file.
 
-They are in parts: each deployment gets the settings that concern it, Ray Serve gets the rest.
+Replicas and ingress each get their part of the settings, Ray Serve the rest.
 """
 
 import shlex
@@ -14,7 +14,7 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 def _split(value: object) -> object:
-    """Split a value from a command line, where a list is one text."""
+    """Split a value from a command line, where a list is one string."""
     return shlex.split(value) if isinstance(value, str) else value
 
 
@@ -23,12 +23,12 @@ class ServerSettings(BaseModel):
 
     Attributes:
         checkpoints: the folder that holds the merged checkpoints, on every node.
-        num_gpus: a replica; less than 1 shares a GPU, and its memory likewise.
-        num_cpus: a replica; without a GPU also the threads that it computes with.
-        dtype: as of `jina-v4-serve`.
-        max_pixels: as of `jina-v4-serve`.
-        vllm_options: as behind the -- of `jina-v4-serve`.
-        timeout_s: longest silence of a server before and within its answer.
+        num_gpus: per replica; less than 1 shares a GPU and its memory.
+        num_cpus: per replica; without a GPU also the number of threads for computing.
+        dtype: as for `jina-v4-serve`.
+        max_pixels: as for `jina-v4-serve`.
+        vllm_options: the options after the -- of `jina-v4-serve`.
+        timeout_s: the longest time without a byte from a server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,8 +46,8 @@ class IngressSettings(BaseModel):
     """Settings of an ingress.
 
     Attributes:
-        max_body_bytes: of a request; None is `JINA_V4_MAX_BODY_BYTES`, as of every server.
-        body_timeout_s: within which a request's body must have arrived; None is `JINA_V4_BODY_TIMEOUT_S`.
+        max_body_bytes: of a request; None is `JINA_V4_MAX_BODY_BYTES`, as for every server.
+        body_timeout_s: the time in which a request's body must arrive; None is `JINA_V4_BODY_TIMEOUT_S`.
         wait_s: a request that waits longer than this for a replica is refused with 503.
     """
 
@@ -63,15 +63,15 @@ class RaySettings(ServerSettings, IngressSettings):
 
     Attributes:
         tasks: to serve.
-        min_replicas: of each task.
-        max_replicas: of each task; more than `min_replicas` has Ray scale by requests in flight.
-        target_ongoing_requests: of a replica; scaling aims at this number.
-        upscale_delay_s: how long there must be too many requests.
-        downscale_delay_s: how long there must be too few.
-        max_ongoing_requests: of a replica; more requests wait for another replica.
-        max_surge_percent: replicas that an update adds before it removes old ones; 0 where no GPU is free for one.
-        stop_s: time to answer the requests in flight when a replica is removed.
-        ingress_replicas: of the one deployment that all requests pass.
+        min_replicas: per task.
+        max_replicas: per task; if it is more than `min_replicas`, Ray scales by requests in flight.
+        target_ongoing_requests: per replica; scaling aims at this number.
+        upscale_delay_s: how long there must be too many requests before replicas are added.
+        downscale_delay_s: how long there must be too few requests before replicas are removed.
+        max_ongoing_requests: per replica; more requests wait for another replica.
+        max_surge_percent: the replicas that an update adds before it removes old ones; 0 if no GPU is free for them.
+        stop_s: the time to answer the requests in flight when a replica is removed.
+        ingress_replicas: of the deployment that all requests pass.
     """
 
     tasks: Annotated[tuple[Task, ...], BeforeValidator(_split), Field(min_length=1)] = get_args(Task)

@@ -1,11 +1,11 @@
-"""Layers that vLLM 0.32 computes slowly on x86: RMSNorm, both rotary embeddings, the image encoder's attention.
+"""Faster forms of layers that vLLM 0.32 computes slowly on x86: RMSNorm, rotary embeddings, the image attention.
 
-It has fused kernels for the first three and leaves them unused; the attention goes window by window. Ours are put in by
-its own way for layers from outside (`CustomOp.register_oot`), and only in a process that serves our model. Compiled,
-vLLM takes the unfused form and fuses it by itself. benchmarks/LOG.md has what they are worth.
+vLLM has fused kernels for the first two but does not use them, and computes the image encoder's attention window by
+window. Our layers are registered in vLLM's own way (`CustomOp.register_oot`), only in processes that serve our model.
+A compiled model does not use them: there vLLM fuses its own layers. benchmarks/LOG.md has what they are worth.
 
-Without AVX512_BF16 vLLM's fused kernels cut a result to bfloat16 where they should round it. That is twice as far off
-on average, always towards zero, and the residual stream adds it up. The unfused layers are kept there.
+Without AVX512_BF16 vLLM's fused kernels truncate results to bfloat16 instead of rounding them. The error is twice as
+large on average, always towards zero, and the residual stream adds it up. There vLLM's own layers are kept.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
 
 class FusedRMSNorm(RMSNorm):
-    """RMSNorm in one pass over its input; the sum with a residual takes the place of both, as it does on a GPU."""
+    """RMSNorm in one pass over its input. With a residual it works in place, as on a GPU."""
 
     def forward_cpu(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
@@ -41,9 +41,9 @@ class FusedRMSNorm(RMSNorm):
 
 
 class FusedMRotaryEmbedding(MRotaryEmbedding):
-    """The rotary embedding in place, by the kernel for positions of one part: it gets a row of angles a token."""
+    """The rotary embedding in place, by vLLM's kernel for plain positions, which gets a row of angles per token."""
 
-    _step: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # of the last step: positions, rows, angles
+    _step: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # positions, rows, angles of the last step
 
     def forward_cpu(
         self,
@@ -52,7 +52,7 @@ class FusedMRotaryEmbedding(MRotaryEmbedding):
         key: torch.Tensor | None = None,
         offsets: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Turn queries and keys, shapes (n_tokens, n_heads * head_size), by positions (3, n_tokens)."""
+        """Rotate queries and keys, shapes (n_tokens, n_heads * head_size), by positions (3, n_tokens)."""
         supported = positions.ndim == 2 and self.mrope_section is not None and not self.mrope_interleaved
         if not supported or key is None or offsets is not None:
             return self.forward_native(positions, query, key, offsets)
@@ -65,20 +65,20 @@ class FusedMRotaryEmbedding(MRotaryEmbedding):
         return query, key
 
     def _angles(self, positions: torch.Tensor, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each token's row, shape (n_tokens,), in a table of angles, shape (n_rows, rotary_dim)."""
-        if torch.equal(positions, positions[:1].expand_as(positions)):  # texts alone
+        """Return a table of angles, shape (n_rows, rotary_dim), and before it each token's row in it, (n_tokens,)."""
+        if torch.equal(positions, positions[:1].expand_as(positions)):  # texts only
             return positions[0].clone(), cache
-        found = cache[positions].view(*positions.shape, 2, -1)  # (3, n_tokens, 2, rotary_dim / 2): cosines, sines
-        parts = torch.split(found, self.mrope_section or [], dim=-1)  # the angles that follow each part of a position
+        values = cache[positions].view(*positions.shape, 2, -1)  # (3, n_tokens, 2, rotary_dim / 2): cosines, sines
+        parts = torch.split(values, self.mrope_section or [], dim=-1)  # the angles of each part of a position
         angles = torch.cat([part[i] for i, part in enumerate(parts)], dim=-1)  # (n_tokens, 2, rotary_dim / 2)
         return torch.arange(len(angles)), angles.flatten(1)
 
 
 class FusedApplyRotaryEmb(ApplyRotaryEmb):
-    """The rotary embedding of the image encoder, in place: its queries and keys come as one new tensor."""
+    """The rotary embedding of the image encoder, in place: its queries and keys are one new tensor."""
 
     def forward_cpu(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Turn queries and keys, shape (2, n_patches, n_heads, head_size), by angles (n_patches, head_size / 2)."""
+        """Rotate queries and keys, shape (2, n_patches, n_heads, head_size), by angles (n_patches, head_size / 2)."""
         if x.ndim != 4 or len(x) != 2 or not x.is_contiguous() or self.enable_fp32_compute:
             return self.forward_native(x, cos, sin)
         query, key = x.flatten(2)
@@ -88,7 +88,7 @@ class FusedApplyRotaryEmb(ApplyRotaryEmb):
 
 
 class BatchedEncoderAttention(MMEncoderAttention):
-    """The image encoder's attention: neighbours of one length at once, where vLLM takes one window after the other."""
+    """The image encoder's attention, with adjacent windows of equal length in one batch."""
 
     def forward_cpu(
         self,
@@ -102,10 +102,10 @@ class BatchedEncoderAttention(MMEncoderAttention):
         """Attend within each sequence; shapes (1, n_patches, n_heads, head_size).
 
         Args:
-            query: of all patches, and so are the keys and values.
-            key: see there.
-            value: see there.
-            cu_seqlens: where sequences begin, and the end of the last; whole windows or images.
+            query: of all patches.
+            key: of all patches.
+            value: of all patches.
+            cu_seqlens: where each window or image begins, and the end of the last.
             max_seqlen: not needed here.
             sequence_lengths: not needed here.
         """
@@ -123,7 +123,7 @@ class BatchedEncoderAttention(MMEncoderAttention):
 
 
 def _neighbours(lengths: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Group what follows each other and is of one length: the length, how many, where the first begins."""
+    """Group adjacent sequences of equal length; yield their length, their number, and where the first begins."""
     start = 0
     for length, group in groupby(lengths):
         n_neighbours = len(list(group))
@@ -133,10 +133,10 @@ def _neighbours(lengths: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def use(dtype: torch.dtype) -> None:
-    """Replace the layers of the model that is built next, where ours are at least as exact as vLLM's own.
+    """Use our layers in the model that is built next, unless they are less exact than vLLM's own.
 
     Args:
-        dtype: The model's.
+        dtype: of the model.
     """
     layers = LAYERS if fused_kernels_round(dtype) else {name: LAYERS[name] for name in LAYERS if name not in FUSED}
     for name, layer in layers.items():
@@ -145,10 +145,10 @@ def use(dtype: torch.dtype) -> None:
 
 
 def fused_kernels_round(dtype: torch.dtype) -> bool:
-    """Tell whether vLLM has the fused kernels for this processor, and they round what they compute to the nearest.
+    """Tell whether vLLM has the fused kernels for this processor, and whether they round to nearest.
 
     Args:
-        dtype: What the kernels read and write.
+        dtype: of the kernels' inputs and results.
     """
     if not all(hasattr(torch.ops._C, name) for name in ("rms_norm", "fused_add_rms_norm", "rotary_embedding")):
         return False
@@ -164,4 +164,4 @@ LAYERS = {
     "ApplyRotaryEmb": FusedApplyRotaryEmb,
     "MMEncoderAttention": BatchedEncoderAttention,
 }
-FUSED = ("RMSNorm", "MRotaryEmbedding", "ApplyRotaryEmb")  # of these, the layers that use vLLM's fused kernels
+FUSED = ("RMSNorm", "MRotaryEmbedding", "ApplyRotaryEmb")  # the layers that use vLLM's fused kernels

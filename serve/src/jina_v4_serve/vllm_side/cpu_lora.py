@@ -1,9 +1,9 @@
-"""Adapters on a CPU: two products an adapter for all tokens, in place of a copy of the adapter for every token.
+"""Adapters on a CPU: two matrix products per adapter for all tokens, instead of a copy of the adapter for every token.
 
-vLLM's own way on a CPU (`torch_ops`) gathers each token's A and B into a tensor of (n_tokens, rank, n_in) in float32:
-at the published sizes 2.9 GB for one layer's up projection and a step of 2,048 tokens, written and read again, 252
-layers in all. It also gives tokens without an adapter the last one's, where others of the step have one. Adapters are
-few here, so each goes over all tokens. On a GPU vLLM has kernels of its own, and nothing is changed.
+vLLM's own code for a CPU (`torch_ops`) gathers each token's A and B into a float32 tensor of (n_tokens, rank, n_in). At
+the published sizes that is 2.9 GB for one layer's up projection and a step of 2,048 tokens, written and read again, in
+252 layers. It also applies the last adapter to tokens without an adapter, if other tokens of the step have one. There
+are few adapters here, so each multiplies all tokens. On a GPU vLLM's own kernels are used.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ from vllm.platforms import current_platform
 
 
 class GroupedProducts(PunicaWrapperCPU):
-    """vLLM's adapters on a CPU, with two products an adapter for all tokens of a linear layer.
+    """vLLM's adapters on a CPU, with two matrix products per adapter for all tokens of a linear layer.
 
-    What an adapter's A makes of a token that is not its own is zero before B sums up: more arithmetic than is needed,
-    still little beside the layer's own, and no row is moved.
+    Between the products, the rows of other adapters' tokens are set to zero. That is more arithmetic than needed, but
+    little compared with the layer's own, and no row is moved.
 
     Attributes:
-        used: of this step: the place of an adapter among those that are loaded, and its tokens: float32, shape
-            (n_tokens, 1), 1 where the token is its own, else 0.
+        used: the adapters of this step: the index of each among the loaded ones, and its tokens as float32 of shape
+            (n_tokens, 1), 1 for the tokens of this adapter, else 0.
     """
 
     used: Sequence[tuple[int, torch.Tensor]] = ()
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Take in which token of a step is whose."""
+        """Note which adapter each token of a step has."""
         super().update_metadata(*args, **kwargs)
-        slots = self.token_lora_indices[:, None]  # (n_tokens, 1), -1 for none
+        slots = self.token_lora_indices[:, None]  # (n_tokens, 1), -1 for no adapter
         self.used = [(slot, (slots == slot).float()) for slot in sorted(set(slots.flatten().tolist()) - {-1})]
 
     def add_lora_linear(
@@ -46,19 +46,19 @@ class GroupedProducts(PunicaWrapperCPU):
         buffer: tuple[torch.Tensor, ...] | None = None,  # noqa: ARG002 - vLLM's signature
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Add to each token's outputs what its adapter adds.
+        """Add the contribution of its adapter to each token's output.
 
         Args:
             y: shape (..., sum of `output_slices`), changed in place.
             x: shape (..., n_in).
             lora_a_stacked: for each slice shape (n_adapters, 1, rank, n_in).
-            lora_b_stacked: for each slice shape (n_adapters, 1, n_out, rank); the scaling of the adapter is in it.
-            scale: on the product.
+            lora_b_stacked: for each slice shape (n_adapters, 1, n_out, rank); it includes the scaling of the adapter.
+            scale: multiplies the product.
             output_slices: n_out of each slice.
             buffer: not needed.
             kwargs: not needed.
         """
-        inputs = x.view(-1, x.shape[-1]).float()  # what lies between A and B is float32, as in vLLM's other kernels
+        inputs = x.view(-1, x.shape[-1]).float()  # between A and B all is float32, as in vLLM's other kernels
         parts = torch.split(y.view(-1, y.shape[-1]), list(output_slices), dim=1)
         for slot, own in self.used:
             for part, a, b in zip(parts, lora_a_stacked, lora_b_stacked, strict=True):
@@ -67,6 +67,6 @@ class GroupedProducts(PunicaWrapperCPU):
 
 
 def use_grouped_products() -> None:
-    """Have vLLM use them in this process."""
+    """Make vLLM use `GroupedProducts` in this process."""
     name = f"{__name__}.{GroupedProducts.__name__}"
     current_platform.get_punica_wrapper = lambda: name  # type: ignore[method-assign]

@@ -1,9 +1,9 @@
-"""Matrix products on a CPU for few different numbers of rows.
+"""Matrix products on a CPU with few different numbers of rows.
 
-oneDNN compiles a product for each number of rows that it meets and each shape of weights, and nearly every step of a
-server has another number of tokens. On a processor with AMX that takes 2 to 9 times as long as the product itself, for
-up to 1,024 rows (benchmarks/LOG.md). So rows of zeros are added, at most 15 or a sixteenth, and their results are left
-out: steps of 1 to 2,048 tokens need 64 products of each shape.
+oneDNN compiles a product for each number of rows and each shape of weights, and nearly every step of a server has
+another number of tokens. On a processor with AMX compiling takes 2 to 9 times as long as the product itself, for up to
+1,024 rows (benchmarks/LOG.md). So the rows are padded with zeros, at most 15 or a sixteenth: steps of 1 to 2,048 tokens
+need 64 products of each shape.
 """
 
 import torch
@@ -14,13 +14,13 @@ Handler = kernels.CPUDNNLGEMMHandler  # holds packed weights, (k, n)
 
 
 def n_computed(n_rows: int) -> int:
-    """Return how many rows are computed for so many."""
+    """Return the number of rows after padding."""
     step = max(16, 1 << max(0, (n_rows - 1).bit_length() - 5))
     return -(-n_rows // step) * step
 
 
 def plain(dnnl_handler: Handler, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply x, shape (..., k), by the weights; the result has the shape (..., n)."""
+    """Multiply x, shape (..., k), by the weights; return shape (..., n)."""
     rows = x.reshape(-1, dnnl_handler.k)
     if _fits(rows):
         return _plain(dnnl_handler, x, bias)
@@ -37,7 +37,7 @@ def scaled(
     input_zp_adj: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Multiply int8, shape (n_rows, k), with a scale a row, by the weights into `output`, shape (n_rows, n)."""
+    """Multiply int8, shape (n_rows, k), with a scale per row, by the weights into `output`, shape (n_rows, n)."""
     if _fits(x):
         return _scaled(dnnl_handler, x, output, input_scale, input_zp, input_zp_adj, bias)
     scale, zero_point = (
@@ -57,5 +57,5 @@ def _padded(rows: torch.Tensor) -> torch.Tensor:
 
 
 def use() -> None:
-    """Have vLLM's linear layers use these in this process."""
+    """Make vLLM's linear layers use these products in this process."""
     kernels.onednn_mm, kernels.onednn_scaled_mm = plain, scaled

@@ -1,11 +1,11 @@
-"""How a server that is told to stop loses no request: the middleware that takes SIGTERM over from vLLM.
+"""Middleware that handles SIGTERM instead of vLLM, so that a server loses no request when it stops.
 
-vLLM's own `--shutdown-timeout` finishes what is in the engine, but goes on accepting requests meanwhile and answers
-them, and those that were still being tokenised, with errors. Here the listening socket closes first; what comes in on
-connections that are open is served and told to close; when nothing is left, vLLM is stopped in its own way, by SIGINT.
+vLLM's own `--shutdown-timeout` finishes the work in the engine, but still accepts requests meanwhile and answers them,
+and those that were being tokenised, with errors. Here the listening socket closes first. Requests on open connections
+are still served, with `Connection: close`. When none is left, SIGINT stops vLLM in its own way.
 
-With several API processes (`--api-server-count`) each does so by itself: vLLM's first process, which has no
-application, hands SIGTERM on to them and waits. They share a socket, which else would be open until the last has ended.
+With several API processes (`--api-server-count`) each does this. vLLM's first process, which has no application, sends
+SIGTERM on to them and waits. Their shared socket is shut down explicitly: it would stay open until the last has ended.
 """
 
 import asyncio
@@ -20,9 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jina_v4_serve.launch.arguments import DRAIN_S
 
-# A request that a client sent before it could know: long enough to arrive, short enough for nobody to mind.
-_LINGER_S = 0.5
-_ALL_TOLD_S = 0.1  # until each API process has stopped accepting, give or take
+_LINGER_S = 0.5  # for requests that were sent before their client could notice
+_SIGNALLED_S = 0.1  # until each API process has about stopped accepting
 
 
 class Drain:
@@ -57,7 +56,7 @@ class Drain:
             server = application.state.server  # uvicorn's; vLLM puts it there
             for listener in server.servers:
                 listener.close()
-            # vLLM has these in place of listeners where several processes share one.
+            # vLLM has these instead of listeners if several processes share a socket.
             for accepting in getattr(server, "_accept_tasks", ()):
                 if accepting.get_coro().__name__ == "_accept":
                     accepting.cancel()
@@ -65,7 +64,7 @@ class Drain:
 
     async def _finish(self, port: int) -> None:
         deadline = asyncio.get_running_loop().time() + DRAIN_S
-        await asyncio.sleep(_ALL_TOLD_S)
+        await asyncio.sleep(_SIGNALLED_S)
         refuse_connections(port)
         await asyncio.sleep(_LINGER_S)
         while self.in_flight and asyncio.get_running_loop().time() < deadline:
@@ -74,7 +73,7 @@ class Drain:
 
 
 def refuse_connections(port: int) -> None:
-    """Refuse new connections to sockets of this process that listen on a port, in every process that has them open."""
+    """Shut down this process's sockets that listen on a port, in every process that shares them."""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as same:  # most are no socket
             if same.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and same.getsockname()[1:2] == (port,):

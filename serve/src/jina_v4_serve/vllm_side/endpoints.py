@@ -1,4 +1,4 @@
-"""The plugin by which vLLM's server gets our routes in place of its own (entry point `vllm.endpoint_plugins`)."""
+"""The plugin that replaces the routes of vLLM's server by ours (entry point `vllm.endpoint_plugins`)."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ from jina_v4_serve.facts import MODEL, model_name
 from jina_v4_serve.launch.revision import quantized_parts
 from jina_v4_serve.phases import reached
 from jina_v4_serve.settings import Settings, read_served, read_settings
-from jina_v4_serve.trimming import give_back_regularly
+from jina_v4_serve.trimming import trim_regularly
 from jina_v4_serve.vllm_side.capacity import Capacity
 from jina_v4_serve.vllm_side.engine import VllmEngine
 
@@ -37,16 +37,16 @@ OURS = {*EMBEDDING_ROUTES, "/health", "/ready", "/docs"}
 
 
 class JinaEndpoints:
-    """The plugin: replaces vLLM's routes by those of this deployment."""
+    """Replaces the routes of vLLM's server, and makes the service behind them."""
 
     name = "jina_v4"
     required_tasks = ("embed",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Put our routes in, take away those that this deployment does not use."""
-        # At its start vLLM renders a text-only chat. The checkpoint's template refuses it, and vLLM logs a traceback.
+        """Add our routes, and remove those that this deployment does not use."""
+        # vLLM renders a chat of texts at its start. The checkpoint's template refuses it, and vLLM logs a traceback.
         logging.getLogger("vllm.renderers.base").addFilter(lambda entry: "warmup failed" not in entry.getMessage())
-        paths = (ROUTES.keys() - OURS) | {"/static"}  # a folder; the guard lets two files of it through
+        paths = (ROUTES.keys() - OURS) | {"/static"}  # a folder, of which the guard allows two files
         kept: list[BaseRoute] = [
             route for route in app.router.routes if getattr(route, "path", "").rstrip("/") in paths
         ]
@@ -54,14 +54,14 @@ class JinaEndpoints:
         attach_routes(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Make the service once the engine is there."""
+        """Make the service when the engine has started."""
         reached("memory reserved, warmed up")
         leave_cores_to_the_engine()
         settings, served = read_settings(), read_served()
         model, cache = engine_client.model_config, engine_client.vllm_config.cache_config
         adapters = hide_paths(state.openai_serving_models)
         if len(served.tasks) > 1 and adapters.keys() != set(served.tasks):
-            raise RuntimeError(f"vLLM has loaded adapters of {sorted(adapters)}, but {served.tasks} are to be served")
+            raise RuntimeError(f"vLLM has loaded the adapters {sorted(adapters)}; the tasks are {served.tasks}")
         folders = {task: Path(adapters[task].lora_path if adapters else model.model) for task in served.tasks}
         prompts = {task: read_prompts(folder) for task, folder in folders.items()}
         min_pixels, max_pixels = read_pixels(Path(model.model))
@@ -89,13 +89,13 @@ class JinaEndpoints:
             await self._budget(engine, settings, capacity, served.tasks[0]),
         )
         dtype = str(model.dtype).removeprefix("torch.")
-        coarse = {"dtype": dtype, "quantization": model.quantization, "kv_cache_dtype": cache.cache_dtype}
-        parts = quantized_parts(coarse, read_quantized(Path(model.model)))
+        types = {"dtype": dtype, "quantization": model.quantization, "kv_cache_dtype": cache.cache_dtype}
+        parts = quantized_parts(types, read_quantized(Path(model.model)))
         await self._check_vectors(service, folders, dtype, parts)
         metrics.prepare(served.tasks, served.revisions)
         metric_files.reserve()
         await service.liveness.start(service.embed_probe, capacity.step_tokens, settings.hung_after_s)
-        give_back_regularly()
+        trim_regularly()
         state.jina_v4 = service
 
     async def _budget(self, engine: VllmEngine, settings: Settings, capacity: Capacity, task: str) -> int:
@@ -114,10 +114,10 @@ class JinaEndpoints:
     async def _check_vectors(
         self, service: Service, folders: Mapping[str, Path], dtype: str, quantized: Sequence[str]
     ) -> None:
-        """Have a service that computes other vectors than its checkpoints should refuse all requests."""
+        """Compare vectors with the canaries of the checkpoints. If they differ, the service refuses all requests."""
         for task, folder in folders.items():
-            of_task = replace(service.limits, tasks=(task,))
-            service.canary_failure = await canary_failure(folder, dtype, of_task, service.embed, quantized)
+            limits = replace(service.limits, tasks=(task,))
+            service.canary_failure = await canary_failure(folder, dtype, limits, service.embed, quantized)
             if service.canary_failure is not None:
                 return
         if len(folders) > 1:
@@ -125,19 +125,19 @@ class JinaEndpoints:
 
 
 def capacity_of(vllm_config: Any, longest: int, n_processes: int) -> Capacity:
-    """Return what decides how much a server takes in, whose longest text has so many tokens."""
+    """Return what decides how many tokens a server accepts; its longest text has `longest` tokens."""
     parallel = vllm_config.parallel_config
-    # Behind a balancer of the operator's, a server feeds the engines of its own machine alone.
-    by_others = parallel.data_parallel_external_lb or parallel.data_parallel_hybrid_lb
-    n_engines = parallel.data_parallel_size_local if by_others else parallel.data_parallel_size
+    # Behind the operator's own load balancer, a server feeds only the engines of its machine.
+    is_balanced = parallel.data_parallel_external_lb or parallel.data_parallel_hybrid_lb
+    n_engines = parallel.data_parallel_size_local if is_balanced else parallel.data_parallel_size
     return Capacity(vllm_config.scheduler_config.max_num_batched_tokens, longest, max(n_engines, 1), n_processes)
 
 
 def hide_paths(models: Any) -> dict[str, Any]:
-    """Have `/v1/models` show names where vLLM's `OpenAIServingModels` has it show paths.
+    """Replace the paths that `/v1/models` would show by names; `models` is vLLM's `OpenAIServingModels`.
 
     Returns:
-        The adapters that it has loaded, a `LoRARequest` a task, with their paths.
+        The loaded adapters with their paths: a `LoRARequest` by task.
     """
     for served in models.base_model_paths:
         served.model_path = served.name
@@ -149,10 +149,10 @@ def hide_paths(models: Any) -> dict[str, Any]:
 
 
 def leave_cores_to_the_engine() -> None:
-    """Have this process, which takes requests, compute on one thread at a time.
+    """Limit this API process to one thread for computing. Call it when the engine runs.
 
-    vLLM prepares pictures on as many threads as OMP_NUM_THREADS says, and that is the engine's number: the threads
-    spin for a while after each operation on the cores that the engine computes on. To be called once the engine runs.
+    vLLM prepares pictures on OMP_NUM_THREADS threads, a number that is meant for the engine. After each operation these
+    threads spin for a while, on the cores that the engine needs.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

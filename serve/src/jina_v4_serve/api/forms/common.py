@@ -1,4 +1,4 @@
-"""What several forms settle alike: the names that one field has, prompts, and what a number may be."""
+"""Rules that several forms share: fields with several names, tasks, prompts, and ranges of numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jina_v4_serve.api.tasks import NO_PREFIX, choose_task
 from jina_v4_serve.checkpoint import Prompts
 from jina_v4_serve.facts import PROMPT_NAMES
 
-# Each `input_type` that names a prompt; the other ones of Cohere's form name none.
+# The prompt of each `input_type`; Cohere's other values have none.
 INPUT_TYPES = {
     "query": "query",
     "passage": "passage",
@@ -21,10 +21,10 @@ INPUT_TYPES = {
 
 
 def agreed(request: Body, *names: str) -> tuple[str, Any]:
-    """Return the name and the value of a field that has several names; where none was sent, the first one and None.
+    """Return the name and the value of a field that has several names; if none was sent, the first name and None.
 
     Raises:
-        ApiError: 422 for two values.
+        ApiError: 422 for two different values.
     """
     sent = {name: value for name in names if (value := getattr(request, name)) is not None}
     first = next(iter(sent), names[0])
@@ -35,27 +35,27 @@ def agreed(request: Body, *names: str) -> tuple[str, Any]:
 
 
 def settle_task(task: str | None, model: str | None, limits: Limits, field: str = "task") -> str:
-    """Return the task of a request; where this server has one task, the request need not name it."""
+    """Return the task of a request. A server of one task serves requests without a task too."""
     return limits.tasks[0] if len(limits.tasks) == 1 else choose_task(task, model, limits.tasks, field)
 
 
-def agreed_prompt(said: Mapping[str, str | None]) -> str | None:
-    """Return the prompt name that fields say; None where none does.
+def agreed_prompt(by_field: Mapping[str, str | None]) -> str | None:
+    """Return the prompt name that fields have; None if no field has one.
 
     Raises:
-        ApiError: 422 for two prompts.
+        ApiError: 422 for two different prompt names.
     """
-    prompts = {name: value for name, value in said.items() if value is not None}
+    prompts = {name: value for name, value in by_field.items() if value is not None}
     if len(set(prompts.values())) > 1:
-        held = ", ".join(f"{name} says {value}" for name, value in prompts.items())
-        raise invalid(next(iter(prompts)), f"the request contradicts itself: {held}")
+        values = ", ".join(f"{name} says {value}" for name, value in prompts.items())
+        raise invalid(next(iter(prompts)), f"the request contradicts itself: {values}")
     return next(iter(prompts.values()), None)
 
 
 def text_prompt(prompt_name: str, prompts: Prompts) -> tuple[str, str]:
-    """Return the name and the prefix of the prompt that texts get.
+    """Return the name and the prefix of the prompt of texts.
 
-    Where two names have one prefix, as in text-matching, it is the first name's.
+    If two names have the same prefix, as in text-matching, the first name is returned.
     """
     if prompt_name == NO_PREFIX:
         return prompt_name, ""
@@ -64,38 +64,38 @@ def text_prompt(prompt_name: str, prompts: Prompts) -> tuple[str, str]:
 
 
 def check_range(name: str, value: int | None, lowest: int, highest: int, where: str = "") -> None:
-    """Refuse a number that is not offered (422); None is always right."""
+    """Refuse a number outside of a range (422); None is allowed."""
     if value is not None and not lowest <= value <= highest:
         raise invalid(name, f"{name}={value} is not offered{where}; choose {lowest} to {highest}", value)
 
 
 def check_dimensions(name: str, value: int | None, limits: Limits, encodings: Sequence[Encoding]) -> None:
-    """Refuse a size of dense vectors that is not offered (422), or whose bits do not fill bytes."""
+    """Refuse a size of dense vectors that is not offered, or for bits one that does not fill bytes (422)."""
     check_range(name, value, 1, limits.max_dimensions)
     if value is not None and value % 8 and {"binary", "ubinary"} & set(encodings):
         raise invalid(name, f"{name}={value} does not fill whole bytes; for bits choose a multiple of 8", value)
 
 
 def check_max_pixels(value: int | None, limits: Limits) -> None:
-    """Refuse a size that images cannot be scaled down to (422)."""
+    """Refuse an image area that is not offered (422)."""
     check_range("max_pixels", value, limits.min_pixels, limits.max_pixels, " by this server")
 
 
 def text_length(
     name: str, value: int | None, limits: Limits, *, cut: bool | None, switch: str, lowest: int = 1
 ) -> int | None:
-    """Return to how many tokens texts are cut; None refuses those over the server's limit.
+    """Return the length in tokens to which texts are cut; None refuses texts over the server's limit.
 
     Args:
-        name: of the field that says to how many.
+        name: the field that has the length.
         value: of that field.
         limits: of this server.
-        cut: whether texts are cut, as another field says; None where it is absent.
-        switch: that other field, and how it says no.
-        lowest: value that is offered.
+        cut: the value of the field that says whether to cut texts; None if it is absent.
+        switch: the name and the "no" of that field, for messages.
+        lowest: the lowest length that is offered.
 
     Raises:
-        ApiError: 422 for a length that is not offered, or where texts are not to be cut.
+        ApiError: 422 for a length that is not offered, or that contradicts `cut`.
     """
     if value is None:
         return limits.max_length if cut else None

@@ -1,7 +1,7 @@
-"""`POST /v1/embeddings`: the form of OpenAI and of Jina, whose fields do not contradict each other, with ours beside.
+"""`POST /v1/embeddings`: the fields of OpenAI and of Jina, which do not contradict each other, and our own.
 
 Source of the rules: the published model's prompts (`query` is the default) and the hosted service's description
-(`return_multivector` not with `dimensions`, `late_chunking` for texts only, the names that a field has).
+(`return_multivector` not with `dimensions`, `late_chunking` for texts only, the names of a field).
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,20 @@ from jina_v4_serve.api.request import FIRST, EmbedRequest, Encoding, Item, Limit
 from jina_v4_serve.api.tasks import prompt_of_model, prompt_of_task
 from jina_v4_serve.facts import PROJECTOR_DIM, model_name
 
-_LONGEST = -1  # of truncate_prompt_tokens: as long as the server takes
+_LONGEST = -1  # of truncate_prompt_tokens: the server's limit
 
 
 def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
-    """Settle what a request means on this server.
+    """Make the inner request.
 
     Raises:
-        ApiError: naming the field, what it holds and what is allowed.
+        ApiError: a field is wrong; the message names the field, its value and the allowed values.
     """
     ignored = check_foreign(request, "/v1/embeddings")
     field, value = agreed(request, "task", "task_type")
     task = settle_task(value, request.model, limits, field)
     from_model = prompt_of_model(request.model, task, limits.model_names)
-    found = agreed_prompt(
+    prompt_name = agreed_prompt(
         {
             "prompt_name": request.prompt_name,
             "input_type": INPUT_TYPES.get(request.input_type or ""),
@@ -47,10 +47,10 @@ def settle(request: EmbeddingsBody, limits: Limits) -> EmbedRequest:
             "model": from_model,
         }
     )
-    prompt_name, prefix = text_prompt(found or "query", limits.prompts[task])
+    prompt_name, prefix = text_prompt(prompt_name or "query", limits.prompts[task])
     items, left_out = _items(request, limits)
     if not prefix:
-        check_not_empty(items[:1] if request.late_chunking else items)  # later parts have the joiner before them
+        check_not_empty(items[:1] if request.late_chunking else items)  # later parts follow a joiner
     outputs = _outputs(request)
     encodings = _encodings(request)
     dimensions = _dimensions(request, limits, outputs, encodings)
@@ -85,7 +85,7 @@ def _items(request: EmbeddingsBody, limits: Limits) -> tuple[list[Item], list[st
     if value is not None:
         raise invalid("messages", f"the request has {name} and messages; send one of them")
     if request.modality is not None:
-        raise invalid("modality", "modality says what the strings of input are; messages have types of their own")
+        raise invalid("modality", "modality is for the strings of input; messages have types of their own")
     return read_messages(request.messages, limits.max_items)
 
 
@@ -93,7 +93,7 @@ def _check_late_chunking(request: EmbeddingsBody, items: Sequence[Item], outputs
     if any(item.text is None for item in items):
         raise invalid("late_chunking", "late_chunking is for texts; there is an image or PDF among the items")
     if outputs != {"dense"}:
-        raise invalid("late_chunking", "late_chunking gives dense vectors only")
+        raise invalid("late_chunking", "late_chunking returns dense vectors only")
     if request.max_length is not None or request.truncate_prompt_tokens is not None:
         raise invalid("late_chunking", "late_chunking cuts no text; leave out max_length, or late_chunking")
 
@@ -111,7 +111,7 @@ def _outputs(request: EmbeddingsBody) -> frozenset[Output]:
         return frozenset({"multivector" if request.return_multivector else "dense"})
     outputs = frozenset(request.outputs)
     if not outputs:
-        raise invalid("outputs", "outputs is empty; give dense, multivector or both")
+        raise invalid("outputs", "outputs is empty; choose dense, multivector or both")
     if request.return_multivector is not None and request.return_multivector != ("multivector" in outputs):
         raise invalid("return_multivector", "return_multivector contradicts outputs; send one of them")
     return outputs
@@ -130,7 +130,7 @@ def _encodings(request: EmbeddingsBody) -> list[Encoding]:
         raise invalid(name, f"{name} is empty; choose {', '.join(get_args(Encoding))}")
     encodings: list[Encoding] = list(dict.fromkeys(value or ()))
     dtype = request.output_dtype
-    # base64 is a way to write floats, and what OpenAI's and Voyage's clients ask for unless told otherwise.
+    # base64 is a way to write floats, and the default of OpenAI's and Voyage's clients.
     if dtype is not None and encodings not in ([], [dtype], ["base64"]):
         raise invalid(
             "output_dtype", f"output_dtype={dtype} contradicts {name}={', '.join(encodings)}; send one of them"

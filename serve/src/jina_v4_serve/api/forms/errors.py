@@ -1,6 +1,6 @@
-"""The body of a reply that is an error: OpenAI's clients read `error` in it, Jina's read `detail` and `errors`.
+"""The body of an error reply. OpenAI's clients read `error` in it, Jina's read `detail` and `errors`.
 
-On Cohere's routes it is Cohere's: an id and a message.
+On Cohere's routes the body has Cohere's form: an id and a message.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import orjson
 from jina_v4_serve.api.door import COHERE, COHERE_RERANK
 from jina_v4_serve.api.errors import ApiError, shorten
 
-# OpenAI's names for kinds of errors, by status.
+# OpenAI's types of errors, by status.
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 

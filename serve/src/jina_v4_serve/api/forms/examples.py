@@ -1,4 +1,4 @@
-"""A request of each kind, for the page of the schema. Tests send them all."""
+"""A request of each kind, for /docs. Tests send them all."""
 
 from typing import Any
 

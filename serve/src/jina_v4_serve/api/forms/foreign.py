@@ -1,9 +1,9 @@
-"""Fields of other servers: what would change the vectors there is refused here, unless it asks for what is done anyway.
+"""Fields of other servers. If a field would change vectors there, it is refused, unless its value changes nothing here.
 
 Sources: vLLM's `entrypoints/pooling` (0.32); the API references of text-embeddings-inference, llama.cpp, Ollama,
 SGLang, Cohere, Voyage, Mistral, Gemini, Nomic, Mixedbread, Fireworks, DeepInfra; the hosted service of the model's
 maker, which ignores `normalized`. docs/serve.md lists all of them. Unknown fields are ignored, as by that service, and
-named in a header of the answer.
+listed in a header of the reply.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ class Foreign:
     """A field that this server does not have.
 
     Attributes:
-        advice: what holds here, or what to send instead.
-        same: values that ask for what is done anyway.
+        advice: what this server does, or what to send instead.
+        same: the values that change nothing here.
     """
 
     advice: str
@@ -27,11 +27,11 @@ class Foreign:
 
 
 _UNIT = "dense vectors always have unit length"
-_PREFIX = "the model has two prefixes; send prompt_name, which is query, passage, or none where the texts hold your own"
+_PREFIX = "the model has two prefixes; send prompt_name: query, passage, or none if the texts have your own"
 _INPUT = "send input"
 _ITEM = 'send it as an item of input: {"text": ...}, {"image": ...} or {"pdf": ...}'
 _RANKING = "it is for rankings, at /v1/rerank or /v1/score; send input"
-_CHAT = "texts have their prefix and images the published prompt before them, whatever the template"
+_CHAT = "texts always get their prefix, and images the published prompt"
 
 FOREIGN: Mapping[str, Foreign] = {
     "normalized": Foreign(_UNIT, (True,)),
@@ -60,8 +60,8 @@ FOREIGN: Mapping[str, Foreign] = {
     "dimension": Foreign("send dimensions"),
     "dimensionality": Foreign("send dimensions"),
     "embed_dtype": Foreign("numbers are float32; Accept: application/x-safetensors; dtype=float16", ("float32",)),
-    "endianness": Foreign("base64 is of little-endian numbers", ("little", "native")),
-    "return_logits": Foreign("vectors are all that is returned", (False, [])),
+    "endianness": Foreign("base64 has little-endian numbers", ("little", "native")),
+    "return_logits": Foreign("only vectors are returned", (False, [])),
     "mm_processor_kwargs": Foreign("send max_pixels", ({},)),
     "media_io_kwargs": Foreign("images are read as in the published code", ({},)),
     "options": Foreign("send max_length for num_ctx; the others have no effect on vectors", ({},)),
@@ -79,8 +79,8 @@ FOREIGN: Mapping[str, Foreign] = {
     "documents": Foreign(_RANKING),
 }
 
-# Whatever these hold, the vectors stay the same: the tokenizer adds no special tokens, nothing is cached, and the last
-# message of a chat is the user's or empty, so that there is nothing to continue.
+# The vectors are the same for all values of these: the tokenizer adds no special tokens, nothing is cached, and the
+# last message of a chat is the user's or empty, so there is nothing to continue.
 HARMLESS = frozenset(
     {
         "add_special_tokens",
@@ -99,13 +99,13 @@ HARMLESS = frozenset(
 
 
 def check_foreign(request: Body, route: str) -> list[str]:
-    """Refuse what cannot be ignored of the fields that a form does not have.
+    """Check the fields of a request that its form does not have.
 
     Returns:
         The names of unknown fields, which are ignored.
 
     Raises:
-        ApiError: 422 for a field of /v1/embeddings, or one that would change the vectors elsewhere.
+        ApiError: 422 for a field of /v1/embeddings, or one that would change the vectors of another server.
     """
     sent = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
     for name in sorted(sent.keys() & EmbeddingsBody.model_fields.keys()):

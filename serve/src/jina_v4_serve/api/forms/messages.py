@@ -1,6 +1,6 @@
-"""`messages`, as vLLM's chat embeddings take them: a chat with one user turn, which is a text or an image.
+"""`messages`, as in vLLM's chat embeddings: a chat with one user turn, which is a text or an image.
 
-No chat template of the caller is used. A text gets its prefix and an image the published image prompt, as everywhere.
+The caller's chat template is not used. A text gets its prefix, and an image the published image prompt, as everywhere.
 """
 
 from jina_v4_serve.api.errors import invalid, shorten
@@ -15,13 +15,13 @@ def read_messages(value: object, max_items: int) -> tuple[list[Item], list[str]]
     """Read one chat, or a list of chats.
 
     Returns:
-        An item a chat, and the paths of the instructions that were left out.
+        An item per chat, and the paths of the instructions that were left out.
 
     Raises:
-        ApiError: 422, naming the message.
+        ApiError: 422 with the path of the wrong message.
     """
     if not isinstance(value, list) or not value:
-        raise invalid("messages", "messages is a list of messages, or a list of such lists", value)
+        raise invalid("messages", "messages is a list of messages, or a list of chats", value)
     many = isinstance(value[0], list)
     chats = value if many else [value]
     check_count(chats, "messages", max_items, "chats")
@@ -41,7 +41,7 @@ def _read_chat(chat: object, where: str, left_out: list[str]) -> Item:
         if not isinstance(message, dict):
             raise invalid(path, f'{path} is a message: {{"role": "user", "content": ...}}', message)
         if others := other_names(message, _MESSAGE_HARMLESS):
-            raise invalid(path, f"{path} holds {shorten(', '.join(others))}; a message has role and content")
+            raise invalid(path, f"{path} has {shorten(', '.join(others))}; a message has only role and content")
         role, content = message.get("role"), message.get("content")
         if role in _INSTRUCTIONS:
             left_out.append(path)
@@ -51,7 +51,7 @@ def _read_chat(chat: object, where: str, left_out: list[str]) -> Item:
             message = f"{path}.role={shorten(role)} is not offered; a chat has one user turn"
             raise invalid(f"{path}.role", message, role)
     if len(turns) != 1:
-        raise invalid(where, f"{where} has {len(turns)} user turns; give one, which is a text or an image")
+        raise invalid(where, f"{where} has {len(turns)} user turns; send one, which is a text or an image")
     return turns[0]
 
 

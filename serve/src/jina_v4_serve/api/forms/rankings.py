@@ -1,11 +1,11 @@
-"""Rankings: `POST /v1/rerank`, Jina's form, `/v2/rerank`, Cohere's with the same body, and `/v1/score`, vLLM's.
+"""Rankings: `POST /v1/rerank` (Jina's form), `/v2/rerank` (the same body, Cohere's reply) and `/v1/score` (vLLM's).
 
-Queries get the query prompt and documents the passage prompt; in text-matching both are `Query: `. A model's name that
-ends with `-none` puts nothing before either.
+Queries get the query prompt and documents the passage prompt; in text-matching both are `Query: `. With a model's name
+that ends with `-none` neither gets a prefix.
 
 Sources: Jina's API reference, whose replies hold the documents that are texts; Cohere's API reference and its Python
-client (7.3); vLLM's `entrypoints/pooling/scoring` (0.32), which has Jina's form at both routes of rerank, and in whose
-score one query goes with every document, or each with its own.
+client (7.3); vLLM's `entrypoints/pooling/scoring` (0.32), which has Jina's form at both routes of rerank. Its score has
+one query for all documents, or one query per document.
 """
 
 import time
@@ -27,12 +27,12 @@ from jina_v4_serve.api.tasks import NO_PREFIX, prompt_of_model, prompt_of_task
 from jina_v4_serve.api.vectors import Floats, Vectors
 from jina_v4_serve.facts import model_name
 
-_RANK_FIELDS = "rank_fields"  # of Cohere's first version, for documents that are objects
+_RANK_FIELDS = "rank_fields"  # a field of Cohere's first version, for documents that are objects
 _Items = Annotated[Any, WithJsonSchema(ITEMS)]
 
 
 class RankingBody(Body):
-    """The fields that all forms of rankings have."""
+    """The fields of all rankings."""
 
     model: str | None = Field(None, description="jina-embeddings-v4, optionally with -{task} and then -none.")
     task: str | None = Field(None, description="text-matching, retrieval, code")
@@ -40,9 +40,9 @@ class RankingBody(Body):
         None, description="multivector, the default, is MaxSim; dense is cosine."
     )
     truncate: bool | None = Field(None, description="Cut the tail of a text over the limit instead of refusing it.")
-    max_tokens_per_query: int | None = Field(None, ge=0, description="Cut queries to so many tokens; 0 cuts none.")
-    max_tokens_per_doc: int | None = Field(None, ge=0, description="Cut documents to so many tokens; 0 cuts none.")
-    max_pixels: int | None = Field(None, ge=1, description="Scale images down to so many pixels.")
+    max_tokens_per_query: int | None = Field(None, ge=0, description="Cut queries to this many tokens; 0 cuts none.")
+    max_tokens_per_doc: int | None = Field(None, ge=0, description="Cut documents to this many tokens; 0 cuts none.")
+    max_pixels: int | None = Field(None, ge=1, description="Scale images down to this many pixels.")
     priority: Priority = None
 
 
@@ -53,7 +53,7 @@ class RerankBody(RankingBody):
     documents: Annotated[Any, WithJsonSchema({"type": "array", "items": ITEM, "minItems": 1})] = Field(
         description="Texts and images, mixed."
     )
-    top_n: int | None = Field(None, ge=1, description="Return so many of the best; all if absent.")
+    top_n: int | None = Field(None, ge=1, description="Return this many of the best; all if absent.")
     return_documents: bool | None = Field(
         None, description="Whether each result holds its document. If absent: on /v1/rerank texts do, images do not."
     )
@@ -72,10 +72,10 @@ class ScoreBody(RankingBody):
 
 
 def settle_rerank(request: RerankBody, limits: Limits) -> RankRequest:
-    """Settle what a request of rerank means on this server.
+    """Make the inner request of a rerank body.
 
     Raises:
-        ApiError: naming the field, what it holds and what is allowed.
+        ApiError: a field is wrong; the message names the field, its value and the allowed values.
     """
     if (request.model_extra or {}).get(_RANK_FIELDS) is not None:
         raise invalid(_RANK_FIELDS, f"{_RANK_FIELDS} is not offered here: a document is a text or an image")
@@ -88,10 +88,10 @@ def settle_rerank(request: RerankBody, limits: Limits) -> RankRequest:
 
 
 def settle_score(request: ScoreBody, limits: Limits) -> RankRequest:
-    """Settle what a request of score means on this server.
+    """Make the inner request of a score body.
 
     Raises:
-        ApiError: naming the field, what it holds and what is allowed.
+        ApiError: a field is wrong; the message names the field, its value and the allowed values.
     """
     queries = _any_items(request, limits, "queries", "text_1", "data_1")
     documents = _any_items(request, limits, "documents", "text_2", "data_2", "items")
@@ -102,7 +102,7 @@ def settle_score(request: ScoreBody, limits: Limits) -> RankRequest:
 
 
 def write_rerank(request: RankRequest, vectors: Sequence[Vectors], request_id: str) -> dict[str, Any]:
-    """Return the content of Jina's reply; vectors are those of the queries, then of the documents."""
+    """Return the content of Jina's reply. The vectors are the queries', then the documents'."""
     return {
         "id": request_id,
         "object": "list",
@@ -123,13 +123,13 @@ def write_cohere(request: RankRequest, vectors: Sequence[Vectors], request_id: s
 
 def write_score(request: RankRequest, vectors: Sequence[Vectors], request_id: str) -> dict[str, Any]:
     """Return the content of vLLM's reply."""
-    found = _scores(request, vectors)  # (n_documents,)
+    values = _scores(request, vectors)  # (n_documents,)
     return {
         "id": request_id,
         "object": "list",
         "created": int(time.time()),
         "model": request.documents.model,
-        "data": [{"index": i, "object": "score", "score": score} for i, score in enumerate(found)],
+        "data": [{"index": i, "object": "score", "score": score} for i, score in enumerate(values)],
         "usage": usage(vectors),
     }
 
@@ -144,25 +144,25 @@ def _any_items(request: ScoreBody, limits: Limits, *names: str) -> list[Item]:
 def _settle_sides(
     request: RankingBody, queries: Sequence[Item], documents: Sequence[Item], limits: Limits
 ) -> tuple[EmbedRequest, EmbedRequest]:
-    """Settle what is embedded for a ranking: the queries and the documents."""
+    """Make the two requests of a ranking: for the queries and for the documents."""
     ignored = check_foreign(request, "rankings")
     task = settle_task(request.task, request.model, limits)
-    said = {
+    prompts = {
         "task": prompt_of_task(request.task, task),
         "model": prompt_of_model(request.model, task, limits.model_names),
     }
-    for name, prompt in said.items():
+    for name, prompt in prompts.items():
         if prompt not in (None, NO_PREFIX):
             value = getattr(request, name)
-            message = f"{name}={shorten(value)} names the prompt {prompt}; a ranking uses both prompts: leave it out"
+            message = f"{name}={shorten(value)} has the prompt {prompt}; a ranking uses both prompts: leave it out"
             raise invalid(name, message, value)
     check_max_pixels(request.max_pixels, limits)
     for item in (*queries, *documents):
         if item.pdf is not None:
-            raise invalid(item.path, f"{item.path}: a PDF file is many pages; a ranking has texts and images")
+            raise invalid(item.path, f"{item.path}: a PDF file has many pages; rank texts and images")
 
     def side(items: Sequence[Item], prompt_name: str, field: str, unknown: Sequence[str]) -> EmbedRequest:
-        used, prefix = text_prompt(said["model"] or prompt_name, limits.prompts[task])
+        used, prefix = text_prompt(prompts["model"] or prompt_name, limits.prompts[task])
         if not prefix:
             check_not_empty(items)
         length = getattr(request, field) or None
@@ -189,11 +189,11 @@ def _scores(request: RankRequest, vectors: Sequence[Vectors]) -> Floats:
 
 
 def _results(request: RankRequest, vectors: Sequence[Vectors], *, texts: bool) -> list[dict[str, Any]]:
-    found = _scores(request, vectors)  # (n_documents,)
+    values = _scores(request, vectors)  # (n_documents,)
     results: list[dict[str, Any]] = []
-    for i in order(found, request.top_n):
+    for i in order(values, request.top_n):
         item = request.documents.items[i]
         is_shown = texts if item.text is not None else request.return_documents is True
         document = {"text": item.text} if item.text is not None else {"image": item.image}
-        results.append({"index": i, "relevance_score": found[i], **({"document": document} if is_shown else {})})
+        results.append({"index": i, "relevance_score": values[i], **({"document": document} if is_shown else {})})
     return results

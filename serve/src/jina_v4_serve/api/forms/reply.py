@@ -1,9 +1,8 @@
-"""From vectors to an answer: the JSON of OpenAI and Jina, or one safetensors body; and the headers of every form's.
+"""From vectors to a reply: the JSON of OpenAI and Jina, or a safetensors body; and the headers for all forms.
 
 int8: the numbers of a row in steps of 1/127 of the largest magnitude, as the client's `quantize_int8` makes them; uint8
-is that plus 128. The step is not sent, for every vector has unit length: scaled to that, the codes are the vector.
-Bits: `ubinary` is the bits of v > 0, the first in the highest place of a byte; `binary` is that byte minus 128.
-base64 is of little-endian float32.
+adds 128. JSON has no step: every vector has unit length, so a client scales the codes to that. Bits: `ubinary` has the
+bits of v > 0, the first in the highest bit of a byte; `binary` is that byte minus 128. base64: little-endian float32.
 """
 
 import base64
@@ -23,14 +22,14 @@ SAFETENSORS = "application/x-safetensors"
 PROMPT = "x-jina-v4-prompt"
 WARNING = "x-jina-v4-warning"
 _INT8_MAX = 127  # symmetric: -128 is not used
-_MOST_NAMED = 20  # proxies take headers of a few thousand bytes
+_MOST_NAMED = 20  # proxies allow headers of a few thousand bytes
 _DTYPES = ("float32", "float16")
-_REFUSED = re.compile(r"q=0(\.0*)?")  # of a media range: not this one
+_REFUSED = re.compile(r"q=0(\.0*)?")  # the client does not accept this media range
 _PLAIN_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 
 
 def safetensors_dtype(request: EmbedRequest, accept: str) -> str | None:
-    """Return the dtype of the safetensors body that an Accept header asks for; None where it asks for JSON.
+    """Return the dtype of the safetensors body that an Accept header requests; None for JSON.
 
     Raises:
         ApiError: 406 for a dtype that is not offered, 422 for several encodings in a safetensors body.
@@ -53,8 +52,8 @@ def write(request: EmbedRequest, items: Sequence[Vectors], _: str) -> dict[str, 
     """Return the content of the JSON reply of `POST /v1/embeddings`.
 
     Args:
-        request: that is answered.
-        items: what each prompt gave; of a late-chunked request one prompt with a dense row a part.
+        request: the answered request.
+        items: the vectors of each prompt; a late-chunked request has one prompt, with a dense row per part.
     """
     data: list[dict[str, Any]] = []
     has_pages = _has_pages(items)
@@ -74,26 +73,26 @@ def write(request: EmbedRequest, items: Sequence[Vectors], _: str) -> dict[str, 
 
 
 def usage(items: Sequence[Vectors]) -> dict[str, int]:
-    """Return what a reply says of its tokens."""
+    """Return the `usage` of a reply."""
     n_tokens = sum(vectors.n_tokens for vectors in items)
     return {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
 
 
 def as_safetensors(request: EmbedRequest, items: Sequence[Vectors], dtype: str) -> bytes:
-    """Write an answer as one safetensors body.
+    """Write a reply as one safetensors body.
 
     Args:
-        request: that is answered.
+        request: the answered request.
         items: as in `write`.
-        dtype: float32 or float16, of vectors in floats.
+        dtype: float32 or float16, for vectors in floats.
 
     Returns:
-        Tensors `dense` (n_items, dimensions), and `multivector` (n_rows, 128) with `offsets` (n_items + 1,) int64: item
-        i has the rows offsets[i] to offsets[i + 1]. As int8 or uint8 they come with the step of each row, float32, in
-        `dense_scales` (n_items,) and `multivector_scales` (n_rows,); as bits they have an eighth of the columns. Where
-        the request holds PDF files, each of their pages is an item of these, and `items`, `pages` and `n_pages`
-        (n_items,) int64 say where it comes from: its place in the request, its page from 1, and how many pages its file
-        has; the last two are 0 for texts and images. The header's metadata hold model, prompt_tokens and total_tokens.
+        The tensors `dense` (n_items, dimensions), and `multivector` (n_rows, 128) with `offsets` (n_items + 1,) int64:
+        item i has the rows offsets[i] to offsets[i + 1]. For int8 and uint8, `dense_scales` (n_items,) and
+        `multivector_scales` (n_rows,) have the step of each row in float32. Bits have an eighth of the columns. If the
+        request has PDF files, each page is an item here; `items`, `pages` and `n_pages` (n_items,) int64 are then the
+        index in the request, the page from 1, and the pages of the file. The last two are 0 for texts and images. The
+        metadata in the header are model, prompt_tokens and total_tokens.
     """
     tensors: dict[str, NDArray[Any]] = {}
     if "dense" in request.outputs:
@@ -118,29 +117,29 @@ def _has_pages(items: Sequence[Vectors]) -> bool:
 
 
 def _place(origin: Origin) -> dict[str, int]:
-    """Say of an entry which item of the request it is of, and which page."""
+    """Return the fields of an entry for its item in the request, and its page."""
     page = {} if origin.page is None else {"page": origin.page, "n_pages": origin.n_pages or 0}
     return {"item": origin.item, **page}
 
 
 def headers(clipped: Sequence[str], *requests: EmbedRequest) -> dict[str, str]:
-    """Return the headers of an answer: the prompts that were used, and what a caller may not expect, if anything.
+    """Return the headers of a reply: the prompts that were used, and warnings if there are any.
 
     Args:
-        clipped: images of more than 8 bits a pixel, as paths in any order.
-        requests: that are answered together.
+        clipped: the paths of images with more than 8 bits per pixel, in any order.
+        requests: the parts of the answered request.
     """
     used = dict.fromkeys(name for request in requests for name in request.prompts_used)
     parts = []
     if clipped:
         in_order = sorted(clipped, key=lambda path: (len(path), path))
-        parts.append(f"more than 8 bits a pixel, values over 255 read as 255: {_named(in_order)}")
+        parts.append(f"more than 8 bits per pixel, values over 255 read as 255: {_named(in_order)}")
     for request in requests:
         if prefixed := request.prefixed:
             prefix = request.prefix.rstrip()
-            parts.append(f"texts that began with '{prefix}' before it was put there: {_named(prefixed)}")
+            parts.append(f"texts that already began with '{prefix}', which was added again: {_named(prefixed)}")
         if request.left_out:
-            parts.append(f"instructions left out, for the model's prompt has none: {_named(request.left_out)}")
+            parts.append(f"instructions left out, as the model's prompt has none: {_named(request.left_out)}")
         if request.ignored:
             parts.append(f"unknown fields ignored: {_named(request.ignored)}")
     return {PROMPT: ", ".join(used)} | ({WARNING: "; ".join(parts)} if parts else {})
@@ -162,7 +161,7 @@ def encode(row: Floats, encoding: Encoding) -> Any:
 
 
 def _codes(rows: Floats, encoding: Encoding) -> tuple[NDArray[Any], Floats | None]:
-    """Return the codes of rows (n, dimensions), and of int8 and uint8 the steps (n,) float32."""
+    """Return the codes of rows (n, dimensions), and for int8 and uint8 the steps (n,) float32."""
     if encoding in ("int8", "uint8"):
         steps = np.abs(rows).max(axis=1) / np.float32(_INT8_MAX)  # (n,)
         codes = np.rint(rows / np.where(steps > 0, steps, np.float32(1))[:, None]).astype(np.int16)  # (n, dimensions)
@@ -179,6 +178,6 @@ def _tensors(name: str, rows: Floats, encoding: Encoding, dtype: str) -> dict[st
 
 
 def _encode(request: EmbedRequest, row: Floats) -> Any:
-    if len(request.encodings) > 1:  # each by its name
+    if len(request.encodings) > 1:  # a dict by encoding
         return {encoding: encode(row, encoding) for encoding in request.encodings}
     return encode(row, request.encodings[0])

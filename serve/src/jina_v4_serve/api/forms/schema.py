@@ -1,6 +1,6 @@
-"""How bodies are parsed, and the one of `POST /v1/embeddings`: OpenAI's fields, Jina's, and ours.
+"""Parses bodies, and defines the fields of `POST /v1/embeddings`: OpenAI's, Jina's, and ours.
 
-What becomes of other fields is decided in `foreign`. A field that is null is a field that is absent.
+`foreign` decides about other fields. A field that is null counts as absent.
 """
 
 import json
@@ -21,7 +21,7 @@ IMAGE = {
 PDF = {
     "type": "string",
     "contentMediaType": "application/pdf",
-    "description": "http(s) URL, data URI or base64 of a file. Each page returns a vector.",
+    "description": "http(s) URL, data URI or base64 of a file. Each page gets its own vectors.",
 }
 PAGES = {
     "type": "string",
@@ -31,7 +31,7 @@ PAGES = {
 
 
 def describe(**properties: object) -> dict[str, Any]:
-    """Return the schema of an object that has all of these properties."""
+    """Return the schema of an object with these properties, all of which are required."""
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
@@ -61,7 +61,7 @@ def _one_or_many(value: object) -> object:
 
 
 Member = TypeVar("Member")
-# One error is all that is read of it, and pydantic would make one of every member: 24 s for a list of 8 MB.
+# Only the first error is used. Without fail_fast pydantic makes an error per member: 24 s for a list of 8 MB.
 ListOf = Annotated[list[Member], Field(fail_fast=True)]
 Encodings = Annotated[
     ListOf[Encoding] | None, BeforeValidator(_one_or_many, json_schema_input_type=Encoding | list[Encoding] | None)
@@ -72,19 +72,19 @@ def _as_boolean(value: object) -> object:
     return {"END": True, "NONE": False}.get(value, value) if isinstance(value, str) else value
 
 
-# NVIDIA's NIM and the programs that speak it write true and false as the words of Cohere's form.
+# NVIDIA's NIM and its clients write END and NONE for true and false, as in Cohere's form.
 Truncate = Annotated[
     bool | None,
     BeforeValidator(_as_boolean, json_schema_input_type=bool | Literal["END", "NONE"] | None),
 ]
 
 Priority = Annotated[
-    int | None, Field(ge=FIRST, le=LAST, description="What waits is computed from 0, also if absent, to 999.")
+    int | None, Field(ge=FIRST, le=LAST, description="0 (the default) to 999; lower ones are computed first.")
 ]
 
 
 class Body(BaseModel):
-    """What the fields of every form have in common."""
+    """The base of the fields of all forms."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -111,7 +111,7 @@ class EmbeddingsBody(Body):
     )
     task_type: str | None = Field(None, description="Another name of task.")
     prompt_name: Literal["query", "passage", "none"] | None = Field(
-        None, description="The prefix of texts; query if absent. none: texts as they are."
+        None, description="The prefix of texts; query if absent. none adds no prefix."
     )
     input_type: Literal["query", "passage", "document", "search_query", "search_document"] | None = Field(
         None, description="Other words for prompt_name."
@@ -127,7 +127,7 @@ class EmbeddingsBody(Body):
     encoding_type: Encodings = Field(None, description="Another name of embedding_type.")
     embedding_types: Encodings = Field(None, description="Another name of embedding_type.")
     output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] | None = Field(
-        None, description="Another name of embedding_type, of one value."
+        None, description="Another name of embedding_type, for one value."
     )
     outputs: ListOf[Output] | None = Field(None, description="dense, multivector or both, from one pass.")
     return_multivector: bool | None = Field(None, description='The same as outputs=["multivector"].')
@@ -135,21 +135,21 @@ class EmbeddingsBody(Body):
         None,
         ge=1,
         le=64,
-        description="So many rows of a multi-vector become one, on average; for documents, not for queries.",
+        description="How many rows of a multi-vector become one, on average; for documents, not for queries.",
     )
     late_chunking: bool | None = Field(None, description="Embed the texts as parts of one text, each its own vector.")
     truncate: Truncate = Field(
         None, description="Cut the tail of a text over the limit instead of refusing it. END is true, NONE is false."
     )
     truncation: Truncate = Field(None, description="Another name of truncate.")
-    max_length: int | None = Field(None, ge=1, description="Cut texts to so many tokens, prefix included.")
+    max_length: int | None = Field(None, ge=1, description="Cut texts to this many tokens, prefix included.")
     truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, description="vLLM's name of max_length; -1 is the longest that this server takes."
+        None, ge=-1, description="vLLM's name of max_length; -1 is the server's limit."
     )
     modality: Literal["text", "image"] | None = Field(
-        None, description="infinity's: what bare strings are. If absent, a text, or an image that begins like one."
+        None, description="infinity's: the kind of bare strings. If absent, a text, or an image if it begins like one."
     )
-    max_pixels: int | None = Field(None, ge=1, description="Scale images down to so many pixels.")
+    max_pixels: int | None = Field(None, ge=1, description="Scale images down to this many pixels.")
     priority: Priority = None
 
 
@@ -157,7 +157,7 @@ def parse(body: bytes, form: type[Fields]) -> Fields:
     """Read the fields of a request body.
 
     Raises:
-        ApiError: 400 when it is no JSON, 422 for the first field that holds what is not offered.
+        ApiError: 400 if the body is not JSON, 422 for the first field with a wrong value.
     """
     try:
         return form.model_validate_json(body)
@@ -178,10 +178,10 @@ def parse(body: bytes, form: type[Fields]) -> Fields:
 
 
 def _path_of_broken_text(body: bytes) -> str | None:
-    """Find the text with half a character in it, by which a body is not JSON.
+    """Find the text that has a lone surrogate or bytes that are not UTF-8.
 
     Returns:
-        Its path, such as `input[3].text`; empty for the name of a field; None where every text is whole.
+        Its path, such as `input[3].text`; "" for the name of a field; None if there is no such text.
     """
     try:
         content = json.loads(body.decode("utf-8", "surrogateescape"))
@@ -206,5 +206,5 @@ def _broken_texts(value: object, path: str) -> Iterator[str]:
 
 
 def _plain(message: str) -> str:
-    """Take pydantic's way of naming itself out of its message."""
+    """Remove pydantic's prefix from its message."""
     return re.sub(r"^(Invalid JSON|Value error|Input): ?", "", message)
