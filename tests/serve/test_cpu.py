@@ -40,7 +40,7 @@ def test_the_memory_of_a_container_counts(limit: str | None, n_gib: int, tmp_pat
     assert cpu.memory_bytes() == n_gib * 2**30
 
 
-def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cpu.threads(1) == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2"}
     assert cpu.threads(3)["OMP_NUM_THREADS"] == "2"
     assert cpu.threads(3)["OMP_WAIT_POLICY"] == "passive", "a thread that waits must not keep a core from the others"
@@ -49,6 +49,8 @@ def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyP
     assert cpu.threads(3)["OMP_NUM_THREADS"] == "10"
     assert cpu.threads(1) == {}, "on a large machine vLLM binds its threads itself"
     assert executor_option(1, ()) == ()
+    (tmp_path / "_CPU_MAX").write_text("1600000 100000\n")
+    assert cpu.threads(1)["OMP_NUM_THREADS"] == "16", "vLLM would use all 32 cores in a container that may use 16"
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"])

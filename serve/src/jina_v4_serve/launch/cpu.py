@@ -45,7 +45,9 @@ def threads(n_servers: int) -> dict[str, str]:
     if "VLLM_CPU_OMP_THREADS_BIND" in os.environ or "OMP_NUM_THREADS" in os.environ:
         return {}
     if n_cores() > MAX_CORES:
-        return {} if n_servers == 1 else _unbound(n_cores() // n_servers)
+        # vLLM binds threads to all cores that it sees, also beyond the limit of its container.
+        is_limited = n_cores() < len(os.sched_getaffinity(0))
+        return _unbound(n_cores() // n_servers) if is_limited or n_servers > 1 else {}
     # Each server may use all cores, as often only one of them has work. Waiting threads must not block the others then.
     wait_policy = {} if n_servers == 1 else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
     return {**_unbound(n_cores()), **wait_policy}
