@@ -7,7 +7,8 @@ hashed, as 7.5 GB would take longer than the start: `jina-v4-merge verify` and t
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,19 @@ class Prompts:
     image: str
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raise a CheckpointError for a folder or file that this user may not read, or that the disk fails to return."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename} cannot be read: {error.strerror}. This user must be allowed to read the checkpoint, and "
+            "to enter the folders above it"
+        ) from error
+
+
+@readable()
 def read_checkpoint(folder: Path, task: str) -> Checkpoint:
     """Check a folder against its manifest.
 
@@ -111,7 +125,7 @@ def read_checkpoint(folder: Path, task: str) -> Checkpoint:
         weight_bytes=weight_bytes,
         n_layers=int(text_config["num_hidden_layers"]),
         kv_values=_kv_values(text_config),
-        random_weights="standin" in manifest.get("sources", {}).get("base", {}),
+        random_weights="standin" in ((manifest.get("sources") or {}).get("base") or {}),
         quantized=quantized,
         quantized_bytes=quantized_bytes,
     )

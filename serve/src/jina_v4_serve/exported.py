@@ -21,6 +21,7 @@ from jina_v4_serve.checkpoint import (
     read_json,
     read_manifest,
     read_shapes,
+    readable,
 )
 from jina_v4_serve.errors import CheckpointError, OptionError
 from jina_v4_serve.facts import TASKS
@@ -57,6 +58,7 @@ class Adapter:
     has_patterns: bool
 
 
+@readable()
 def read_adapters(checkpoint: Checkpoint) -> dict[str, Adapter]:
     """Check the adapters of an exported base; return them by task. A merged checkpoint has none.
 
