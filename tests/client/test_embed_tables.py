@@ -218,6 +218,17 @@ def test_a_table_in_utf_16_is_refused_with_the_mend(name: str, encoding: str, em
     place = "the standard input" if name == "-" else name
     assert ran.line.startswith(f"error: {place}, line 1: it begins like UTF-16 or UTF-32, not like UTF-8; convert")
     assert "iconv -f UTF-16 -t UTF-8" in ran.line
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "txt", "csv"])
+def test_a_wrong_encoding_is_found_before_the_inputs_ahead_of_it_are_embedded(
+    ending: str, embed: Embed, server: Any, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "good.jsonl", [{"text": f"text {i}"} for i in range(100)])
+    (tmp_path / f"bad.{ending}").write_text('{"text": "a"}\n', encoding="utf-16")
+    ran = embed("good.jsonl", f"bad.{ending}", "out.parquet")
+    assert (ran.code, server.paths(), (tmp_path / "out.parquet.partial").exists()) == (2, [], False)
+
     assert server.bodies("/v1/embeddings") == []
 
 

@@ -27,6 +27,7 @@ from jina_v4_client.embed.errors import RowError, UsageError
 
 STDIN = "-"
 _BLOCK_BYTES = 2**20
+_HEAD_BYTES = 4  # of the first line, which show UTF-16 and UTF-32
 _PARQUET_ROWS = 1024  # decoded at a time
 # Characters. No text or image is longer, and a quote that is not closed must not take all memory.
 _MAX_CELL = 2**27
@@ -102,9 +103,19 @@ def _read_content(text: Any, image: Any, columns: Columns, folder: Path) -> Cont
 
 
 class _Lines:
-    """A file with a row a line; the id is the number of the line. Empty lines are no rows."""
+    """A file with a row a line; the id is the number of the line. Empty lines are no rows.
+
+    Raises:
+        UsageError: it is UTF-16 or UTF-32.
+    """
 
     path: str
+
+    def __post_init__(self) -> None:
+        """Check the encoding."""
+        if self.path != STDIN:
+            with _opened(self.path) as file:
+                _check_encoding(self.path, file.readline(_HEAD_BYTES))
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order."""
@@ -327,7 +338,7 @@ def _check_columns(path: str, columns: Columns, names: list[str]) -> None:
 
 def _check_encoding(path: str, head: bytes) -> None:
     """Refuse a file in UTF-16 or UTF-32, of which no line is UTF-8."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or b"\0" in head[:4]:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or b"\0" in head[:_HEAD_BYTES]:
         raise UsageError(
             f"{_name(path)}, line 1: it begins like UTF-16 or UTF-32, not like UTF-8; convert the file, as with: "
             "iconv -f UTF-16 -t UTF-8"
