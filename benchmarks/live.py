@@ -6,11 +6,10 @@ comes from a closed loop of clients that always have the next request in flight,
 
 - alone: queries, no corpus;
 - same: both, all of priority 0, which is how a server without priorities works;
-- last: both, the corpus of priority 999;
-- corpus: the corpus alone, for what it loses to the queries.
+- last: both, the corpus of priority 999.
 
 Goals: with `last`, p99 at most one scheduling step above `alone`, and the corpus within 10 % of `same`. A step is its
-most tokens at the rate of the corpus alone. A query that comes while a step runs waits for it, and is computed in the
+most tokens at the corpus's rate of `same`. A query that comes while a step runs waits for it, and is computed in the
 next one, without the corpus.
 
     .venv/bin/python benchmarks/live.py --checkpoint DIR/jina-embeddings-v4-retrieval
@@ -22,6 +21,7 @@ import json
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,17 +38,15 @@ from jina_v4_serve.launch.cpu import MAX_TOKENS_A_STEP
 QUERY_TOKENS, N_QUERIES = 16, 64
 LAST = 999
 REFUSED_S = 0.5  # until a corpus client tries again
-PRIORITIES: Mapping[str, int | None] = {"alone": None, "same": 0, "last": LAST, "corpus": LAST}
+PRIORITIES: Mapping[str, int | None] = {"alone": None, "same": 0, "last": LAST}
 
 
 class Corpus:
     """Clients that always have the next request in flight."""
 
-    def __init__(self, load: Load, n_clients: int, request_tokens: int) -> None:
+    def __init__(self, load: Load, n_clients: int) -> None:
         self._load = load
         self._n_clients = n_clients
-        self._request_tokens = request_tokens
-        self.n_tokens = 0  # of the requests that were answered
         self.n_refused = 0
 
     @asynccontextmanager
@@ -57,7 +55,7 @@ class Corpus:
         clients = [asyncio.create_task(self._client()) for _ in range(self._n_clients)]
         try:
             await asyncio.sleep(WARM_UP_S)
-            self.n_tokens = self.n_refused = 0
+            self.n_refused = 0
             yield
         finally:
             for client in clients:
@@ -67,12 +65,10 @@ class Corpus:
     async def _client(self) -> None:
         while True:
             status = await self._load.send()
-            if status == "200":
-                self.n_tokens += self._request_tokens
-            elif status == "429":
+            if status == "429":
                 self.n_refused += 1
                 await asyncio.sleep(REFUSED_S)
-            else:
+            elif status != "200":
                 raise RuntimeError(f"a request of the corpus got {status}")
 
 
@@ -82,13 +78,18 @@ def corpus_lengths(tokens: int, n_texts: int, longest: int, mixed: int) -> Itera
         yield longest if longest and i % (mixed + 1) == mixed else tokens
 
 
+async def count_tokens(client: httpx2.AsyncClient, url: str) -> float:
+    """Return how many tokens the engine has computed: by text, so more finely than by request."""
+    lines = (await client.get(f"{url}/metrics")).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prompt_tokens_total"))
+
+
 async def measure(url: str, checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Measure all kinds in turn."""
     queries = make_texts(checkpoint, [QUERY_TOKENS] * N_QUERIES)
     lengths = list(corpus_lengths(options.corpus, 16 * options.batch, options.long, options.mixed))
     texts = make_texts(checkpoint, lengths, seed=1)
-    request_tokens = sum(lengths) // (len(lengths) // options.batch)
-    latencies: dict[str, list[float]] = {kind: [] for kind in PRIORITIES if kind != "corpus"}
+    latencies: dict[str, list[float]] = {kind: [] for kind in PRIORITIES}
     rates: dict[str, list[float]] = {kind: [] for kind in PRIORITIES if kind != "alone"}
     n_failed, n_refused = dict.fromkeys(PRIORITIES, 0), dict.fromkeys(PRIORITIES, 0)
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
@@ -103,23 +104,20 @@ async def measure(url: str, checkpoint: Path, options: argparse.Namespace) -> di
                     step = await live.opened(arrivals, float("inf"))
                 else:
                     load = Load(client, url, texts, options.batch, priority=priority)
-                    corpus = Corpus(load, options.clients, request_tokens)
+                    corpus = Corpus(load, options.clients)
                     async with corpus.running():
-                        begin = asyncio.get_running_loop().time()
-                        if kind == "corpus":
-                            await asyncio.sleep(options.seconds)
-                        else:
-                            step = await live.opened(arrivals, float("inf"))
-                        rates[kind].append(corpus.n_tokens / (asyncio.get_running_loop().time() - begin))
+                        begin, n_tokens = time.perf_counter(), await count_tokens(client, url)
+                        step = await live.opened(arrivals, float("inf"))
+                        n_tokens = await count_tokens(client, url) - n_tokens
+                        rates[kind].append(n_tokens / (time.perf_counter() - begin))
                         n_refused[kind] += corpus.n_refused
-                if kind != "corpus":
-                    latencies[kind] += step["latencies_ms"]
-                    n_failed[kind] += step["n_failed"]
+                latencies[kind] += step["latencies_ms"]
+                n_failed[kind] += step["n_failed"]
     return {
         kind: {
-            "n_queries": len(latencies.get(kind, ())),
+            "n_queries": len(latencies[kind]),
             "n_failed": n_failed[kind],
-            **{f"p{p}_ms": percentile(sorted(latencies.get(kind, ())), p) for p in (50, 99)},
+            **{f"p{p}_ms": percentile(sorted(latencies[kind]), p) for p in (50, 99)},
             "corpus_tokens_per_s": statistics.median(rates[kind]) if kind in rates else None,
             "n_corpus_refused": n_refused[kind],
         }
@@ -160,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = surroundings(PACKAGES)
     with tempfile.TemporaryDirectory() as folder, serving(options.checkpoint, Path(folder) / "log") as (url, _):
         results = asyncio.run(measure(url, options.checkpoint, options))
-    step_ms = 1000 * options.step / results["corpus"]["corpus_tokens_per_s"]
+    step_ms = 1000 * options.step / results["same"]["corpus_tokens_per_s"]
     show(results, step_ms)
     measured = {
         "benchmark": "live",
