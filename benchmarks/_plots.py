@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 OURS, ENGINE, OTHER, BOUND, INK = "#0072B2", "#8CC6EA", "#B8B8B8", "#D55E00", "#333333"
+CEILING_COLOURS = ("#0072B2", "#3E97CC", "#8CC6EA", "#5A3A22", "#8C5A33", "#C08A5A", "#E0BE9A", "#D0D0D0")
 COLOURS = {"served": OURS, "in_process": ENGINE}
 DPI = 150
 MAX_PANELS = 12  # more are put together: of each size and output the best way of sending
@@ -103,9 +104,55 @@ def plot_soak(measured: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_ceiling(measured: Mapping[str, Any], path: Path) -> None:
+    """Draw where the CPU time of an item goes without a model: a bar a case, in shares of its whole.
+
+    Args:
+        measured: JSON of ceiling.py.
+        path: of the PNG.
+    """
+    results = measured["results"]
+    what = "by process and stage; the whole, in ms of a core, is at the end of each bar"
+    figure, (axes,) = _figure(
+        1, (9.0, 0.9 + 0.42 * len(results)), "CPU time of an item without the model", f"{_subtitle(measured)}\n{what}"
+    )
+    names = []
+    for place, result in enumerate(results):
+        parts = _ceiling_parts(result)
+        whole_ms, start = sum(parts.values()), 0.0
+        for (name, ms), colour in zip(parts.items(), CEILING_COLOURS, strict=True):
+            share = ms / whole_ms
+            axes.barh(place, share, left=start, height=0.72, color=colour, label=None if place else name)
+            start += share
+        axes.text(1.01, place, f"{whole_ms:.3g}", va="center", fontsize=8, color=INK)
+        item = "page" if result["size"] == "page" else f"text of {result['size']} tokens"
+        names.append(f"{item}, {result['items_per_request']} a request")
+    axes.set_yticks(range(len(results)), names)
+    axes.set_ylim(len(results) - 0.4, -0.6)  # the first at the top
+    axes.set_xlim(0, 1.06)
+    axes.set_xticks([])
+    axes.tick_params(left=False, labelsize=8, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=7.5, frameon=False)
+    _save(figure, path)
+
+
+def _ceiling_parts(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the CPU time of an item by part, in ms: of the API process, then of the engine's."""
+    stages, engine = result["api_stages_ms_per_item"], result["engine_stages_cpu_ms_per_item"]
+    own = {"tokens, images": stages["preprocessing"], "JSON, vectors": stages["body"] + stages["serialising"]}
+    rest = max(0.0, result["api_cpu_ms_per_item"] - sum(own.values()))
+    return {
+        "API: HTTP, queues": rest,
+        **{f"API: {name}": ms for name, ms in own.items()},
+        **{f"engine: {name}": ms for name, ms in engine.items()},
+    }
+
+
 PLOTS: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
     "throughput": plot_throughput,
     "goodput": plot_goodput,
+    "ceiling": plot_ceiling,
     "soak": plot_soak,
 }
 
