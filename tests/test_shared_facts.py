@@ -25,6 +25,7 @@ from jina_v4_serve.api import images as serve_images
 from jina_v4_serve.api import pdf_render as serve_pdf
 from jina_v4_serve.api.forms import items as serve_items
 from jina_v4_serve.settings import Settings
+from tokenizers import Tokenizer
 from typer.main import get_command
 
 PROJECTS = ("client", "merge", "serve")
@@ -49,9 +50,12 @@ def test_prefixes(task: client_facts.Task) -> None:
 
 
 def test_the_image_prompt(folded: Callable[[str], Path]) -> None:
-    assert f"{client_facts.IMAGE_HEAD}<|image_pad|>{client_facts.IMAGE_TAIL}" == merge_facts.IMAGE_PROMPT
-    manifest = json.loads((folded("float32") / "jina-embeddings-v4-code" / "manifest.json").read_text())
+    checkpoint = folded("float32") / "jina-embeddings-v4-code"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert manifest["image_prompt"] == merge_facts.IMAGE_PROMPT
+    tokens = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(merge_facts.IMAGE_PROMPT).tokens
+    before, after = client_facts.IMAGE_FRAME
+    assert tokens[before : len(tokens) - after] == ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
 
 
 def test_the_special_tokens(folded: Callable[[str], Path]) -> None:

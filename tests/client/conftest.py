@@ -193,15 +193,8 @@ class FakeServer:
             content = b"".join(array.tobytes() for array in arrays)
             return Answer(content, headers={"metadata": json.dumps(metadata)})
 
-        def tokenize(seen: Seen) -> Answer:
-            n_tokens = {"<|im_start|>": HEAD + 1, "<|vision_end|>": TAIL + 1}
-            return self.json_answer(
-                {"count": next(n for mark, n in n_tokens.items() if seen.body["prompt"].startswith(mark))}
-            )
-
         self.routes["/v1/models"] = lambda _: self.json_answer({"object": "list", "data": [card]})
         self.routes["/pooling"] = pool
-        self.routes["/tokenize"] = tokenize
 
     @staticmethod
     def answer(content: bytes, status: int = 200, announced: int | None = None, **headers: str) -> Answer:

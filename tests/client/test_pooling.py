@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from jina_v4_client import BadReplyError, WrongServerError
 from jina_v4_client._stock import check_rows, normalise_rows, pool, vision_span
 
-FRAME = (3, 6)  # tokens around the vision span
-
 
 def rows_of(n_tokens: int, hidden: int = 256, seed: int = 0) -> np.ndarray:
     return (10 * np.random.default_rng(seed).standard_normal((n_tokens, hidden))).astype(np.float32)
@@ -45,7 +43,7 @@ def test_an_image_is_the_mean_of_its_vision_span_with_both_ends(
     n_image_tokens: int, dim: int | None, seed: int
 ) -> None:
     rows = rows_of(3 + 1 + n_image_tokens + 1 + 6, seed=seed)
-    vector = pool(vision_span(rows, FRAME, n_image_tokens), dim)
+    vector = pool(vision_span(rows, n_image_tokens), dim)
     assert (vector.dtype, vector.shape) == (np.float32, (dim or 256,))
     np.testing.assert_allclose(vector, looped(rows, 3, 3 + n_image_tokens + 1, dim or 256), atol=1e-7, rtol=0)
 
@@ -58,7 +56,7 @@ def test_long_sums_keep_their_digits() -> None:
 @pytest.mark.parametrize("surplus", [-1, 1, 20])
 def test_an_image_prompt_of_another_length_is_refused(surplus: int) -> None:
     with pytest.raises(WrongServerError, match=f"made {21 + surplus} tokens of an image where .* makes 21"):
-        vision_span(rows_of(21 + surplus), FRAME, 10)
+        vision_span(rows_of(21 + surplus), 10)
 
 
 def test_more_dimensions_than_the_model_has_are_refused() -> None:

@@ -270,20 +270,14 @@ def test_a_stock_server_is_asked_for_hidden_states_and_pooled_here(server: Any, 
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-7)
 
 
-def test_a_stock_server_gets_one_image_a_request_and_its_frame_is_asked_for_once(
+def test_a_stock_server_gets_one_image_a_request_and_its_vision_span_is_pooled(
     server: Any, client: EmbeddingsClient
 ) -> None:
     rows = server.image_rows(N_PICTURE_TOKENS)
     server.play_stock(rows_of=lambda _: rows)
     vectors = client.encode_image([PICTURE, PICTURE], max_pixels=50000)
     client.encode_image(PICTURE)
-    assert server.paths() == ["/v1/models", "/tokenize", "/tokenize", "/pooling", "/pooling", "/pooling"]
-    asked = server.bodies("/tokenize")  # the two at once, in either order
-    assert sorted(body.pop("prompt") for body in asked) == [
-        "<|im_start|>user\n<|vision_start|>",
-        "<|vision_end|>Describe the image.<|im_end|>\n",
-    ]
-    assert asked == [{"model": "jina-embeddings-v4-retrieval", "add_special_tokens": False}] * 2
+    assert server.paths() == ["/v1/models", "/pooling", "/pooling", "/pooling"]
     body = server.bodies("/pooling")[0]
     assert body["messages"][0]["role"] == "user"
     assert body["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 50000}
@@ -347,13 +341,6 @@ def test_a_stock_server_without_token_pooling_is_told_how_to_start(server: Any, 
     del server.routes["/pooling"]
     with pytest.raises(ServerRefusedError, match=r'must be started with .*"task":"token_embed"'):
         client.encode_text("a")
-
-
-def test_a_tokenizer_that_does_not_count_is_refused(server: Any, client: EmbeddingsClient) -> None:
-    server.play_stock()
-    server.routes["/tokenize"] = lambda _: server.json_answer({"tokens": [1, 2]})
-    with pytest.raises(BadReplyError, match="does not count tokens"):
-        client.encode_image(PICTURE)
 
 
 # --- replaced while the client lives ---

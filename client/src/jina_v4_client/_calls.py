@@ -24,6 +24,7 @@ from jina_v4_client._images import (
     read_source,
 )
 from jina_v4_client._model import (
+    IMAGE_FRAME,
     MAX_LENGTH,
     MAX_PIXELS,
     MIN_PIXELS,
@@ -46,7 +47,7 @@ FIRST, LAST = 0, 999  # priorities: the lower is computed first
 SENTENCES_MAX_LENGTH = 8192  # tokens, in the published sentence-transformers code
 MAX_BYTES = 32 * 2**20  # of a request: half of the largest body that our server accepts
 _BYTES_PER_TOKEN = 4  # of text: our server uses the same rule to estimate whether a request fits its budget
-_IMAGE_PROMPT_TOKENS = 11  # around an image's own
+_IMAGE_PROMPT_TOKENS = sum(IMAGE_FRAME) + 2  # around an image's own
 _A4 = (1191, 1684)  # pixels, as a server renders a page
 _PUBLISHED = "Invalid {name}: {value}. Must be one of {allowed}."
 _REVISION = re.compile(r"[0-9a-f]{16}-[a-z0-9_+]+-[0-9]+")

@@ -16,9 +16,9 @@ TRUNCATE_DIMS: Final = (128, 256, 512, 1024, 2048)
 MULTIVECTOR_DIM: Final = 128  # of each row
 MAX_LENGTH: Final = 32768  # tokens, prefix included
 
-# The whole image prompt is IMAGE_HEAD, one pad a 28 x 28 patch, IMAGE_TAIL.
-IMAGE_HEAD: Final = "<|im_start|>user\n<|vision_start|>"
-IMAGE_TAIL: Final = "<|vision_end|>Describe the image.<|im_end|>\n"
+# Tokens of the image prompt before <|vision_start|>, "<|im_start|>user\n", and after <|vision_end|>, "Describe the
+# image.<|im_end|>\n".
+IMAGE_FRAME: Final = (3, 6)
 
 # The special tokens: any of them inside a text is parsed as one by a stock vLLM and changes what is embedded.
 SPECIAL_TOKENS: Final = (

@@ -216,9 +216,6 @@ class _Embedding:
             stock.check_projector(server, self._core.projector)
         for place, error in refused.items():
             self._give_up([place], error)
-        if server.frame is None and any(not batch.is_text for batch in self._left()):
-            server = await stock.with_frame(server, send)
-            known.servers = {server.task: server}  # a stock server has one task
         return server
 
     async def _send_all(self, server: Server) -> None:

@@ -65,7 +65,6 @@ class Server:
     task: Task
     pools: bool  # it returns pooled vectors (our server), not hidden states (a stock vLLM)
     revision: str | None = None  # of what decides about the vectors, if the server names one
-    frame: tuple[int, int] | None = None  # tokens of a stock server's image prompt around vision_start to vision_end
 
 
 @dataclass

@@ -7,8 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from safetensors import SafetensorError, deserialize
 
 from jina_v4_client._calls import Batch
 from jina_v4_client._model import (
-    IMAGE_HEAD,
-    IMAGE_TAIL,
+    IMAGE_FRAME,
     MAX_PIXELS,
     MIN_PIXELS,
     MODEL,
@@ -37,7 +35,6 @@ from jina_v4_client._server import (
     Server,
     check_unchanged,
     is_list_of_dicts,
-    read_json,
 )
 from jina_v4_client.errors import ArgumentError, BadReplyError, WrongServerError
 from jina_v4_client.results import UNIT_TOLERANCE, Item, Vector, row_lengths, together
@@ -103,18 +100,6 @@ def batch_limits(whole: Batch) -> tuple[int, int]:
     return min(whole.call.batch_size, MAX_TEXTS) if whole.is_text else 1, MAX_TOKENS
 
 
-async def with_frame(server: Server, send: Send) -> Server:
-    """Count the tokens of the image prompt around the vision span, which vision_start and vision_end are part of."""
-    counts: list[int] = []
-    for prompt in (IMAGE_HEAD, IMAGE_TAIL):
-        body = {"model": server.model, "add_special_tokens": False, "prompt": prompt}
-        count = read_json(await send(partial(Request, "/tokenize", body)), server.url).get("count")
-        if not isinstance(count, int) or count < 1:
-            raise BadReplyError(f"{server.url}/tokenize does not count tokens: this is no vLLM server")
-        counts.append(count - 1)
-    return replace(server, frame=(counts[0], counts[1]))
-
-
 async def embed(server: Server, batch: Batch, send: Send, projector: Projector | None) -> list[Item]:
     """Request the hidden states of a batch, and make its vectors from them."""
     reply = await send(lambda: write_request(server, batch))
@@ -147,11 +132,9 @@ def read_reply(server: Server, batch: Batch, reply: Reply, projector: Projector 
     call, items = batch.call, _read_rows(reply, server.url, len(batch.places))
     spans = items
     if not batch.is_text:
-        if server.frame is None:
-            raise ValueError("images of a stock server are pooled within the frame of its image prompt")
         max_pixels = call.max_pixels or MAX_PIXELS
         spans = [
-            vision_span(rows, server.frame, count_image_tokens(image.width, image.height, max_pixels))
+            vision_span(rows, count_image_tokens(image.width, image.height, max_pixels))
             for rows, image in zip(items, batch.items, strict=True)
         ]
     dense = [pool(rows, call.truncate_dim) for rows in spans] if "dense" in call.outputs else None
@@ -221,12 +204,12 @@ def check_rows(rows: Vector) -> None:
         )
 
 
-def vision_span(rows: Vector, frame: tuple[int, int], n_image_tokens: int) -> Vector:
+def vision_span(rows: Vector, n_image_tokens: int) -> Vector:
     """Return the tokens from vision_start to vision_end, both included, of (n_tokens, hidden) of an image prompt.
 
     Refuse a prompt of another length than the published model's: its vectors are others.
     """
-    n_before, n_after = frame
+    n_before, n_after = IMAGE_FRAME
     expected = n_before + 1 + n_image_tokens + 1 + n_after
     if len(rows) != expected:
         raise WrongServerError(
