@@ -24,34 +24,33 @@ async def fetch_images(
 ) -> dict[int, JinaV4Error]:
     """Fetch and check the images of a call that are URLs, by their places; return errors by place.
 
-    At most `max_concurrency` files are fetched or wait for their check at a time. Without skip, an image that fails
-    ends the fetches of all later images. Earlier ones are finished: the error to report is that of the first image
-    that fails.
+    At most `max_concurrency` files are fetched or wait for their check at a time. Without skip, nothing is begun after
+    a failure. Images before it are finished, because the error to report is that of the first.
     """
     errors: dict[int, JinaV4Error] = {}
     at_once = asyncio.Semaphore(max_concurrency)
 
     async def fetch(place: int, http: httpx2.AsyncClient) -> None:
         async with at_once:
+            if errors and not call.skip:
+                return
             try:
                 content = await fetch_image(http, call.items[place], deadline - asyncio.get_running_loop().time())
                 call.items[place] = await in_thread(prepare, content)
             except ImageError as error:
                 errors[place] = call.locate(place, error)
-                for other, task in tasks.items():
-                    if other > place and not call.skip:
-                        task.cancel()
 
-    async with httpx2.AsyncClient(verify=trusted(), headers=_HEADERS, follow_redirects=True) as http:
+    async with httpx2.AsyncClient(verify=trusted(), headers=_HEADERS, follow_redirects=True, timeout=None) as http:
         tasks = {place: asyncio.create_task(fetch(place, http)) for place in urls}
         try:
-            outcomes = await asyncio.gather(*tasks.values(), return_exceptions=True)
+            for place, task in tasks.items():
+                await task
+                if place in errors and not call.skip:
+                    break
         finally:
             for task in tasks.values():
                 task.cancel()
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException) and (call.skip or not errors):
-            raise outcome
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
     return errors
 
 
@@ -64,11 +63,9 @@ async def fetch_image(http: httpx2.AsyncClient, url: str, time_left_s: float) ->
     late = f"not fetched within {timeout_s:.3g} s"
     if time_left_s < _FETCH_TIMEOUT_S:
         late = "not fetched, because the time limit of the call was reached"
-    if time_left_s <= 0:
-        raise ImageError(late)
     content = bytearray()
     try:
-        async with asyncio.timeout(timeout_s), http.stream("GET", url, timeout=timeout_s) as response:
+        async with asyncio.timeout(timeout_s), http.stream("GET", url) as response:
             if response.status_code != httpx2.codes.OK:
                 raise ImageError(f"the URL answered with status {response.status_code}")
             async for chunk in response.aiter_bytes():
