@@ -184,26 +184,18 @@ def read_base64(text: str) -> bytes:
 
 def prepare(source: bytes | Image.Image) -> PreparedImage:
     """Check an image and choose what is sent for it; warn of pixels of more than 8 bits."""
-    prepared, mode = _prepared(source)
-    if mode in CLIPPED_MODES:
-        warnings.warn(f"an image of mode {mode} has {CLIPPED}", ImageWarning, stacklevel=2)
-    return prepared
-
-
-def _prepared(source: bytes | Image.Image) -> tuple[PreparedImage, str]:
-    """Return what is sent, and the mode of the image as it was."""
     if isinstance(source, Image.Image):
-        _check_shape(source)
-        return _as_png(source), source.mode
+        _check(source)
+        return _as_png(source)
     try:
         with open_image(io.BytesIO(source)) as image:
-            _check_shape(image)
             image.load()
+            _check(image)
             media_type = _SENT_AS_THEY_ARE.get(image.format or "")
             if media_type is not None and _reads_alike(image):
-                return PreparedImage(source, media_type, image.width, image.height), image.mode
-            return _as_png(image), image.mode
-    except ImageError:
+                return PreparedImage(source, media_type, image.width, image.height)
+            return _as_png(image)
+    except (ImageError, ImageWarning):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(why_not_read(source[:HEAD_BYTES])) from error
@@ -271,7 +263,9 @@ def _image_in_base64(text: str) -> bytes | None:
         return content
 
 
-def _check_shape(image: Image.Image) -> None:
+def _check(image: Image.Image) -> None:
+    if image.mode in CLIPPED_MODES:
+        warnings.warn(f"an image of mode {image.mode} has {CLIPPED}", ImageWarning, stacklevel=3)
     short, long = sorted(image.size)
     if short < 1:
         raise ImageError(f"no pixels ({image.width} x {image.height})")
