@@ -13,7 +13,6 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpcore2  # what httpx2 is built on; it pins its version
@@ -342,13 +341,13 @@ def check_base_url(base_url: object) -> str:
         raise ArgumentError(f"base_url must be a str, not {type(base_url).__name__}")
     message = f"base_url={base_url!r} is no address of a server; give one like http://127.0.0.1:8000"
     try:
-        url, parts = httpx2.URL(base_url), urlsplit(base_url)
-        port = 80 if parts.port is None else parts.port
-    except (httpx2.InvalidURL, ValueError) as error:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL as error:
         raise ArgumentError(message) from error
     labels = url.host.removesuffix(".").split(".")
+    port = 80 if url.port is None else url.port
     if url.scheme not in ("http", "https") or not 0 < port < 2**16 or not all(0 < len(label) < 64 for label in labels):
         raise ArgumentError(message)
-    if "@" in parts.netloc or url.query or url.fragment:
+    if url.userinfo or url.query or url.fragment:
         raise ArgumentError("base_url must not hold a user name, a query or a fragment; a key is given as api_key=")
     return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
