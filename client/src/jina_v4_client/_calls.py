@@ -199,10 +199,11 @@ def as_list(name: str, items: object, single: tuple[type, ...]) -> tuple[list[ob
     return list(items), False
 
 
-def check_seconds(name: str, value: object) -> None:
+def check_seconds(name: str, value: object) -> float:
     """Refuse anything but a positive, finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ArgumentError(f"{name}={value!r} is not allowed; give a number of seconds above 0")
+    return value
 
 
 def check_revision(revision: object) -> str | None:
@@ -299,7 +300,7 @@ class Batch:
     @property
     def file(self) -> PdfFile | None:
         """The PDF file that the first is a page of."""
-        return _file(self.call.items[self.places[0]])
+        return getattr(self.call.items[self.places[0]], "file", None)
 
 
 def cut(whole: Batch, max_items: int, max_tokens: int, max_bytes: int = MAX_BYTES) -> Iterator[Batch]:
@@ -309,18 +310,14 @@ def cut(whole: Batch, max_items: int, max_tokens: int, max_bytes: int = MAX_BYTE
     for place, item in zip(whole.places, whole.items, strict=True):
         item_tokens, item_bytes = _size(whole.call, item)
         n_tokens, n_bytes = n_tokens + item_tokens, n_bytes + item_bytes
-        full = len(places) >= max_items or n_tokens > max_tokens or n_bytes > max_bytes or _file(item) is not file
+        last_file, file = file, getattr(item, "file", None)
+        full = len(places) >= max_items or n_tokens > max_tokens or n_bytes > max_bytes or file is not last_file
         if full and places:
             yield Batch(whole.call, places)
             places, n_tokens, n_bytes = [], item_tokens, item_bytes
         places.append(place)
-        file = _file(item)
     if places:
         yield Batch(whole.call, places)
-
-
-def _file(item: object) -> PdfFile | None:
-    return item.file if isinstance(item, PdfPage) else None
 
 
 def _size(call: Call, item: str | PreparedImage | PdfPage) -> tuple[int, int]:

@@ -21,7 +21,6 @@ from jina_v4_client._calls import Batch
 from jina_v4_client._model import MULTIVECTOR_DIM, Output
 from jina_v4_client._server import (
     WIRE_FORMATS,
-    Known,
     Reply,
     Request,
     Send,
@@ -46,22 +45,20 @@ def batch_limits(whole: Batch) -> tuple[int, int]:
     return min(whole.call.batch_size, MAX_ITEMS), MAX_TOKENS
 
 
-async def embed(
-    server: Server, batch: Batch, known: Known, send: Send, wire_dtype: WireDtype, priority: int
-) -> list[Item]:
+async def embed(server: Server, batch: Batch, send: Send, wire_dtype: WireDtype, priority: int) -> list[Item]:
     """Ask for the vectors of a batch, in the best format that the server speaks."""
-    wire_format = known.spoken
+    wire_format = server.wire_format
     try:
         reply = await send(lambda: write_request(server, batch, wire_dtype, wire_format, priority))
     except ServerError as error:
         if not _is_about_format(error, wire_format):
             raise
-        known.speak(WIRE_FORMATS[WIRE_FORMATS.index(wire_format) + 1])
-        return await embed(server, batch, known, send, wire_dtype, priority)
+        server.speak(WIRE_FORMATS[WIRE_FORMATS.index(wire_format) + 1])
+        return await embed(server, batch, send, wire_dtype, priority)
     check_unchanged(server, reply)
     vectors = read_reply(server, batch, reply, wire_dtype, wire_format)
     if wire_format == "safetensors" and _media_type(reply) == JSON:
-        known.speak("base64")
+        server.speak("base64")
     return vectors
 
 

@@ -10,7 +10,7 @@ from jina_v4_client._images import describe
 from jina_v4_client._loop import in_thread
 from jina_v4_client._progress import Post
 from jina_v4_client.errors import ArgumentError
-from jina_v4_client.results import Vector, check_widths
+from jina_v4_client.results import Vector
 
 if TYPE_CHECKING:
     from jina_v4_client._send import Core
@@ -27,12 +27,11 @@ async def embed_files(core: "Core", call: Call, post: Post) -> Pages:
     files = await in_thread(lambda: [*map(_read, call.items)])
     left = [PdfPage(file, number) for file in files for number in numbers]
     while left:
-        vectors, _ = await core.embed(replace(call, name="pages", items=left), post, requests)
+        vectors, _ = await requests.embed(replace(call, name="pages", items=left), post)
         for place, page in enumerate(left):
             page.file.vectors[page.number] = cast(Vector, vectors[place])
         rest = [(file, range(len(file.vectors) + 1, file.n_pages + 1)) for file in files if call.pages is None]
         left = [PdfPage(file, number) for file, numbers in rest for number in numbers]
-    check_widths([vector for file in files for vector in file.vectors.values()])
     return [file.vectors for file in files]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from jina_v4_client import _ours as ours
 from jina_v4_client import _stock as stock
-from jina_v4_client._calls import Batch, Call, check_count, check_model, check_seconds, choose_task, cut, read_items
+from jina_v4_client._calls import Batch, Call, check_model, cut, read_items
 from jina_v4_client._fetch import fetch_images
 from jina_v4_client._loop import in_thread
 from jina_v4_client._model import Task
@@ -64,40 +64,6 @@ class Core:
     wire_dtype: WireDtype
     priority: int  # of all requests to a server of ours
 
-    def __post_init__(self) -> None:
-        """Check every limit."""
-        check_seconds("timeout_s", self.timeout_s)
-        if self.total_timeout_s is not None:
-            check_seconds("total_timeout_s", self.total_timeout_s)
-        check_count("max_retries", self.max_retries, at_least=0)
-        check_count("max_concurrency", self.max_concurrency, at_least=1)
-
-    async def embed(
-        self, call: Call, post: Post, requests: "Requests | None" = None
-    ) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
-        """Embed the items of a call, or of a part of one; return vectors and errors, each by place.
-
-        Args:
-            call: whose arguments are checked.
-            post: runs a function where the caller waits.
-            requests: of the whole call, where this is a part of it: one server and one time limit hold for all parts.
-        """
-        check_model(self.known.model, call.task)
-        requests = requests or self.requests()
-        with closing(Meter(call.progress, len(call.items), post)) as meter:
-            return await _Embedding(self, call, requests, meter).run()
-
-    async def revision(self, asked: Task | None) -> str | None:
-        """Ask again which revision serves a task, and accept only that one from now on."""
-        task = choose_task(asked)
-        check_model(self.known.model, task)
-        requests = self.requests()
-        async with requests.time_limit():
-            server = await self.known.find(task, requests.send, again=True)
-        if server.revision is not None:
-            self.known.revisions[task] = server.revision
-        return server.revision
-
     def requests(self) -> "Requests":
         """Begin a call."""
         return Requests(self)
@@ -111,8 +77,31 @@ class Requests:
             raise ArgumentError("this client is closed; make a new one")
         self.deadline = math.inf if core.total_timeout_s is None else _now() + core.total_timeout_s
         self.server: Server | None = None  # once it is known
-        self._core = core
+        self.widths: set[int] = set()  # of the vectors so far
+        self.core = core
         self._quiet_until = 0.0
+
+    async def embed(self, call: Call, post: Post) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
+        """Embed the items of the call, or of a part of it; return vectors and errors, each by place.
+
+        Args:
+            call: whose arguments are checked.
+            post: runs a function where the caller waits.
+        """
+        check_model(self.core.known.model, call.task)
+        with closing(Meter(call.progress, len(call.items), post)) as meter:
+            return await _Embedding(self, call, meter).run()
+
+    async def revision(self, task: Task) -> str | None:
+        """Ask again which revision serves a task, and accept only that one from now on."""
+        known = self.core.known
+        check_model(known.model, task)
+        async with self.time_limit():
+            known.forget()
+            server = await known.find(task, self.send)
+        if server.revision is not None:
+            known.revisions[task] = server.revision
+        return server.revision
 
     @asynccontextmanager
     async def time_limit(self) -> AsyncIterator[None]:
@@ -123,11 +112,11 @@ class Requests:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            self._core.known.forget()
-            limit_s = self._core.total_timeout_s
+            self.core.known.forget()
+            limit_s = self.core.total_timeout_s
             raise ServerTimeoutError(f"the call did not end within total_timeout_s={limit_s:g}") from error
         except ServerError:
-            self._core.known.forget()
+            self.core.known.forget()
             raise
 
     async def send(self, write: Callable[[], Request]) -> Reply:
@@ -137,12 +126,12 @@ class Requests:
             while (quiet_s := self._quiet_until - _now()) > 0:
                 await asyncio.sleep(quiet_s)
             try:
-                return await self._core.transport.send(write(), self._core.timeout_s)
+                return await self.core.transport.send(write(), self.core.timeout_s)
             except ServerError as error:
                 n_failures += 1
                 pause_s = choose_pause_s(error, n_failures)
                 longest_s = 1.1 * _LONGEST_WAIT_S if self.deadline == math.inf else self.deadline - _now()
-                if n_failures > self._core.max_retries or not may_pass(error) or pause_s > longest_s:
+                if n_failures > self.core.max_retries or not may_pass(error) or pause_s > longest_s:
                     raise
                 if error.retry_after_s is not None:
                     # A Retry-After is for all requests of this call.
@@ -150,18 +139,15 @@ class Requests:
             await asyncio.sleep(pause_s)
 
 
-class _GivenUpError(Exception):
-    """The call gives up; its argument is the error that is the reason."""
-
-
 class _Embedding:
     """One call on its way."""
 
-    def __init__(self, core: Core, call: Call, requests: Requests, meter: Meter) -> None:
-        self._core, self._call, self._requests, self._meter = core, call, requests, meter
+    def __init__(self, requests: Requests, call: Call, meter: Meter) -> None:
+        self._requests, self._core, self._call, self._meter = requests, requests.core, call, meter
         self._vectors: dict[int, Item] = {}
         self._errors: dict[int, JinaV4Error] = {}
         self._n_failures = 0  # in a row
+        self._reason: ServerError | None = None  # to give up the rest
 
     async def run(self) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
         await self._read_items()
@@ -171,12 +157,12 @@ class _Embedding:
                 if self._left():
                     server = await self._learn_server()
                     await self._send_all(server)
-        except (ServerTimeoutError, _GivenUpError) as error:
-            reason: ServerError = error.args[0] if isinstance(error, _GivenUpError) else error
-            if not self._call.skip or server is None:
+        except ServerError as error:
+            over = isinstance(error, ServerTimeoutError) and self._call.skip and server is not None
+            if error is not self._reason and not over:
                 raise
             done = self._vectors.keys() | self._errors.keys()
-            self._give_up([place for place in range(len(self._call.items)) if place not in done], reason)
+            self._give_up([place for place in range(len(self._call.items)) if place not in done], error)
         return self._vectors, dict(sorted(self._errors.items()))
 
     async def _read_items(self) -> None:
@@ -237,7 +223,7 @@ class _Embedding:
             batch = waiting.pop()
             try:
                 if server.pools:
-                    vectors = await ours.embed(server, batch, core.known, send, core.wire_dtype, core.priority)
+                    vectors = await ours.embed(server, batch, send, core.wire_dtype, core.priority)
                 else:
                     vectors = await stock.embed(server, batch, send, core.projector)
             except ServerError as error:
@@ -249,7 +235,7 @@ class _Embedding:
                 continue
             self._n_failures = 0
             self._vectors.update(zip(batch.places, vectors, strict=True))
-            check_widths([next(iter(self._vectors.values())), *vectors])
+            check_widths(self._requests.widths, vectors)
             self._meter.advance(len(vectors))
 
     def _divide(self, batch: Batch, error: ServerError, *, refused: bool) -> list[Batch]:
@@ -270,7 +256,8 @@ class _Embedding:
         self._n_failures += 1
         most = _MAX_FAILED_ITEMS if error.status_code == 500 else _MAX_FAILURES
         if self._n_failures >= most or isinstance(error, ServerAuthenticationError):
-            raise _GivenUpError(error)
+            self._reason = error
+            raise error
         return []
 
     def _give_up(self, places: Sequence[int], error: JinaV4Error) -> None:

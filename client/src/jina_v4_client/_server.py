@@ -55,7 +55,7 @@ class Reply:
 Send = Callable[[Callable[[], Request]], Awaitable[Reply]]  # sends the request that a function writes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
     """What GET /v1/models says about a server, or about one of those behind a gateway."""
 
@@ -64,7 +64,12 @@ class Server:
     max_model_len: int  # tokens
     task: Task
     pools: bool  # it returns pooled vectors (our server), not hidden states (a stock vLLM)
-    revision: str | None = None  # of what decides about the vectors, if the server names one
+    revision: str | None  # of what decides about the vectors, if the server names one
+    wire_format: WireFormat  # the best that it was seen to speak
+
+    def speak(self, wire_format: WireFormat) -> None:
+        """Ask for no better format any more; replies to requests from before may come late."""
+        self.wire_format = max(self.wire_format, wire_format, key=WIRE_FORMATS.index)
 
 
 @dataclass
@@ -77,15 +82,10 @@ class Known:
     wire_format: WireFormat  # that the caller asks for
     revisions: dict[Task, str] = field(default_factory=dict)  # that the client is held to
     servers: dict[Task, Server] | None = None  # None before the first call, and after anything went wrong
-    spoken: WireFormat = field(init=False)  # the best format that these servers were seen to speak
 
-    def __post_init__(self) -> None:
-        """Begin with what the caller asks for."""
-        self.spoken = self.wire_format
-
-    async def find(self, task: Task, send: Send, *, again: bool = False) -> Server:
+    async def find(self, task: Task, send: Send) -> Server:
         """Return the server of a task, of the right revision. Ask for the servers unless they are known."""
-        servers = None if again else self.servers
+        servers = self.servers
         if servers is None:
             servers = self.servers = self._read_models(await send(lambda: Request("/v1/models")))
         if task not in servers:
@@ -102,13 +102,9 @@ class Known:
             )
         return server
 
-    def speak(self, wire_format: WireFormat) -> None:
-        """Ask for no better format any more; replies to requests from before may come late."""
-        self.spoken = max(self.spoken, wire_format, key=WIRE_FORMATS.index)
-
     def forget(self) -> None:
         """Ask for the servers again at the next call."""
-        self.servers, self.spoken = None, self.wire_format
+        self.servers = None
 
     def _read_models(self, reply: Reply) -> dict[Task, Server]:
         url, model = self.url, self.model
@@ -128,7 +124,7 @@ class Known:
                 f"{url} names the tasks {', '.join(tasks)} and lists no model {MODEL}-TASK for any of them"
             )
         return {
-            task: Server(url, *_read_card(card, cards, url), task, pools=bool(tasks), revision=tasks.get(task))
+            task: Server(url, *_read_card(card, cards, url), task, bool(tasks), tasks.get(task), self.wire_format)
             for task, card in chosen.items()
         }
 

@@ -17,7 +17,9 @@ from jina_v4_client._calls import (
     check_known_task,
     check_model,
     check_revision,
+    check_seconds,
     check_wire,
+    choose_task,
 )
 from jina_v4_client._images import ImageSource
 from jina_v4_client._loop import BackgroundLoop
@@ -44,7 +46,7 @@ Revision = TypeVar("Revision")
 Images = Sequence[ImageSource]
 Raise = Literal["raise"]
 Skip = Literal["skip"]
-Work = Callable[["Core", Post], Coroutine[Any, Any, Any]]
+Work = Callable[[Post], Coroutine[Any, Any, Any]]
 R = TypeVar("R")
 Async = Coroutine[Any, Any, R]
 
@@ -127,10 +129,10 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
         self._core = Core(
             transport,
             known,
-            timeout_s,
-            total_timeout_s,
-            max_retries,
-            max_concurrency,
+            timeout_s=check_seconds("timeout_s", timeout_s),
+            total_timeout_s=None if total_timeout_s is None else check_seconds("total_timeout_s", total_timeout_s),
+            max_retries=check_count("max_retries", max_retries, at_least=0),
+            max_concurrency=check_count("max_concurrency", max_concurrency, at_least=1),
             projector=None if projector is None else read_projector(projector),
             wire_dtype=dtype,
             priority=check_count("priority", priority, at_least=FIRST, at_most=LAST),
@@ -432,8 +434,8 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
             ArgumentError: an argument is not allowed.
             ServerError: the server does not answer. WrongServerError if it serves another revision than before.
         """
-        task = self._task if task is None else task
-        return cast(Revision, self._do(lambda core, _: core.revision(task)))
+        chosen = choose_task(self._task if task is None else task)
+        return cast(Revision, self._do(lambda _: self._core.requests().revision(chosen)))
 
     def to(self, *_args: object, **_kwargs: object) -> Self:
         """Do nothing: the model is where its server has it. Here for code that moves a model to a device."""
@@ -442,7 +444,7 @@ class _Client(Generic[One, Many, Partial, Two, Paged, Revision]):
     def _run(self, name: str, items: Any, task: Task | None, *shared: Any, **rest: Any) -> Any:
         chosen: Any = self._task if task is None else task  # None is refused like other arguments, in their order
         call = Call(name, items, chosen, *shared, **rest)  # a sequence is read here, in the caller's thread
-        return self._do(lambda core, post: _embed(core, post, call))
+        return self._do(lambda post: _embed(self._core, post, call))
 
 
 class EmbeddingsClient(_Client[Vector, list[Vector], PartialResult, list[DenseAndMulti], Pages, str | None]):
@@ -508,7 +510,7 @@ class EmbeddingsClient(_Client[Vector, list[Vector], PartialResult, list[DenseAn
         self.close()
 
     def _do(self, work: Work) -> Any:
-        return self._loop.run(lambda post: work(self._core, post))
+        return self._loop.run(work)
 
 
 class AsyncEmbeddingsClient(
@@ -545,7 +547,7 @@ class AsyncEmbeddingsClient(
         await self.close()
 
     def _do(self, work: Work) -> Any:
-        return work(self._core, lambda act: act())
+        return work(lambda act: act())
 
 
 def _as_coroutine(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -570,7 +572,7 @@ async def _embed(core: "Core", post: Post, call: Call) -> Any:
     """Embed the items of a call, and return what the caller asked for."""
     if call.name == "files":
         return await embed_files(core, call, post)
-    found, errors = await core.embed(call, post)
+    found, errors = await core.requests().embed(call, post)
     places = range(len(call.items))
     if call.skip:
         return PartialResult([cast(Vector | None, found.get(place)) for place in places], errors)

@@ -49,11 +49,13 @@ def together(dense: Sequence[Vector] | None, multivectors: Sequence[Vector] | No
     return [DenseAndMulti(vector, rows) for vector, rows in zip(dense, multivectors, strict=True)]
 
 
-def check_widths(items: Sequence[Item]) -> None:
-    """Refuse vectors of several requests that differ in their dimensions; those of multi-vectors are always 128."""
-    dims = sorted({(item.dense if isinstance(item, DenseAndMulti) else item).shape[-1] for item in items})
-    if len(dims) > 1:
-        raise BadReplyError(f"the server answered one call with vectors of {dims} dimensions: nothing is returned")
+def check_widths(seen: set[int], items: Sequence[Item]) -> None:
+    """Add the dimensions of vectors to those seen in a call, and refuse a second number of them."""
+    seen |= {(item.dense if isinstance(item, DenseAndMulti) else item).shape[-1] for item in items}
+    if len(seen) > 1:
+        raise BadReplyError(
+            f"the server answered one call with vectors of {sorted(seen)} dimensions: nothing is returned"
+        )
 
 
 def row_lengths(rows: Vector) -> NDArray[np.float64]:
