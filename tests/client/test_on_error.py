@@ -1,8 +1,10 @@
 """on_error="skip": what fails is left out and explained, and takes none of its neighbours along."""
 
+import gc
 import io
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,12 +239,69 @@ def test_texts_that_cannot_be_sent_are_left_out(server: Any, make_client: Any) -
     np.testing.assert_array_equal(found.vectors[3], server.vector("Query: b"))
 
 
-def test_texts_that_a_stock_server_would_misread_are_left_out(server: Any, make_client: Any) -> None:
+@pytest.mark.parametrize(("call", "items"), [("encode_text", "texts"), ("encode", "sentences")])
+def test_texts_that_a_stock_server_would_misread_are_left_out(
+    server: Any, make_client: Any, call: str, items: str
+) -> None:
     server.play_stock()
-    found = make_client(server.url).encode_text(["one", "<|image_pad|>", "two"], on_error="skip", batch_size=2)
+    embed = getattr(make_client(server.url), call)
+    found = embed(["one", "<|image_pad|>", "two"], prompt_name="query", on_error="skip", batch_size=2)
     assert [vector is None for vector in found.vectors] == [False, True, False]
     assert isinstance(found.errors[1], ArgumentError)
+    assert str(found.errors[1]).startswith(f"{items}[1] holds '<|image_pad|>'")
     assert server.bodies("/pooling")[0]["input"] == ["Query: one", "Query: two"]
+
+
+class Item(str):
+    """A text or URL that a weak reference can watch."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize(
+    ("call", "item", "bad"),
+    [
+        pytest.param("encode_text", "a", None, id="no text"),
+        pytest.param("encode_text", "a", "refused", id="refused"),
+        pytest.param("encode_text", "a", "no key", id="given up"),
+        pytest.param("encode_image", "{url}/missing.png", b"no image", id="no image"),
+    ],
+)
+def test_errors_that_are_kept_hold_nothing_else_of_the_call(
+    server: Any, make_client: Any, call: str, item: str, bad: Any
+) -> None:
+    """A program that embeds in parts may collect them; all images of all parts would stay in memory."""
+    server.play_ours()
+    embed = server.routes["/v1/embeddings"]
+
+    def answer(seen: Any) -> Any:
+        if {"text": "no key"} in seen.body["input"]:
+            return server.json_answer({}, 401)
+        return named(server, 400)(1) if {"text": "refused"} in seen.body["input"] else embed(seen)
+
+    server.routes["/v1/embeddings"] = answer
+    items = [Item(item.format(url=server.url)), bad]
+    of_the_call = weakref.ref(items[0])
+    errors = getattr(make_client(server.url), call)(items, on_error="skip").errors
+    assert 1 in errors
+    del items
+    gc.collect()
+    assert of_the_call() is None
+
+
+def test_several_failures_at_the_same_time_end_no_call(server: Any, make_client: Any) -> None:
+    server.play_ours()
+    together = threading.Barrier(4)
+
+    def refuse(_: Any) -> Any:
+        together.wait(timeout=30)
+        return server.json_answer({}, 401)
+
+    server.routes["/v1/embeddings"] = refuse
+    client = make_client(server.url, max_concurrency=4)
+    for _ in range(10):
+        found = client.encode_text(list("abcd"), on_error="skip", batch_size=1)
+        assert set(found.errors) == {0, 1, 2, 3}
 
 
 def test_nothing_is_sent_if_no_item_is_left(server: Any, make_client: Any) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import math
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from itertools import chain
@@ -147,7 +147,7 @@ class _Embedding:
         self._vectors: dict[int, Item] = {}
         self._errors: dict[int, JinaV4Error] = {}
         self._n_failures = 0  # in a row
-        self._reason: ServerError | None = None  # to give up the rest
+        self._reason: ServerError | None = None  # why the call gives up its other items, if it does
 
     async def run(self) -> tuple[dict[int, Item], dict[int, JinaV4Error]]:
         await self._read_items()
@@ -162,7 +162,13 @@ class _Embedding:
             if error is not self._reason and not over:
                 raise
             done = self._vectors.keys() | self._errors.keys()
-            self._give_up([place for place in range(len(self._call.items)) if place not in done], error)
+            self._give_up({place: error for place in range(len(self._call.items)) if place not in done})
+        for failure in self._errors.values():
+            # The frames behind an error hold all items of the call; the caller may keep the error for long.
+            link: BaseException | None = failure
+            while link is not None:
+                link.__traceback__ = None
+                link = link.__cause__ or link.__context__
         return self._vectors, dict(sorted(self._errors.items()))
 
     async def _read_items(self) -> None:
@@ -171,12 +177,10 @@ class _Embedding:
         if call.name == "pages":  # whose files were read
             return
         is_quick = call.name == "texts"  # no file is read
-        urls, self._errors = read_items(call) if is_quick else await in_thread(read_items, call)
+        urls, errors = read_items(call) if is_quick else await in_thread(read_items, call)
         if urls:
-            self._errors |= await fetch_images(call, urls, self._core.max_concurrency, self._requests.deadline)
-        if self._errors and not call.skip:
-            raise self._errors[min(self._errors)]
-        self._meter.advance(len(self._errors))
+            errors |= await fetch_images(call, urls, self._core.max_concurrency, self._requests.deadline)
+        self._give_up(errors)
 
     def _left(self) -> list[Batch]:
         """Return a batch of all texts that can be sent, and one of all images or pages."""
@@ -195,13 +199,9 @@ class _Embedding:
             return server
         if self._call.name == "pages":
             raise ArgumentError(f"{server.url} is a stock vLLM, which takes no PDF files: send their pages as images")
-        refused = stock.check_items(self._left())
-        if refused and not self._call.skip:
-            raise refused[min(refused)]
+        self._give_up(stock.check_items(self._left()))
         if "multivector" in self._call.outputs:
             stock.check_projector(server, self._core.projector)
-        for place, error in refused.items():
-            self._give_up([place], error)
         return server
 
     async def _send_all(self, server: Server) -> None:
@@ -243,27 +243,29 @@ class _Embedding:
         places = batch.places
         named = _named_item(error, batch) if refused else None
         if named is not None:
-            self._give_up([places[named]], error)
+            self._give_up({places[named]: error})
             rest = [*places[:named], *places[named + 1 :]]
             return [Batch(self._call, rest)] if rest else []
         if len(places) > 1 and (refused or error.status_code == 500):
             middle = len(places) // 2
             return [Batch(self._call, places[:middle]), Batch(self._call, places[middle:])]
-        self._give_up(places, error)
+        self._give_up(dict.fromkeys(places, error))
         if refused:
             return []
         self._core.known.forget()
         self._n_failures += 1
         most = _MAX_FAILED_ITEMS if error.status_code == 500 else _MAX_FAILURES
         if self._n_failures >= most or isinstance(error, ServerAuthenticationError):
-            self._reason = error
+            self._reason = self._reason or error  # of several workers the first one's ends the call
             raise error
         return []
 
-    def _give_up(self, places: Sequence[int], error: JinaV4Error) -> None:
-        # The frames behind an error hold this object; without them it goes when the caller lets go of it.
-        self._errors.update(dict.fromkeys(places, error.with_traceback(None)))
-        self._meter.advance(len(places))
+    def _give_up(self, errors: Mapping[int, JinaV4Error]) -> None:
+        """Leave out items that failed, by their places; raise the first error if the call does not skip."""
+        if errors and not self._call.skip:
+            raise errors[min(errors)]
+        self._errors.update(errors)
+        self._meter.advance(len(errors))
 
 
 async def _all_of(work: Sequence[Coroutine[Any, Any, None]]) -> None:

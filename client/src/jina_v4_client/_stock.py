@@ -71,8 +71,8 @@ def check_items(batches: Sequence[Batch]) -> dict[int, ArgumentError]:
     """Find texts with a special token, which a stock vLLM does not read as text; return errors by place in the call."""
     return {
         place: ArgumentError(
-            f"texts[{place}] holds {token.group()!r} at character {token.start()}, which a stock vLLM reads as a "
-            "special token and not as text; remove it, break it up, or use a server started with jina-v4-serve"
+            f"{batch.call.name}[{place}] holds {token.group()!r} at character {token.start()}, which a stock vLLM "
+            "reads as a special token and not as text; remove it, break it up, or use a server of jina-v4-serve"
         )
         for batch in batches
         if batch.is_text
