@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import time
 import tracemalloc
@@ -822,6 +823,24 @@ def test_metrics_and_versions_are_there_without_any_server() -> None:
 
 
 # --- the command
+
+
+@pytest.mark.parametrize(("host", "names"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
+def test_an_ipv6_address_is_listened_on(host: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    async def program() -> None:
+        port = free_port()
+        options = GatewaySettings({"code": "http://127.0.0.1:1"}, host=host, port=port)
+        async with running(options, asyncio.Event()), aiohttp.ClientSession() as client:
+            assert f"http://[::1]:{port}/v1 " in "".join(capsys.readouterr())
+            for name in names:
+                async with client.get(f"http://{name}:{port}/health") as answer:
+                    assert answer.status == 200
+
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    run(program())
 
 
 def test_sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() -> None:

@@ -316,6 +316,22 @@ def test_a_start_says_what_is_quantized_and_that_fp8_is_slow_on_a_cpu(
 
 
 @pytest.mark.parametrize(
+    ("host", "options", "address"),
+    [
+        ("::1", (), "http://[::1]:8003"),
+        ("0.0.0.0", (), "http://127.0.0.1:8003"),  # noqa: S104 - nothing listens
+        ("127.0.0.1", ("--ssl-certfile=c.pem",), "https://127.0.0.1:8003"),
+    ],
+)
+def test_a_start_shows_an_address_that_can_be_opened(
+    host: str, options: tuple[str, ...], address: str, folded: Callable[[str], Path]
+) -> None:
+    plain = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
+    settings = ServerSettings("code", plain.folder, host, 8003, vllm_options=options)
+    assert f"it will answer on {address}/v1 " in banner(settings, plain, True, None)
+
+
+@pytest.mark.parametrize(
     ("flags", "exact"),
     [
         ("avx2 avx512f", False),

@@ -24,6 +24,7 @@ from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.checks import check_port
 from jina_v4_serve.launch.screen import say
+from jina_v4_serve.launch.server import server_url
 from jina_v4_serve.launch.stopping import Stop, on_signals
 from jina_v4_serve.settings import Settings, read_settings
 from jina_v4_serve.watched_file import WatchedFile
@@ -139,9 +140,11 @@ async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIte
         if file is not None:
             watches.append(asyncio.create_task(_follow(file, gateway)))
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.read_again)
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+        # asyncio would listen on IPv6 alone for "::"; vLLM's servers listen on both.
+        host = None if settings.host == "::" else settings.host
+        site = web.TCPSite(runner, host, settings.port, backlog=1024)
         await site.start()
-        say(f"the gateway answers on http://{settings.host}:{settings.port}/v1 for {', '.join(servers.urls)}")
+        say(f"the gateway answers on {server_url(settings.host, settings.port)}/v1 for {', '.join(servers.urls)}")
         yield gateway
         gateway.draining = True
         await site.stop()  # closes the listening socket, but no open connection

@@ -131,11 +131,12 @@ def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: 
     """Return the lines for the operator: what will be served, and where."""
     dtype = served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu)
     computed_in = replace(checkpoint, dtype=dtype).precision
+    url = server_url(settings.host, settings.port, settings.vllm_options)
     lines = [
         f"{MODEL}, task {settings.task}, {computed_in}, from {checkpoint.folder}"
         if settings.task != BASE
         else f"{MODEL}, one base for {', '.join(settings.tasks)}, {dtype}, from {checkpoint.folder.parent}",
-        f"starting vLLM; it will answer on http://{settings.host}:{settings.port}/v1 within a minute or two",
+        f"starting vLLM; it will answer on {url}/v1 within a minute or two",
     ]
     if not on_cpu:
         tokens = step_of(gpu, settings.vllm_options).tokens
