@@ -46,6 +46,15 @@ def test_the_servers_key_does_not_go_to_the_site(site: Any) -> None:
     assert "hush" not in str(fetched.headers)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_image_of_this_machine_is_fetched_without_a_proxy(
+    site: Any, client: EmbeddingsClient, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert client.encode_image(site.url.replace("127.0.0.1", host) + "/a.png").shape == (256,)
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [

@@ -5,6 +5,7 @@ import functools
 import ssl
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import httpx2  # the HTTP library that openai 3 is built on and depends on
 
@@ -16,6 +17,8 @@ from jina_v4_client.errors import ImageError, JinaV4Error
 MAX_FETCHED_BYTES = 64 * 2**20
 USER_AGENT = f"jina-v4-client/{version('jina-v4-client')}"
 _FETCH_TIMEOUT_S = 60.0
+# What is on this machine is reached without the environment's proxies.
+_DIRECT = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"}
 
 
@@ -40,7 +43,8 @@ async def fetch_images(
             except ImageError as error:
                 errors[place] = call.locate(place, error)
 
-    async with httpx2.AsyncClient(verify=trusted(), headers=_HEADERS, follow_redirects=True, timeout=None) as http:
+    options: dict[str, Any] = {"headers": _HEADERS, "follow_redirects": True, "timeout": None, "mounts": _DIRECT}
+    async with httpx2.AsyncClient(verify=trusted(), **options) as http:
         tasks = {place: asyncio.create_task(fetch(place, http)) for place in urls}
         try:
             for place, task in tasks.items():
