@@ -23,6 +23,7 @@ from jina_v4_client import (
     ServerFailedError,
     ServerRefusedError,
     ServerTimeoutError,
+    WrongServerError,
 )
 
 
@@ -224,9 +225,31 @@ def test_a_key_that_is_not_accepted_is_not_repeated_in_the_message(server: Any, 
     assert server.paths() == ["/v1/models"]
 
 
+@pytest.mark.parametrize(
+    ("content", "kind", "reason"),
+    [
+        (b"<html><h1>Forbidden</h1></html>", "text/html", "an HTML page; is a proxy in the way"),  # squid, nginx
+        (b"RBAC: access denied", "text/plain", "RBAC: access denied"),  # Envoy, Istio
+    ],
+)
+def test_a_proxy_that_refuses_is_not_taken_for_a_wrong_key(
+    server: Any, client: EmbeddingsClient, content: bytes, kind: str, reason: str
+) -> None:
+    server.routes["/v1/models"] = lambda _: server.answer(content, 403, content_type=kind)
+    with pytest.raises(ServerAuthenticationError, match=f"{server.url} refused with status 403: {reason}"):
+        client.encode_text("a")
+
+
 def test_a_web_page_is_no_server(server: Any, client: EmbeddingsClient) -> None:
     server.routes["/v1/models"] = lambda _: server.html_answer()
     with pytest.raises(BadReplyError, match=r"does not answer with JSON \(text/html\): is base_url the address"):
+        client.encode_text("a")
+
+
+def test_a_web_page_instead_of_vectors_may_be_of_a_proxy(server: Any, client: EmbeddingsClient) -> None:
+    server.play_ours()
+    failing_first(server, 9, server.html_answer())
+    with pytest.raises(WrongServerError, match="answered as a stock vLLM or a proxy: nothing is returned"):
         client.encode_text("a")
 
 
@@ -245,7 +268,7 @@ def test_an_address_without_models_is_questioned(server: Any, client: Embeddings
 def test_a_redirect_is_not_followed_with_texts_and_key(server: Any, client: EmbeddingsClient, status: int) -> None:
     server.play_ours()
     failing_first(server, 9, server.json_answer({}, status, location="https://elsewhere/v1/embeddings"))
-    with pytest.raises(ServerRefusedError, match=rf"\({status}\); it points to https://elsewhere/v1/embeddings"):
+    with pytest.raises(ServerRefusedError, match=rf"\({status}\); it points to https://elsewhere: give that as base"):
         client.encode_text("a")
 
 

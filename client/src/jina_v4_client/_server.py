@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeGuard, get_args
+from urllib.parse import urljoin
 
 from jina_v4_client._model import MODEL, TASKS, Task, named_task
 from jina_v4_client.errors import (
@@ -134,7 +135,7 @@ def check_unchanged(server: Server, reply: Reply) -> None:
     tasks = _read_tasks(reply, server.url)
     if [*tasks] != ([server.task] if server.pools else []):
         was = f"jina-v4-serve for {server.task!r}" if server.pools else "a stock vLLM"
-        now = f"jina-v4-serve for {', '.join(tasks)!r}" if tasks else "a stock vLLM"
+        now = f"jina-v4-serve for {', '.join(tasks)!r}" if tasks else "a stock vLLM or a proxy"
         raise WrongServerError(
             f"{server.url} was asked as {was} and answered as {now}: nothing is returned; call again"
         )
@@ -217,14 +218,14 @@ def refusal(url: str, path: str, status: int, headers: Mapping[str, str], conten
     reason, param = _reason(content)
     facts: dict[str, Any] = {"status_code": status, "retry_after_s": read_retry_after_s(headers, time.time())}
     if status in (401, 403):
-        return ServerAuthenticationError(
-            f"{url} did not accept the API key ({status}): give the server's key as api_key= or in JINA_V4_API_KEY",
-            **facts,
-        )
+        said = f"did not accept the API key ({status}): give the server's key as api_key= or in JINA_V4_API_KEY"
+        if not headers.get("content-type", "").startswith("application/json"):  # a proxy's page, not a server's error
+            said = f"refused with status {status}: {reason}"
+        return ServerAuthenticationError(f"{url} {said}", **facts)
     if 300 <= status < 400:
+        place = urljoin(url + path, headers.get("location", "")).removesuffix(path)
         return ServerRefusedError(
-            f"{url} is not there any more ({status}); it points to {headers.get('location')}: give that as base_url",
-            **facts,
+            f"{url} is not there any more ({status}); it points to {place}: give that as base_url", **facts
         )
     if status >= 500:
         return ServerFailedError(f"{url}{path} failed with status {status}: {reason}", **facts)
