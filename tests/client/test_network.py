@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import importlib.util
 import ipaddress
 import socket
 import ssl
@@ -19,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient, ServerConnectionError
+from jina_v4_client import ArgumentError, AsyncEmbeddingsClient, EmbeddingsClient, ServerConnectionError
 from jina_v4_client._fetch import trusted
 from jina_v4_client._transport import Http
 
@@ -194,3 +195,18 @@ def test_the_environments_proxies_are_used(server: Any, make_client: Any, monkey
     cards = {"data": [{"id": "jina-embeddings-v4-retrieval", "max_model_len": 9}]}
     server.routes["http://example.invalid/v1/models"] = lambda _: server.json_answer(cards)
     assert make_client("http://example.invalid", max_retries=0).revision() is None
+
+
+@pytest.mark.parametrize("proxy", ["ftp://127.0.0.1:9", "http://127.0.0.1:port", "socks5://127.0.0.1:9"])
+def test_a_proxy_of_the_environment_that_cannot_be_used_is_named(
+    server: Any, make_client: Any, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if proxy.startswith("socks") and importlib.util.find_spec("socksio"):
+        pytest.skip("SOCKS can be used here")
+    monkeypatch.setenv("all_proxy", proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ArgumentError, match="a proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: "):
+        make_client("http://example.invalid").revision()
+    with pytest.raises(ArgumentError, match="a proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: "):
+        make_client(server.url).encode_image("http://example.invalid/a.png")

@@ -5,14 +5,16 @@ import functools
 import ssl
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2  # the HTTP library that openai 3 is built on and depends on
 
 from jina_v4_client._calls import Call
 from jina_v4_client._images import prepare
 from jina_v4_client._loop import in_thread
-from jina_v4_client.errors import ImageError, JinaV4Error
+from jina_v4_client.errors import ArgumentError, ImageError, JinaV4Error
+
+Client = TypeVar("Client", bound=httpx2.AsyncClient)
 
 MAX_FETCHED_BYTES = 64 * 2**20
 USER_AGENT = f"jina-v4-client/{version('jina-v4-client')}"
@@ -44,7 +46,7 @@ async def fetch_images(
                 errors[place] = call.locate(place, error)
 
     options: dict[str, Any] = {"headers": _HEADERS, "follow_redirects": True, "timeout": None, "mounts": _DIRECT}
-    async with httpx2.AsyncClient(verify=trusted(), **options) as http:
+    async with open_http(httpx2.AsyncClient, **options) as http:
         tasks = {place: asyncio.create_task(fetch(place, http)) for place in urls}
         try:
             for place, task in tasks.items():
@@ -82,6 +84,18 @@ async def fetch_image(http: httpx2.AsyncClient, url: str, time_left_s: float) ->
         reason = error.exceptions[0] if isinstance(error, ExceptionGroup) else error  # such as of a port over 65535
         raise ImageError(f"cannot be fetched ({type(reason).__name__}: {reason})".replace(": )", ")")) from error
     return bytes(content)
+
+
+def open_http(kind: type[Client], **options: Any) -> Client:
+    """Make an HTTP client, which reads the proxies of the environment.
+
+    Raises:
+        ArgumentError: one of them is no address, has an unknown scheme, or is SOCKS, for which a package is missing.
+    """
+    try:
+        return kind(verify=trusted(), **options)
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        raise ArgumentError(f"a proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from error
 
 
 @functools.cache

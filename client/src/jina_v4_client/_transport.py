@@ -20,7 +20,7 @@ import httpx2  # the HTTP library that openai 3 is built on and depends on
 import openai
 
 from jina_v4_client._calls import choose_api_key
-from jina_v4_client._fetch import USER_AGENT, trusted
+from jina_v4_client._fetch import USER_AGENT, open_http, trusted
 from jina_v4_client._loop import watch_forks
 from jina_v4_client._server import TASK_HEADER, Reply, Request, refusal
 from jina_v4_client.errors import (
@@ -195,7 +195,7 @@ class Transport:
 async def _connections(url: str, key: str) -> AsyncGenerator[openai.AsyncOpenAI]:
     """Yield openai's client. A loop closes its generators when it ends, and so these connections."""
     # A server on this machine is reached without the environment's proxies.
-    async with Http(trusted(), trust_env=not _is_on_this_machine(httpx2.URL(url).host)) as http_client:
+    async with open_http(Http, trust_env=not _is_on_this_machine(httpx2.URL(url).host)) as http_client:
         yield _api(url, key, http_client)
 
 
