@@ -127,6 +127,21 @@ def test_a_server_interrupted_while_it_starts_leaves_no_process(
         assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
 
 
+def test_a_checkpoint_that_is_replaced_during_a_start_is_not_served(
+    folded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Replies would have the revision of one checkpoint and vectors of the other, or of a mixture."""
+    first, second = (folded(dtype) / "jina-embeddings-v4-retrieval" for dtype in ("float32", "bfloat16"))
+    link, new = tmp_path / "checkpoint", tmp_path / "new"
+    link.symlink_to(first)
+    new.symlink_to(second)
+    with engine_server("retrieval", link, tmp_path / "log") as server:
+        assert wait_until(lambda: "Resolved architecture" in server.log.read_text(errors="replace"), 120)
+        new.rename(link)  # the revision has been read, the weights have not
+        assert server.process.wait(PATIENCE_S) == 1
+        assert f"{link} was replaced by another checkpoint during the start" in server.log.read_text()
+
+
 def test_an_unknown_option_of_vllm_is_named(folded: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
     with engine_server("retrieval", checkpoint, tmp_path / "log", "--no-such-option") as server:

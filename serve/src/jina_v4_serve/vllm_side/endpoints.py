@@ -26,7 +26,7 @@ from jina_v4_serve.api.service import Service
 from jina_v4_serve.api.start_check import adapters_failure
 from jina_v4_serve.checkpoint import read_pixels, read_prompts, read_quantized
 from jina_v4_serve.facts import MODEL, model_name
-from jina_v4_serve.launch.revision import quantized_parts
+from jina_v4_serve.launch.revision import check_same, quantized_parts
 from jina_v4_serve.phases import reached
 from jina_v4_serve.settings import Settings, read_served, read_settings
 from jina_v4_serve.trimming import trim_regularly
@@ -92,6 +92,7 @@ class JinaEndpoints:
         types = {"dtype": dtype, "quantization": model.quantization, "kv_cache_dtype": cache.cache_dtype}
         parts = quantized_parts(types, read_quantized(Path(model.model)))
         await self._check_vectors(service, folders, dtype, parts)
+        check_same(Path(model.model), served)
         metrics.prepare(served.tasks, served.revisions)
         metric_files.reserve()
         await service.liveness.start(service.embed_probe, capacity.step_tokens, settings.hung_after_s)
