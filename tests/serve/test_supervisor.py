@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -164,6 +165,28 @@ def test_a_server_that_does_not_work_any_more_is_started_again(
     assert len(starts(tmp_path)) == 3
     assert capfd.readouterr().err.count(reason) == 3
     assert all_gone(tmp_path)
+
+
+def test_a_server_is_not_killed_because_this_process_has_no_more_files(
+    make: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    """As under `all`, whose gateway has a file for each connection."""
+
+    async def program() -> int:
+        supervisor = make()
+        task = await started(supervisor)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # those that are open stay open
+        try:
+            await asyncio.sleep(3 * QUICK.unhealthy_s)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (supervisor.ready.is_set(), supervisor.n_restarts) == (True, 0)
+        supervisor.stop()
+        return await task
+
+    assert run(program()) == 0
+    assert len(starts(tmp_path)) == 1
 
 
 def test_a_ready_server_is_asked_to_finish_and_nothing_is_left(make: Callable[..., Supervisor], tmp_path: Path) -> None:

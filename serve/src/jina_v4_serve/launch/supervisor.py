@@ -7,6 +7,7 @@ imports no vLLM and holds no model, so it is small and does not fail together wi
 
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from jina_v4_serve.launch.stopping import Stop, on_signals
 from jina_v4_serve.phases import STARTED, STARTED_HEADER, started
 
 _POLL_S = 0.5
+_NO_FILES = (errno.EMFILE, errno.ENFILE)  # the supervisor, which may be a gateway too, cannot open a connection
 _GROUP_GONE_S = 1.0  # enough: dead processes that a slow init has not reaped yet hold nothing
 
 
@@ -210,8 +212,8 @@ class Supervisor:
                         return
             except TimeoutError:
                 healthy = silent = self.ready.is_set()  # it may only be busy
-            except aiohttp.ClientError:
-                pass
+            except aiohttp.ClientError as error:
+                healthy = self.ready.is_set() and getattr(error, "errno", None) in _NO_FILES
             silent_s = silent_s + self._policy.answer_s if silent else 0.0
             if silent_s > self._policy.silent_s:
                 say(f"the {self.name} server has not answered for {silent_s:g} s, and is killed")
