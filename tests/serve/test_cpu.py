@@ -18,8 +18,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     memory, real = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 6 * 2**20}, os.sysconf
     monkeypatch.setattr(os, "sysconf", lambda name: memory.get(name) or real(name))  # libraries ask for more
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    for name in ("_CPU_MAX", "_MEMORY_MAX", "_CPU_INFO"):
+    for name in ("_CGROUPS", "_OWN_CGROUPS", "_CPU_INFO"):
         monkeypatch.setattr(cpu, name, tmp_path / name)
+    (tmp_path / "_CGROUPS").mkdir()
     (tmp_path / "_CPU_INFO").write_text("vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16 lm\n")
 
 
@@ -29,15 +30,42 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_the_cores_of_a_container_count(limit: str | None, n_cores: int, tmp_path: Path) -> None:
     if limit is not None:
-        (tmp_path / "_CPU_MAX").write_text(f"{limit}\n")
+        (tmp_path / "_CGROUPS/cpu.max").write_text(f"{limit}\n")
     assert cpu.n_cores() == n_cores
 
 
 @pytest.mark.parametrize(("limit", "n_gib"), [(None, 24), ("max", 24), (str(4 * 2**30), 4), (str(99 * 2**30), 24)])
 def test_the_memory_of_a_container_counts(limit: str | None, n_gib: int, tmp_path: Path) -> None:
     if limit is not None:
-        (tmp_path / "_MEMORY_MAX").write_text(f"{limit}\n")
+        (tmp_path / "_CGROUPS/memory.max").write_text(f"{limit}\n")
     assert cpu.memory_bytes() == n_gib * 2**30
+
+
+V2 = {"cpu.max": "150000 100000", "memory.max": str(4 * 2**30)}
+V1_CPU = {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}
+V1_MEMORY = {"memory.limit_in_bytes": str(4 * 2**30)}
+
+
+@pytest.mark.parametrize(
+    ("own", "limits"),
+    [
+        ("0::/system.slice/jina.service", {"system.slice/jina.service": V2}),
+        ("0::/slurm/job_7/step_0", {"slurm/job_7": V2}),
+        ("4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc", {"cpu": V1_CPU, "memory": V1_MEMORY}),
+        ("4:memory:/job/a\n2:cpu:/job\n0::/", {"cpu/job": V1_CPU, "memory/job": V1_MEMORY}),
+    ],
+    ids=["a service", "the job above", "a container of v1", "a job of v1"],
+)
+def test_limits_are_found_wherever_the_kernel_has_them(
+    own: str, limits: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "_OWN_CGROUPS").write_text(f"{own}\n")
+    unlimited = {"cpu": {"cpu.cfs_quota_us": "-1"}, "memory": {"memory.limit_in_bytes": str(2**63 - 4096)}}
+    for folder, files in (*unlimited.items(), *limits.items()):
+        (tmp_path / "_CGROUPS" / folder).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (tmp_path / "_CGROUPS" / folder / name).write_text(f"{content}\n")
+    assert (cpu.n_cores(), cpu.memory_bytes()) == (1, 4 * 2**30)
 
 
 def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,7 +77,7 @@ def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyP
     assert cpu.threads(3)["OMP_NUM_THREADS"] == "10"
     assert cpu.threads(1) == {}, "on a large machine vLLM binds its threads itself"
     assert executor_option(1, ()) == ()
-    (tmp_path / "_CPU_MAX").write_text("1600000 100000\n")
+    (tmp_path / "_CGROUPS/cpu.max").write_text("1600000 100000\n")
     assert cpu.threads(1)["OMP_NUM_THREADS"] == "16", "vLLM would use all 32 cores in a container that may use 16"
 
 
@@ -129,7 +157,7 @@ def test_float32_is_faster_where_bfloat16_is_slow_and_memory_has_room(tmp_path: 
     real_weights, real_keys_and_values = 14 * 2**30, 48 * 10**8
     assert not cpu.float32_is_faster(real_weights + real_keys_and_values), "24 GiB are not enough for the real model"
     assert cpu.float32_is_faster(16 * 2**30)
-    (tmp_path / "_MEMORY_MAX").write_text(str(16 * 2**30))
+    (tmp_path / "_CGROUPS/memory.max").write_text(str(16 * 2**30))
     assert not cpu.float32_is_faster(16 * 2**30)
 
 

@@ -218,12 +218,13 @@ def test_memory_that_others_have_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_containers_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, content in (("_MEMORY_MAX", f"{GIB}\n"), ("_CPU_MAX", "100000 100000\n")):
-        (tmp_path / name).write_text(content)
-        monkeypatch.setattr(cpu, name, tmp_path / name)
+    monkeypatch.setattr(cpu, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "memory.max").write_text(f"{GIB}\n")
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
     assert "the container's limit" in machine.check_memory().found
     assert machine.check_cores().verdict == "warn"
-    (tmp_path / "_CPU_MAX").write_text("max 100000\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
     assert machine.check_cores().found == str(cpu.n_cores())
 
 

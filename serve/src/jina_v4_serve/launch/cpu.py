@@ -8,6 +8,7 @@ products are kept for the next step. benchmarks/LOG.md has what each setting is 
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -17,8 +18,8 @@ MAX_TOKENS_A_STEP = 2048
 # oneDNN compiles a matrix product for each number of rows, of 0.3 MiB each, and would keep 1,024 of them.
 MATRIX_PRODUCTS_KEPT = 128
 _USABLE = 0.7  # the share of the memory for weights, keys and values of all servers
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 _CPU_INFO = Path("/proc/cpuinfo")
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
@@ -26,15 +27,33 @@ _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 def n_cores() -> int:
     """Return how many cores this process may use, within the limit of its container."""
     allowed = len(os.sched_getaffinity(0))
-    quota, _, period = read_text(_CPU_MAX).partition(" ")
-    return min(allowed, max(1, int(quota) // int(period))) if quota.isdecimal() else allowed
+    for folder in _own_cgroups("cpu"):
+        limit = read_text(folder / "cpu.max").split() or [
+            read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+        ]
+        if len(limit) == 2 and all(part.isdecimal() for part in limit):
+            allowed = min(allowed, max(1, int(limit[0]) // int(limit[1])))
+    return allowed
 
 
 def memory_bytes() -> int:
     """Return the memory of the machine, or the limit of the container if that is less."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = read_text(_MEMORY_MAX).strip()
-    return min(whole, int(limit)) if limit.isdecimal() else whole
+    for folder in _own_cgroups("memory"):
+        limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
+        whole = min(whole, int(limit)) if limit.isdecimal() else whole
+    return whole
+
+
+def _own_cgroups(controller: str) -> Iterator[Path]:
+    """Yield the folders with the limits of a controller: of this process's cgroup and of those above, v2 and v1."""
+    # In a container the root is its own cgroup. The path may be the machine's, where nothing is then.
+    for line in filter(None, read_text(_OWN_CGROUPS).splitlines() or ["0::/"]):
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            root = _CGROUPS / controller if controllers else _CGROUPS
+            own = root / path.lstrip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
 
 
 def threads(n_servers: int) -> dict[str, str]:
