@@ -85,6 +85,8 @@ def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyP
 def test_what_the_operator_has_set_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
     assert (cpu.threads(1), cpu.threads(3), executor_option(1, ())) == ({}, {}, ())
+    monkeypatch.setenv(name, "")  # as Compose's ${NAME:-} sets it
+    assert cpu.threads(1) == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2"}
 
 
 def test_the_engine_keeps_freed_memory_unless_the_operator_decides(monkeypatch: pytest.MonkeyPatch) -> None:

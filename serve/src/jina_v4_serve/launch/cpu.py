@@ -25,7 +25,7 @@ _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def n_cores() -> int:
-    """Return how many cores this process may use, within the limit of its container."""
+    """Return how many cores this process may use, within the limits of its container, service or job."""
     allowed = len(os.sched_getaffinity(0))
     for folder in _own_cgroups("cpu"):
         limit = read_text(folder / "cpu.max").split() or [
@@ -37,7 +37,7 @@ def n_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of the machine, or the limit of the container if that is less."""
+    """Return the memory of the machine, or the limit of the container, service or job if that is less."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder in _own_cgroups("memory"):
         limit = (read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")).strip()
@@ -61,14 +61,14 @@ def threads(n_servers: int) -> dict[str, str]:
 
     There are none if the operator has set one, or if vLLM's own binding is better.
     """
-    if "VLLM_CPU_OMP_THREADS_BIND" in os.environ or "OMP_NUM_THREADS" in os.environ:
+    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or os.environ.get("OMP_NUM_THREADS"):
         return {}
     if n_cores() > MAX_CORES:
         # vLLM binds threads to all cores that it sees, also beyond the limit of its container.
         is_limited = n_cores() < len(os.sched_getaffinity(0))
         return _unbound(n_cores() // n_servers) if is_limited or n_servers > 1 else {}
     # Each server may use all cores, as often only one of them has work. Waiting threads must not block the others then.
-    wait_policy = {} if n_servers == 1 else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+    wait_policy = {} if n_servers == 1 else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or "passive"}
     return {**_unbound(n_cores()), **wait_policy}
 
 
@@ -86,7 +86,7 @@ def allocator() -> dict[str, str]:
     preloaded = os.environ.get("LD_PRELOAD", "")
     library = None if "malloc" in preloaded else tcmalloc()
     preload = {"LD_PRELOAD": f"{library}:{preloaded}".rstrip(":")} if library else {}
-    return {**{name: os.environ.get(name, value) for name, value in defaults.items()}, **preload}
+    return {**{name: os.environ.get(name) or value for name, value in defaults.items()}, **preload}
 
 
 def tcmalloc() -> str | None:
