@@ -843,6 +843,16 @@ def test_an_ipv6_address_is_listened_on(host: str, names: list[str], capsys: pyt
     run(program())
 
 
+async def wait_ready(client: aiohttp.ClientSession, url: str) -> None:
+    while True:
+        try:
+            async with client.get(f"{url}/ready") as ready:
+                assert ready.status == 200
+            return
+        except aiohttp.ClientConnectionError:
+            await asyncio.sleep(0.05)
+
+
 def test_sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() -> None:
     reached, go_on = asyncio.Event(), asyncio.Event()
 
@@ -859,13 +869,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() -> None:
             process = await asyncio.create_subprocess_exec(
                 BIN / "jina-v4-serve", "gateway", "--server", f"code={upstream.url}", "--port", str(port)
             )
-            while True:
-                try:
-                    async with client.get(f"{url}/ready") as ready:
-                        assert ready.status == 200
-                    break
-                except aiohttp.ClientConnectionError:
-                    await asyncio.sleep(0.05)
+            await wait_ready(client, url)
             request = asyncio.create_task(client.post(f"{url}{URL}", data=b'{"task": "code"}'))
             await reached.wait()
             process.send_signal(signal.SIGTERM)
@@ -879,6 +883,36 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() -> None:
                 assert (late.status, await late.json()) == (200, {"late": True})
                 assert late.headers["Connection"] == "close"
             assert await process.wait() == 0
+
+    run(program())
+
+
+def test_the_gateway_opens_as_many_files_as_its_user_may() -> None:
+    """Each request is two connections; services and containers often begin with 1,024 files."""
+    n_requests, port = 100, free_port()
+
+    async def late(_: web.Request) -> web.Response:
+        await asyncio.sleep(1)
+        return web.json_response({})
+
+    async def embed_one(client: aiohttp.ClientSession) -> int:
+        async with client.post(f"http://127.0.0.1:{port}{URL}", data=b'{"task": "code"}') as answer:
+            return answer.status
+
+    async def program() -> None:
+        upstream = Upstream("code", late)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with listening(upstream), aiohttp.ClientSession(headers=JSON, connector=connector) as client:
+            process = await asyncio.create_subprocess_exec(
+                *("sh", "-c", 'ulimit -Sn 128 && exec "$@"', "sh"),
+                *(BIN / "jina-v4-serve", "gateway", "--server", f"code={upstream.url}", "--port", str(port)),
+            )
+            try:
+                await wait_ready(client, f"http://127.0.0.1:{port}")
+                assert await asyncio.gather(*(embed_one(client) for _ in range(n_requests))) == [200] * n_requests
+            finally:
+                process.terminate()
+                await process.wait()
 
     run(program())
 

@@ -1,7 +1,9 @@
 """The command line: `jina-v4-serve TASK` serves one task, `all` serves three behind a gateway; and some more."""
 
 import asyncio
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import time
@@ -15,6 +17,8 @@ from typer.core import TyperGroup
 from jina_v4_serve.errors import ServeError
 from jina_v4_serve.facts import GATEWAY_PORT, PORTS, TASKS
 from jina_v4_serve.settings import Settings, variable_of
+
+MAX_FILES = 65535  # as vLLM wants it; the user's limit may be less
 
 
 class Commands(TyperGroup):
@@ -221,6 +225,12 @@ def examine_machine(
 
 def _run(program: Coroutine[Any, Any, int]) -> None:
     """Run a program; show an error in its settings as one line."""
+    # Services and containers often begin with 1,024 open files. A gateway has two connections for each request.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft not in (hard, resource.RLIM_INFINITY):
+        wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+        with contextlib.suppress(OSError, ValueError):  # the kernel may allow fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     try:
         code = asyncio.run(program)
     except ServeError as error:

@@ -142,12 +142,12 @@ def check_shared_memory(n_gpus: int) -> Finding:
 
 
 def check_open_files() -> Finding:
-    """Check that the limit of open files allows many connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < MIN_FILES:
-        advice = f"ulimit -n {MIN_FILES}" if hard >= MIN_FILES else "raise the hard limit (systemd: LimitNOFILE=65536)"
-        return Finding("warn", "open files", f"{soft} at most: each connection is one", advice)
-    return Finding("ok", "open files", f"{soft} at most")
+    """Check that the limit of open files allows many connections. Servers and gateway use all of the hard limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
+        advice = "raise the hard limit (systemd: LimitNOFILE=65536)"
+        return Finding("warn", "open files", f"{hard} at most: each connection is one", advice)
+    return Finding("ok", "open files", f"{hard} at most")
 
 
 def check_room(subject: str, folder: Path, min_free_bytes: int) -> Finding:
