@@ -242,7 +242,7 @@ def test_a_gpu_that_cannot_hold_the_model_is_named(
 ) -> None:
     Machine(("NVIDIA GeForce RTX 3070, 580.95.05, 8192, 8000, 8.6, [N/A]",)).use(tmp_path, monkeypatch)
     with pytest.raises(
-        OptionError, match=r"need 9\.3 GiB, NVIDIA GeForce RTX 3070 has 8\.0 GiB: use a larger GPU, fold"
+        OptionError, match=r"need 9\.3 GiB, NVIDIA GeForce RTX 3070 has 8\.0 GiB: use a larger GPU \(CUDA_VI"
     ):
         arguments_of(published)
     assert arguments_of(published, "--quantization=fp8")["gpu-memory-utilization"] == "0.050"

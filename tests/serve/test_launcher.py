@@ -246,6 +246,13 @@ def test_vllm_reports_nothing_and_keeps_the_plugins_of_the_user(monkeypatch: pyt
     assert (variables["VLLM_NO_USAGE_STATS"], variables["DO_NOT_TRACK"]) == ("1", "1")
 
 
+def test_gpus_are_counted_as_nvidia_smi_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert environment(["code"])["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert environment(["code"])["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
 def test_an_idle_connection_is_kept_for_75_s_unless_the_user_has_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for said, expected in ((None, "75"), ("", "75"), ("20", "20")):
         monkeypatch.delenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", raising=False)

@@ -113,7 +113,11 @@ def check_port(host: str, port: int) -> None:
 
 def environment(tasks: Sequence[str]) -> dict[str, str]:
     """Return the environment variables to add for vLLM's processes."""
-    defaults = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S)}
+    defaults = {
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # nvidia-smi's, so that the GPU in use is the one that was read
+    }
     if read_settings().log == "json" and not os.environ.get("VLLM_LOGGING_LEVEL"):  # the file sets a level too
         defaults["VLLM_LOGGING_CONFIG_PATH"] = str(VLLM_LOG)
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]

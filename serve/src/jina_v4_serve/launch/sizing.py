@@ -133,7 +133,8 @@ def memory_share(gpu: Gpu | None, held: int, options: Sequence[str] = ()) -> flo
     if held > gpu.total_bytes:
         raise OptionError(
             f"weights, keys and values need {held / GIB:.1f} GiB, {gpu.name} has {gpu.total_bytes / GIB:.1f} GiB:"
-            " use a larger GPU, fold with --quantize int8, or add -- --tensor-parallel-size for several GPUs"
+            " use a larger GPU (CUDA_VISIBLE_DEVICES), fold with --quantize int8, or add -- --tensor-parallel-size for"
+            " several GPUs"
         )
     return math.ceil(1000 * held / gpu.total_bytes) / 1000
 
