@@ -167,6 +167,12 @@ def test_a_gpu_without_mig_says_so_in_its_own_words(tmp_path: Path, monkeypatch:
     assert not found.mig
 
 
+def test_a_damaged_inforom_hinders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "NVIDIA H100 80GB HBM3, 580.1, 81920, 80896, 9.0, Disabled"
+    with nvidia_smi(tmp_path, monkeypatch, f"{line}\nWARNING: infoROM is corrupted at gpu 0000:04:00.0", 14):
+        assert gpu.read_gpus() == [H100]
+
+
 @pytest.mark.parametrize(
     ("output", "code"), [("Failed to initialize NVML: Driver/library version mismatch", 18), ("No devices", 0)]
 )

@@ -306,7 +306,7 @@ def test_a_server_starts_where_nothing_tells_the_memory(
 
 def test_the_instance_that_is_named_is_the_one_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = MACHINES["H100, MIG 2g.20gb"]
-    listing = machine.listing + "  MIG 3g.40gb     Device  1: (UUID: MIG-other)\n"
+    listing = machine.listing + "  MIG 1c.3g.40gb  Device  1: (UUID: MIG-other)\n"
     whole = ("NVIDIA H100 80GB HBM3, 580.95.05, 81559, 81000, 9.0, Enabled",)
     for devices, expected in ((INSTANCE, 20), ("MIG-other", 40), ("MIG-gone", None), ("", 20)):
         Machine(whole, listing, devices).use(tmp_path, monkeypatch)

@@ -15,7 +15,8 @@ from jina_v4_serve.errors import OptionError
 
 _QUERY = ("name", "driver_version", "memory.total", "memory.free", "compute_cap", "mig.mode.current")
 _TIMEOUT_S = 30.0
-_INSTANCE = re.compile(r"\s+MIG (?P<profile>\d+[cg]\.(?P<gb>\d+)gb\S*)\s.*UUID: (?P<uuid>MIG-[^)]+)\)")
+_WORKS = (0, 14)  # exit codes; after 14 a line warns that the infoROM of a GPU is damaged, which hinders nothing
+_INSTANCE = re.compile(r"\s+MIG (?P<profile>(?:\d+c\.)?\d+g\.(?P<gb>\d+)gb\S*)\s.*UUID: (?P<uuid>MIG-[^)]+)\)")
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ def read_gpus(device: str | None = None) -> list[Gpu]:
     only = [] if device is None else ["-i", device]
     lines = _ask(*only, f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits")
     try:
-        return [_gpu(line.split(", ")) for line in lines]
+        return [_gpu(line.split(", ")) for line in lines if not line.startswith("WARNING: ")]
     except ValueError as error:
         raise OptionError(f"the reply of nvidia-smi cannot be read: {error}") from error
 
 
 def known_gpu() -> Gpu | None:
     """Return the GPU or MIG instance that a server uses. None if nvidia-smi fails: a server starts all the same."""
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
     uuid = device if device.startswith("MIG-") else None
     try:
         gpus = read_gpus(None if uuid else device)
@@ -95,7 +96,7 @@ def _ask(*arguments: str) -> list[str]:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise OptionError(f"nvidia-smi fails: {error}") from error
-    if done.returncode != 0:
+    if done.returncode not in _WORKS:
         reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise OptionError(f"nvidia-smi fails: {reason[0]}")
     return done.stdout.rstrip().splitlines()
