@@ -305,6 +305,24 @@ def test_a_folder_needs_room_and_leave_to_write(tmp_path: Path, monkeypatch: pyt
     assert machine.check_room("cache", below, 1).verdict == "FAIL"
 
 
+def test_a_user_without_a_home_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # KeyError, as for a user id that has no name
+    assert {"kernel cache", "clock"} <= verdicts(machine.check_machine([])).keys()
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "x" * 107])
+def test_a_folder_for_temporary_files_and_sockets_is_needed(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if folder != "nowhere":
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / folder)])
+    assert verdicts(machine.check_machine([]))["temporary files"] == "FAIL"
+
+
 @pytest.fixture
 def closed_folder() -> Iterator[Path]:
     """A folder that this process may not look into; root becomes nobody for the test."""

@@ -118,6 +118,16 @@ def test_an_option_out_of_range_is_named(checkpoint: Path, arguments: list[str],
     assert expected in message
 
 
+def test_a_folder_that_is_too_long_for_sockets_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder := tmp_path / ("x" * 71)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    code, message = serve("retrieval", "--checkpoint", checkpoint, "--port", str(free_port()))
+    assert code == 1
+    assert message.startswith(f"error: {folder} is too long for the path of a socket: ")
+
+
 def test_an_unknown_task_is_refused(checkpoint: Path) -> None:
     code, message = serve("clustering", "--checkpoint", checkpoint)
     assert code == 2

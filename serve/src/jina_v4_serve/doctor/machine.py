@@ -4,13 +4,14 @@ import os
 import platform
 import resource
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jina_v4_serve.doctor.finding import GIB, Finding, gib
+from jina_v4_serve.errors import OptionError
 from jina_v4_serve.launch import cpu
+from jina_v4_serve.launch.checks import temporary_folder
 from jina_v4_serve.launch.driver import ADVICE, driver_failure
 from jina_v4_serve.launch.gpu import Gpu
 
@@ -37,7 +38,10 @@ def check_machine(gpus: Sequence[Gpu], gpu_failure: str = "") -> Iterator[Findin
         yield check_allocator()
     yield check_shared_memory(len(gpus))
     yield check_open_files()
-    yield check_room("temporary files", Path(tempfile.gettempdir()), GIB // 4)
+    try:
+        yield check_room("temporary files", temporary_folder(), GIB // 4)
+    except OptionError as error:
+        yield Finding("FAIL", "temporary files", str(error), "a server and its processes need one")
     yield check_room("kernel cache", _cache_folder(), MIN_CACHE_BYTES)
     yield check_clock(time.time())
 
@@ -165,9 +169,8 @@ def check_room(subject: str, folder: Path, min_free_bytes: int) -> Finding:
 
 def _cache_folder() -> Path:
     """Return the folder of vLLM's compiled kernels."""
-    if root := os.environ.get("VLLM_CACHE_ROOT"):
-        return Path(root).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vllm"
+    root = os.environ.get("VLLM_CACHE_ROOT") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/vllm"
+    return Path(os.path.expanduser(root))  # noqa: PTH111 - like vLLM: a user without a home is no error
 
 
 def check_clock(now_s: float) -> Finding:

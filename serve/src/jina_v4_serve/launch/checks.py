@@ -2,8 +2,10 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from jina_v4_serve.api.door import KEEP_ALIVE_S
 from jina_v4_serve.api.keys import Keys
@@ -23,6 +25,8 @@ from jina_v4_serve.launch.variables import check_variables
 from jina_v4_serve.settings import read_settings, served_environment
 from jina_v4_serve.vllm_side.versions import find_vllm, vllm_version
 
+MAX_SOCKET_FOLDER_BYTES = 107 - 37  # of a socket's path, without the name that vLLM gives it
+
 
 def prepare(settings: ServerSettings) -> Launch:
     """Check everything that can be checked without vLLM; return how to start it.
@@ -30,7 +34,8 @@ def prepare(settings: ServerSettings) -> Launch:
     Raises:
         CheckpointError: the folder is incomplete or of another task.
         PortError: the server cannot listen on the address.
-        OptionError: an option, a setting or a variable is out of range, or the GPU's driver too old.
+        OptionError: an option, a setting or a variable is out of range, the GPU's driver too old, or no folder is
+            usable for temporary files.
     """
     check_variables(os.environ)
     check_readable(settings.vllm_options)
@@ -41,6 +46,7 @@ def prepare(settings: ServerSettings) -> Launch:
     check_max_pixels(settings.max_pixels, checkpoint)
     Keys(read_settings())
     check_port(settings.host, settings.port)
+    temporary_folder()
     on_cpu = find_vllm()
     check_int8(checkpoint, on_cpu, served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu))
     check_patterns(adapters, vllm_version(on_cpu))
@@ -109,6 +115,24 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise PortError(f"cannot listen on {host}:{port}: {error}. Choose another with --port (make: PORT=)") from error
+
+
+def temporary_folder() -> Path:
+    """Return the folder for temporary files, in which vLLM's processes also have their sockets.
+
+    Raises:
+        OptionError: there is none, or its path is too long for a socket.
+    """
+    try:
+        folder = os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise OptionError(f"no folder for temporary files is writable and has space: {error}. Set TMPDIR") from error
+    if (n_bytes := len(os.fsencode(folder))) > MAX_SOCKET_FOLDER_BYTES:
+        raise OptionError(
+            f"{folder} is too long for the path of a socket: {n_bytes} bytes, {MAX_SOCKET_FOLDER_BYTES} at most. "
+            "Set TMPDIR to a shorter folder"
+        )
+    return Path(folder)
 
 
 def environment(tasks: Sequence[str]) -> dict[str, str]:
