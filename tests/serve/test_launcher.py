@@ -76,6 +76,16 @@ def test_half_a_checkpoint_is_refused(checkpoint: Path, name: str) -> None:
     assert f"is incomplete: {name} is missing" in message
 
 
+def test_a_full_disk_behind_standard_output_hinders_no_start(checkpoint: Path) -> None:
+    command = [BIN / "jina-v4-serve", "retrieval", "--checkpoint", checkpoint, "--port", str(free_port())]
+    with Path("/dev/full").open("w") as full:  # --supervised: it ends at once, with its standard input
+        done = subprocess.run(
+            [*command, "--supervised"], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert "starting vLLM" in done.stderr
+    assert "No space left on device" not in done.stderr
+
+
 def test_a_truncated_file_is_refused(checkpoint: Path) -> None:
     shard = checkpoint / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])

@@ -88,7 +88,7 @@ def _add_task(task: str) -> None:
         vllm_options: VllmOptions = None,
     ) -> None:
         from jina_v4_serve.launch.checks import prepare
-        from jina_v4_serve.launch.screen import Screen, example, open_logs, say_checked
+        from jina_v4_serve.launch.screen import Screen, example, open_logs, say, say_checked
         from jina_v4_serve.launch.server import ServerSettings
         from jina_v4_serve.launch.stopping import when_stdin_ends
         from jina_v4_serve.launch.supervisor import Policy, Supervisor, supervise
@@ -98,7 +98,7 @@ def _add_task(task: str) -> None:
         async def run() -> int:
             started_at = time.monotonic()
             launch = prepare(settings)
-            typer.echo(launch.banner)
+            say(launch.banner)
             (log,) = open_logs([settings], verbose)
             say_checked(started_at)
             screen = Screen(task, log, example=example(launch.url, task), started_at=started_at)
