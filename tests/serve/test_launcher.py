@@ -402,6 +402,16 @@ def test_int8_is_not_computed_in_float32_with_amx(
     check_int8(quantized, False, "float32")
 
 
+def test_a_server_that_others_reach_without_a_key_says_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, words = read_checkpoint(checkpoint, "retrieval"), "no key is set: everyone who can reach 0.0.0.0 may use it"
+    settings = ServerSettings("retrieval", checkpoint, host="0.0.0.0")  # noqa: S104 - not bound
+    monkeypatch.setenv("JINA_V4_API_KEY", "")  # as Compose's ${KEY:-} sets it
+    assert words in banner(settings, read, True, None)
+    assert "no key is set" not in banner(ServerSettings("retrieval", checkpoint), read, True, None)
+    monkeypatch.setenv("JINA_V4_API_KEY", "a key")
+    assert "no key is set" not in banner(settings, read, True, None)
+
+
 def test_a_server_takes_its_weights_and_its_keys_and_values(folded: Callable[[str], Path]) -> None:
     checkpoint = read_checkpoint(folded("bfloat16") / "jina-embeddings-v4-code", "code")
     assert held_bytes(checkpoint, (), "bfloat16") == checkpoint.weight_bytes + kv_cache_bytes(checkpoint, "bfloat16")

@@ -12,6 +12,7 @@ from jina_v4_serve.api.keys import Keys
 from jina_v4_serve.doctor.finding import Finding
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.heartbeat import HEARTBEAT
+from jina_v4_serve.launch.server import LOOPBACK
 from jina_v4_serve.launch.variables import harmful
 from jina_v4_serve.phases import STARTED
 from jina_v4_serve.settings import (
@@ -27,7 +28,6 @@ from jina_v4_serve.settings import (
 KEY, KEY_FILE, IMAGE_HOSTS = (variable_of(name) for name in ("api_key", "api_key_file", "image_hosts"))
 KNOWN = frozenset((*VARIABLES, SERVED_TASKS, SERVED_REVISIONS, HEARTBEAT, STARTED))
 MIN_KEY_LENGTH = 16
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # The effects of variables of vLLM: these are refused, the others are worth a warning.
 HARMFUL = {
     "VLLM_SERVER_DEV_MODE": "routes that reset and sleep the engine",

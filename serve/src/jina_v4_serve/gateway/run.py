@@ -22,7 +22,7 @@ from jina_v4_serve.gateway.metrics import GatewayMetrics
 from jina_v4_serve.gateway.servers import Servers
 from jina_v4_serve.launch import cpu
 from jina_v4_serve.launch.arguments import DRAIN_S
-from jina_v4_serve.launch.checks import check_port
+from jina_v4_serve.launch.checks import check_port, key_warning
 from jina_v4_serve.launch.screen import say
 from jina_v4_serve.launch.server import server_url
 from jina_v4_serve.launch.stopping import Stop, on_signals
@@ -145,6 +145,8 @@ async def running(settings: GatewaySettings, at_once: asyncio.Event) -> AsyncIte
         site = web.TCPSite(runner, host, settings.port, backlog=1024)
         await site.start()
         say(f"the gateway answers on {server_url(settings.host, settings.port)}/v1 for {', '.join(servers.urls)}")
+        for line in key_warning(settings.host):
+            say(line)
         yield gateway
         gateway.draining = True
         await site.stop()  # closes the listening socket, but no open connection

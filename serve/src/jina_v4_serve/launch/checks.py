@@ -19,10 +19,10 @@ from jina_v4_serve.launch.arguments import vllm_arguments
 from jina_v4_serve.launch.driver import check_driver
 from jina_v4_serve.launch.gpu import Gpu, known_gpu
 from jina_v4_serve.launch.options import check_readable
-from jina_v4_serve.launch.server import DTYPES, Launch, ServerSettings, server_url
+from jina_v4_serve.launch.server import DTYPES, LOOPBACK, Launch, ServerSettings, server_url
 from jina_v4_serve.launch.sizing import served_dtype, step_of
 from jina_v4_serve.launch.variables import check_variables
-from jina_v4_serve.settings import read_settings, served_environment
+from jina_v4_serve.settings import read_settings, served_environment, variable_of
 from jina_v4_serve.vllm_side.versions import find_vllm, vllm_version
 
 MAX_SOCKET_FOLDER_BYTES = 107 - 37  # of a socket's path, without the name that vLLM gives it
@@ -123,6 +123,7 @@ def temporary_folder() -> Path:
     Raises:
         OptionError: there is none, or its path is too long for a socket.
     """
+    name = "VLLM_RPC_BASE_PATH" if os.environ.get("VLLM_RPC_BASE_PATH") else "TMPDIR"
     try:
         folder = os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -130,7 +131,7 @@ def temporary_folder() -> Path:
     if (n_bytes := len(os.fsencode(folder))) > MAX_SOCKET_FOLDER_BYTES:
         raise OptionError(
             f"{folder} is too long for the path of a socket: {n_bytes} bytes, {MAX_SOCKET_FOLDER_BYTES} at most. "
-            "Set TMPDIR to a shorter folder"
+            f"Set {name} to a shorter folder"
         )
     return Path(folder)
 
@@ -155,6 +156,13 @@ def environment(tasks: Sequence[str]) -> dict[str, str]:
     }
 
 
+def key_warning(host: str) -> list[str]:
+    """Return a line for the operator if a server on a host is open to others than this machine; else none."""
+    if host in LOOPBACK or not Keys(read_settings()).open:
+        return []
+    return [f"warning: no key is set: everyone who can reach {host} may use it; set {variable_of('api_key_file')}"]
+
+
 def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: Gpu | None) -> str:
     """Return the lines for the operator: what will be served, and where."""
     dtype = served_dtype(settings.dtype, settings.n_servers, checkpoint, on_cpu)
@@ -177,6 +185,7 @@ def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: 
             1,
             "fp8 is slow on a CPU: fold without --quantize, or with --quantize int8 for a CPU with VNNI",
         )
+    lines += key_warning(settings.host)
     if checkpoint.random_weights:
         lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from jina_v4_serve.launch.options import says_tls
 
 DTYPES = ("auto", *STORED_DTYPES)
 LOCAL = "127.0.0.1"  # for servers that only this machine may reach
+LOOPBACK = (LOCAL, "localhost", "::1")
 
 
 @dataclass(frozen=True)
