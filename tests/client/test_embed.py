@@ -387,6 +387,19 @@ def test_a_bad_row_stops_the_run_or_is_skipped_and_listed(case: str, embed: Embe
     assert message in error["error"]
 
 
+def test_where_no_row_has_a_vector_the_same_command_tries_all_again(embed: Embed) -> None:
+    write_jsonl(Path("a.jsonl"), [{"image": "late.png"}, {"image": "later.png"}])
+    arguments = ("--on-error", "skip", "--image-column", "image", "a.jsonl", "out.npy")
+    ran = embed(*arguments)
+    assert ran.code == 1
+    assert ran.line.startswith("error: no row could be embedded; the first: a.jsonl#1: 'late.png': ")
+    assert "give the same command again" not in ran.line
+    for name in ("late.png", "later.png"):
+        Image.new("RGB", (40, 30), "red").save(name)
+    assert embed(*arguments).code == 0
+    assert np.load("out.npy").shape == (2, HIDDEN)
+
+
 def test_an_image_that_a_table_names_in_vain_is_a_bad_row(embed: Embed) -> None:
     write_jsonl(Path("a.jsonl"), [{"image": "gone.png"}])
     ran = embed("--image-column", "image", "a.jsonl", "out.npy")

@@ -85,9 +85,9 @@ class Run:
                     raise StoppedError(f"no row could be embedded; the first: {first.id}: {first.error}")
                 check_unchanged(job, self.inputs.fingerprints)
             except BaseException:
-                nothing_done = journal.count() == 0
+                has_vectors = journal.n_vectors > 0
                 journal.close()
-                if nothing_done:
+                if not has_vectors:  # rows that failed are tried again
                     discard_work(folder)
                 raise
             self._say(progress.summary())

@@ -111,10 +111,11 @@ class Output(BlockBasedFileDatasink):
         vectors, errors = (dataset.dataset(each, filesystem=self.filesystem) for each in (self._vectors, self._errors))
         n_failed: int = errors.count_rows()
         if not vectors.files:
+            first = errors.head(1).to_pylist()
+            self._remove()  # rows that failed are tried again
             if not n_failed:
-                self._remove()
                 raise UsageError("the input has no rows")
-            (row,) = errors.head(1).to_pylist()
+            (row,) = first
             raise StoppedError(f"no row could be embedded; one of them: {row['id']}: {row['error']}")
         self.filesystem.copy_file(self._job_file, self._whole)
         remove(self.filesystem, self._work)
