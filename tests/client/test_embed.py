@@ -1,7 +1,9 @@
 """`jina-v4-embed` against a played server: what goes in, what comes out, and what is said when it cannot."""
 
 import base64
+import bz2
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -257,6 +259,26 @@ REFUSED: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
     "no CSV": ({"a.csv": b'"text\n1,2'}, ["a.csv", "out.npy"], ["a.csv is no CSV"]),
     "CSV that is not UTF-8": ({"a.csv": b"text\xff\n"}, ["a.csv", "out.npy"], ["a.csv is no CSV", "line 1", "iconv"]),
     "an unknown ending": ({"a.docx": b"x"}, ["a.docx", "out.npy"], ["a.docx", "--input-format", "jsonl, csv"]),
+    "a compressed table": (
+        {"a.jsonl": gzip.compress(b'{"text": "x"}')},
+        ["a.jsonl", "out.npy"],
+        ["a.jsonl is compressed, as .gz"],
+    ),
+    "a compressed text": (
+        {"a.txt.bz2": bz2.compress(b"x")},
+        ["--on-error", "skip", "--input-format", "text", "a.txt.bz2", "out.npy"],
+        ["a.txt.bz2 is compressed", "decompress it"],
+    ),
+    "a spreadsheet as CSV": (
+        {"a.csv": b"PK\x03\x04\x14\x00,"},
+        ["a.csv", "out.npy"],
+        ["a.csv is compressed", "save the sheet as CSV"],
+    ),
+    "a JSON array": (
+        {"a.jsonl": b'\xef\xbb\xbf[\n{"text": "x"},\n{"text": "y"}\n]\n'},
+        ["--on-error", "skip", "a.jsonl", "out.npy"],
+        ["a.jsonl is a JSON array, not an object a line; convert it: jq -c '.[]'"],
+    ),
     "an empty input": ({"a.jsonl": b""}, ["a.jsonl", "out.npy"], ["the input has no rows"]),
     "an empty folder": ({"folder/notes.md": b""}, ["folder", "out.npy"], ["folder holds neither images nor PDF"]),
     "an output that is the input": (

@@ -27,7 +27,8 @@ from jina_v4_client.embed.errors import RowError, UsageError
 
 STDIN = "-"
 _BLOCK_BYTES = 2**20
-_HEAD_BYTES = 4  # of the first line, which show UTF-16 and UTF-32
+_HEAD_BYTES = 4  # of the first line, which show UTF-16, UTF-32 and compression
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zX", b"BZh9", b"PK\x03\x04")  # gzip, zstd, xz, bzip2, zip
 _PARQUET_ROWS = 1024  # decoded at a time
 # Characters. No text or image is longer, and a quote that is not closed must not take all memory.
 _MAX_CELL = 2**27
@@ -106,23 +107,23 @@ class _Lines:
     """A file with a row a line; the id is the number of the line. Empty lines are no rows.
 
     Raises:
-        UsageError: it is UTF-16 or UTF-32.
+        UsageError: it is UTF-16 or UTF-32, compressed, or a JSON array.
     """
 
     path: str
 
     def __post_init__(self) -> None:
-        """Check the encoding."""
+        """Check how it begins."""
         if self.path != STDIN:
             with _opened(self.path) as file:
-                _check_encoding(self.path, file.readline(_HEAD_BYTES))
+                self._check(file.readline(_HEAD_BYTES))
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order."""
         with _opened(self.path) as file:
             for number, raw in enumerate(file, 1):
                 if number == 1:
-                    _check_encoding(self.path, raw)
+                    self._check(raw[:_HEAD_BYTES])
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 line = raw.rstrip(b"\r\n")
                 if not line.strip():
@@ -138,6 +139,9 @@ class _Lines:
     def count(self) -> int | None:
         """Count the lines, for the progress; None for the standard input."""
         return _count_lines(self.path)
+
+    def _check(self, head: bytes) -> None:
+        _check_head(self.path, head)
 
     def _row(self, row_id: str, line: str) -> Row:
         raise NotImplementedError
@@ -159,6 +163,11 @@ class JsonLines(_Lines):
 
     path: str
     columns: Columns
+
+    def _check(self, head: bytes) -> None:
+        super()._check(head)
+        if head.removeprefix(b"\xef\xbb\xbf").startswith(b"["):
+            raise UsageError(f"{_name(self.path)} is a JSON array, not an object a line; convert it: jq -c '.[]'")
 
     def _row(self, row_id: str, line: str) -> Row:
         try:
@@ -212,7 +221,7 @@ class Csv:
     def _names(self, records: "Iterator[_Record]") -> list[str]:
         """Read the names of the columns, and check them."""
         _, names, error = next(records, (1, [], ""))
-        _check_encoding(self.path, "".join(names).encode("utf-8", "surrogateescape"))
+        _check_head(self.path, "".join(names).encode("utf-8", "surrogateescape"))
         if error:
             raise UsageError(f"{_name(self.path)} is no CSV: the names of its columns, line 1: {error}")
         _check_columns(self.path, self.columns, names)
@@ -336,8 +345,12 @@ def _check_columns(path: str, columns: Columns, names: list[str]) -> None:
             raise UsageError(f"{_name(path)} has {names.count(column)} columns {column!r}; rename all but one")
 
 
-def _check_encoding(path: str, head: bytes) -> None:
-    """Refuse a file in UTF-16 or UTF-32, of which no line is UTF-8."""
+def _check_head(path: str, head: bytes) -> None:
+    """Refuse a file that is compressed, or in UTF-16 or UTF-32: no line of it is UTF-8."""
+    if head.startswith(_COMPRESSED):
+        raise UsageError(
+            f"{_name(path)} is compressed, as .gz, .zip and .xlsx files are; decompress it, or save the sheet as CSV"
+        )
     if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or b"\0" in head[:_HEAD_BYTES]:
         raise UsageError(
             f"{_name(path)}, line 1: it begins like UTF-16 or UTF-32, not like UTF-8; convert the file, as with: "
