@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.csv
 import pytest
 from embed_command import Embed, embed_with, read, read_errors, write_jsonl
+from jina_v4_client.embed.tables import Columns, Parquet
 from PIL import Image
 from pyarrow import parquet
 
@@ -205,6 +206,16 @@ def test_an_unknown_time_zone_is_named(embed: Embed) -> None:
     assert ran.code == 1
     assert ran.line.startswith("error: row a.parquet#1: a value that Python cannot hold")
     assert "id: timestamp[us, tz=Mars/Base]" in ran.line
+
+
+def test_a_row_group_of_parquet_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.parquet")
+    noise = np.random.default_rng(0).integers(32, 127, (32768, 1024), np.uint8)
+    parquet.write_table(pyarrow.table({"text": [row.tobytes().decode() for row in noise]}), path)  # 32 MiB, a group
+    before = pyarrow.total_allocated_bytes()
+    rows = Parquet(path, Columns("text", None, None)).rows()
+    assert [next(rows).read().value for _ in range(2)] == [row.tobytes().decode() for row in noise[:2]]
+    assert pyarrow.total_allocated_bytes() - before < 8 * 2**20
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

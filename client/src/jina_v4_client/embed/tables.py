@@ -327,7 +327,8 @@ class Parquet:
         from pyarrow import parquet  # type: ignore[import-untyped] # it has no types
 
         try:
-            return parquet.ParquetFile(self.path)
+            # A block at a time: by default the whole row group is in memory.
+            return parquet.ParquetFile(self.path, buffer_size=_BLOCK_BYTES, pre_buffer=False)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
             raise UsageError(f"{self.path} is no parquet file ({error})") from error
 
