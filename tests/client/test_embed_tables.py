@@ -187,6 +187,12 @@ def test_repeated_ids_are_counted_at_the_end(server: Any, embed: Embed) -> None:
     assert "warning: the ids of 3 rows are those of earlier rows" in ran.stderr.splitlines()
 
 
+def test_an_input_that_is_named_twice_is_warned_of(server: Any, embed: Embed) -> None:
+    Path("a.txt").write_text("x\ny\n")
+    ran = embed_with("--base-url", server.url, "--task", "retrieval")("a.txt", "a.txt", "out.parquet")
+    assert "warning: the ids of 2 rows are those of earlier rows" in ran.stderr.splitlines()
+
+
 def test_a_time_that_python_cannot_hold_costs_its_row(embed: Embed) -> None:
     times = pyarrow.array([0, 2**62, 10**6], pyarrow.timestamp("us"))
     parquet.write_table(pyarrow.table({"text": ["x", "y", "z"], "id": times}), "a.parquet")

@@ -154,7 +154,7 @@ class Run:
                 f"warning: {too_long.counted('multi-vector has', 'multi-vectors have')} over {_QDRANT_ROWS:,} rows,"
                 f" which Qdrant refuses; use --pool-factor or --max-length: {too_long}"
             )
-        if self.options["id-column"] and (n_repeated := journal.n_repeated_ids()):
+        if n_repeated := journal.n_repeated_ids():
             self._say(f"warning: the ids of {n_repeated:,} rows are those of earlier rows")
 
     def _end(self, work: Work, n_rows: int, n_failed: int, why: str) -> bool:
