@@ -1,9 +1,11 @@
 """Folders of `jina-v4-embed`: every file and frame is a row, or is named and counted at the end."""
 
 import base64
+import cProfile
 import io
 import json
 import os
+import pstats
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pillow_heif
 import pytest
 from embed_command import Embed, embed_with, read, read_errors, write_jsonl
 from jina_v4_client import _images
+from jina_v4_client.embed.folder import walk
 from PIL import Image, TiffImagePlugin
 
 pillow_heif.register_heif_opener()  # the tests write such files
@@ -223,6 +226,20 @@ def test_a_linked_folder_is_read_whole_where_another_link_leads_into_it(part: st
     assert list(rows) == [f"folder/{file}" for file in files]
     assert code == (3 if part == "favourites" else 0)
     assert [line.partition("why: ")[2] for line in said] == ["folder/favourites/up"] * (code == 3)
+
+
+def test_each_linked_folder_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
+    def n_calls(n_links: int) -> int:
+        folder = tmp_path / str(n_links)
+        folder.mkdir()
+        for i in range(n_links):
+            (tmp_path / f"store/{n_links}-{i}").mkdir(parents=True)
+            (folder / str(i)).symlink_to(tmp_path / f"store/{n_links}-{i}")
+        profile = cProfile.Profile()
+        assert profile.runcall(lambda: [*walk(str(folder))]) == []
+        return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined] # it has it
+
+    assert n_calls(400) < 3 * n_calls(200)
 
 
 def test_frames_of_a_tiff_are_pages(server: Any, embed: Embed, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,7 +102,7 @@ def _below(folder: str, real: Path, chain: tuple[Path, ...], read: set[Path]) ->
                 target, through = real / entry.name, chain
                 if entry.is_symlink():
                     target = path.resolve()
-                    if any(is_read_with(target, other) for other in read):
+                    if is_read_with(target, read):
                         continue
                     if any(other.is_relative_to(target) for other in chain):
                         yield entry.path, "a link to a folder that this one is in"
@@ -120,6 +120,11 @@ def _below(folder: str, real: Path, chain: tuple[Path, ...], read: set[Path]) ->
             yield entry.path, f"cannot be read: {error.strerror}"
 
 
-def is_read_with(folder: Path, other: Path) -> bool:
-    """Tell whether a folder is read with the other one: it is the same or below it, and not below a hidden name."""
-    return folder.is_relative_to(other) and not any(part.startswith(".") for part in folder.relative_to(other).parts)
+def is_read_with(folder: Path, others: Set[Path]) -> bool:
+    """Tell whether a folder is read with one of others: it is the same or below it, and not below a hidden name."""
+    for part in (folder, *folder.parents):
+        if part in others:
+            return True
+        if part.name.startswith("."):
+            return False
+    return False

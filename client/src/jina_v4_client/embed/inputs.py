@@ -70,7 +70,7 @@ class Inputs:
         """
         for source in self.sources:
             if isinstance(source, Folder):
-                if is_read_with(output.resolve(), Path(source.path).resolve()):
+                if is_read_with(output.resolve(), {Path(source.path).resolve()}):
                     raise UsageError(f"OUTPUT {output} is in the INPUT {source.path}; choose an OUTPUT outside of it")
             elif source.path != STDIN and any(file.exists() and file.samefile(source.path) for file in files):
                 raise UsageError(f"OUTPUT {output} would replace the INPUT {source.path}; choose another OUTPUT")
