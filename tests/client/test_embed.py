@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,6 +216,16 @@ def test_a_pipe_gives_a_line_for_each_row_in_order(encoding: str, embed: Embed, 
         vectors = [np.array(row["embedding"], np.float32) for row in found]
     assert (np.stack(vectors) == vectors_of(server, ROWS)).all()
     assert len(sent(server)) == 30
+
+
+def test_the_documented_call_reads_ids_of_a_pipe_as_they_are(embed: Embed) -> None:
+    pandas = pytest.importorskip("pandas")
+    ids = ["007", "9007199254740993"]
+    write_jsonl(Path("a.jsonl"), [{"id": row_id, "text": "x"} for row_id in ids])
+    Path("notes.jsonl").write_text(embed("--id-column", "id", "a.jsonl", "-").stdout)
+    page = (Path(__file__).parents[2] / "docs/embed.md").read_text()
+    (call,) = re.findall(r"`(pandas\.read_json\(.*?\))`", page)
+    assert list(eval(call, {"pandas": pandas})["id"]) == ids  # noqa: S307 - from our own page
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])

@@ -174,7 +174,7 @@ def test_the_corpus_page_runs_and_its_outputs_open_as_it_says(run: Run) -> None:
         'polars.read_parquet("corpus.parquet")': (50, 2),
         'pandas.read_parquet("corpus.parquet")': (50, 2),
         'numpy.load("articles.npy")': (5, 256),
-        'pandas.read_json("notes.jsonl", lines=True)': (3, 2),
+        'pandas.read_json("notes.jsonl", lines=True, dtype=False)': (3, 2),
         'polars.read_parquet("corpus.parquet")["vector"].to_numpy()': (50, 256),
         'numpy.stack(pandas.read_parquet("corpus.parquet").vector)': (50, 256),
     }
