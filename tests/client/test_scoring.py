@@ -56,6 +56,12 @@ def test_cosine_is_the_cosine_of_vectors_of_any_length_and_dtype() -> None:
     np.testing.assert_allclose(cosine(queries[0], documents[1]), expected[:1, 1:2], atol=1e-6)
 
 
+def test_cosine_is_never_outside_of_its_range() -> None:
+    vectors = unit(500, 256)
+    assert np.diag(cosine(vectors, vectors)).max() == 1
+    assert np.diag(cosine(vectors, -vectors)).min() == -1
+
+
 @pytest.mark.parametrize("n_bytes", [1, 1000, 4096])
 def test_cosine_is_the_same_in_blocks_of_any_size(small_blocks: Callable[[int, int], None], n_bytes: int) -> None:
     queries, documents = unit(3, 64), unit(50, 64, seed=1)

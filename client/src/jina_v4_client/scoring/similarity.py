@@ -58,7 +58,7 @@ def cosine(queries: Vectors, documents: Vectors) -> Vector:
     n_block_rows = max(1, _BLOCK_BYTES // (4 * document_rows.dim))
     for start, block, block_lengths in checked_blocks("documents", document_rows, n_block_rows):
         scores[:, start : start + len(block)] = (unit @ block.T) / block_lengths  # (n_queries, n)
-    return scores
+    return np.clip(scores, -1, 1, out=scores)  # rounding alone leads out of this range
 
 
 def maxsim(queries: Vectors, documents: Vectors) -> Vector:
