@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -68,6 +69,17 @@ def test_several_are_pooled_each_by_itself() -> None:
         np.testing.assert_array_equal(rows, pool_tokens(one, 3))
     (alone,) = pool_tokens(several[2:], 3)
     np.testing.assert_array_equal(alone, pooled[2])
+
+
+def test_many_are_never_copied_as_a_whole() -> None:
+    rows = unit(64, 128).astype(np.float16)
+    pool_tokens(rows, 8)  # which loads scipy
+    tracemalloc.start()
+    pooled = pool_tokens([rows] * 500, 8)  # 16 MB in float32, and 2 MB pooled
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pooled) == 500
+    assert peak_bytes < 8 * 2**20
 
 
 def test_a_long_one_is_clustered_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ never copied as a whole.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -144,8 +145,8 @@ def check_offsets(offsets: Offsets, n_rows: int) -> None:
         raise ArgumentError(f"offsets must be int64, begin with 0, grow, and end with the number of rows, {n_rows}")
 
 
-def checked_blocks(name: str, rows: Rows, n_block_rows: int) -> Iterator[tuple[int, Vector, Vector]]:
-    """Read all rows block by block.
+def checked_blocks(name: str, rows: Rows, n_block_rows: int | None) -> Iterator[tuple[int, Vector, Vector]]:
+    """Read all rows block by block; with None a block is an item.
 
     Yields:
         The number of the block's first row, the block (n, dim), and the length of each of its rows (n,).
@@ -154,8 +155,9 @@ def checked_blocks(name: str, rows: Rows, n_block_rows: int) -> Iterator[tuple[i
         ArgumentError: a row holds NaN or infinity, or is zero: it has no direction, and as padding of a multi-vector it
             would win wherever all similarities are negative.
     """
-    for start in range(0, rows.n_rows, n_block_rows):
-        block = rows.read(start, min(start + n_block_rows, rows.n_rows))  # (n, dim)
+    starts = rows.bounds[:-1] if n_block_rows is None else range(0, rows.n_rows, n_block_rows)
+    for start, stop in pairwise([*map(int, starts), rows.n_rows]):
+        block = rows.read(start, stop)  # (n, dim)
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.einsum("nd,nd->n", block, block)  # (n,)
         bad = np.flatnonzero(~((squares > 0) & (squares < np.inf)))

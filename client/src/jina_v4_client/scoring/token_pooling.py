@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jina_v4_client.errors import ArgumentError
-from jina_v4_client.scoring.rows import Vector, open_rows, read_all
+from jina_v4_client.scoring.rows import Vector, checked_blocks, open_rows
 
 # Clustering takes time and memory with the square of its rows, and holds Python's lock. A page has up to 779; longer
 # sequences are pooled part by part.
@@ -51,9 +51,10 @@ def pool_tokens(
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise ArgumentError(f"{name}={value!r} is not allowed; give a whole number from {at_least}")
     rows = open_rows("multivectors", multivectors, 2)
-    tokens, lengths = read_all("multivectors", rows)  # (n_rows, dim), (n_rows,)
-    unit = tokens / lengths[:, None]
-    pooled = [_pool(part, pool_factor, n_protected) for part in np.split(unit, rows.bounds[1:-1])]
+    pooled = [
+        _pool(tokens / lengths[:, None], pool_factor, n_protected)  # of (n_tokens, dim)
+        for _, tokens, lengths in checked_blocks("multivectors", rows, None)
+    ]
     return pooled[0] if isinstance(multivectors, np.ndarray) and multivectors.ndim == 2 else pooled
 
 
