@@ -224,6 +224,19 @@ def test_a_disk_that_is_full_before_the_first_row_is_said_in_one_line(server: An
     assert (process.returncode, said) == (1, f"error: {reason}\n")
 
 
+@needs_namespaces
+def test_a_full_folder_for_temporary_files_ends_no_run_at_its_end(server: Any, tmp_path: Path) -> None:
+    server.play_ours()
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "x", "id": "{"long" * 200} {i}"}}\n' for i in range(8192)))
+    command = [sys.executable, "-m", "jina_v4_client.embed", "--base-url", server.url, "--task", "retrieval"]
+    command += ["--id-column", "id", str(tmp_path / "a.jsonl"), str(tmp_path / "out.npy")]
+    command = [str(part) for part in on_small_disk(2**18, command)]
+    done = subprocess.run(command, env={**os.environ, "SQLITE_TMPDIR": str(DISK)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warning: repeated ids were not counted: no room for temporary files; set SQLITE_TMPDIR" in done.stderr
+    assert len(np.load(tmp_path / "out.npy")) == 8192
+
+
 def test_a_message_that_holds_a_name_that_is_not_utf_8_is_kept(embed: Embed) -> None:
     Path("scans").mkdir()
     for name in (b"ok.png", b"caf\xe9.png"):

@@ -180,9 +180,16 @@ class Journal:
         for number, row_id, start, length, error in self._database.execute(query, (first,)):
             yield Recorded(number, row_id, None if start is None else Span(start, length), error)
 
-    def n_repeated_ids(self) -> int:
-        """Count the rows whose id an earlier row has; SQLite sorts on the disk, 2 s for a million rows."""
-        (n_rows,) = self._database.execute("SELECT count(*) - count(DISTINCT id) FROM rows").fetchone()
+    def n_repeated_ids(self) -> int | None:
+        """Count the rows whose id an earlier row has; 2 s for a million rows.
+
+        Returns:
+            The number; None if the folder for temporary files, where SQLite sorts, is full or cannot be written.
+        """
+        try:
+            (n_rows,) = self._database.execute("SELECT count(*) - count(DISTINCT id) FROM rows").fetchone()
+        except sqlite3.OperationalError:
+            return None
         return int(n_rows)
 
     def longer_than(self, n_vectors: int) -> Iterator[str]:

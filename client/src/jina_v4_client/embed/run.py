@@ -154,7 +154,10 @@ class Run:
                 f"warning: {too_long.counted('multi-vector has', 'multi-vectors have')} over {_QDRANT_ROWS:,} rows,"
                 f" which Qdrant refuses; use --pool-factor or --max-length: {too_long}"
             )
-        if n_repeated := journal.n_repeated_ids():
+        n_repeated = journal.n_repeated_ids()
+        if n_repeated is None:
+            self._say("warning: repeated ids were not counted: no room for temporary files; set SQLITE_TMPDIR")
+        elif n_repeated:
             self._say(f"warning: the ids of {n_repeated:,} rows are those of earlier rows")
 
     def _end(self, work: Work, n_rows: int, n_failed: int, why: str) -> bool:
