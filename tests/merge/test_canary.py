@@ -1,6 +1,8 @@
-"""The canary's vectors are the published ones, belong to one fold, and tell a wrong adapter from rounding."""
+"""The canary's vectors are the published ones, belong to one fold, and tell what is wrong from rounding."""
 
+import base64
 import hashlib
+import io
 import json
 import shutil
 import sys
@@ -10,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import GOLDEN, TASKS, Figure, Golden
 from jina_v4_merge.errors import ConfigError, SourceError, WeightError
 from jina_v4_merge.prompts import text_prefixes
 from jina_v4_merge.reading.layout import is_adapted
 from jina_v4_merge.reading.model import open_model
-from jina_v4_merge.verify import reference
+from jina_v4_merge.verify import picture, reference
 from jina_v4_merge.verify.canary import (
     CANARY_NAME,
     LONG_TEXT,
@@ -26,9 +29,11 @@ from jina_v4_merge.verify.canary import (
     texts,
 )
 from jina_v4_merge.verify.checks import verify
+from jina_v4_merge.verify.picture import HEIGHT, SCALED, WIDTH, draw
 from jina_v4_merge.verify.reference import ReferenceModel, affordable_dtype, make_canary
-from jina_v4_serve.api.canary import BOUNDS, read_canary
+from jina_v4_serve.api.canary import BOUNDS, IMAGE_BOUNDS, read_canary
 from jina_v4_serve.checkpoint import read_checkpoint
+from PIL import Image
 
 pytestmark = pytest.mark.proof
 
@@ -58,7 +63,11 @@ def checkpoint(made: dict[str, Path], tmp_path: Path) -> Path:
 def entries(folder: Path) -> list[Entry]:
     canary = read_canary(folder)
     assert canary is not None
-    return [Entry(each.prompt_name, each.text, each.dense, each.multivector) for each in canary.entries]
+    return [
+        Entry({"prompt_name": each.body["prompt_name"], **each.body["input"]}, each.dense, each.multivector)
+        for each in canary.entries
+        if each.kind == "text"
+    ]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -77,10 +86,41 @@ def test_the_vectors_are_those_of_the_published_code(
     assert difference <= 1e-5
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_vectors_of_images_are_those_of_the_published_code(
+    task: str, golden: Golden, folded: Callable[[str], Path], figure: Figure
+) -> None:
+    model = ReferenceModel(folded("float32") / f"jina-embeddings-v4-{task}", "float32")
+    found = []
+    for path, size in zip(golden.images, ((168, 252), (476, 644), (896, 644), (392, 28)), strict=True):
+        with Image.open(path) as image:
+            found.append(model.embed_image(np.array(image.convert("RGB")), size))
+    difference = max(
+        float(np.abs(rows - golden.rows[f"{task}/image/{i}/{kind}"]).max())
+        for i, entry in enumerate(found)
+        for kind, rows in (("dense", entry.dense), ("multi", entry.multivector))
+    )
+    figure(f"largest difference {difference:.1e}")
+    assert difference <= 1e-5
+
+
+def test_its_image_is_a_small_file_of_the_pixels_that_were_embedded(made: dict[str, Path]) -> None:
+    for folder in made.values():
+        stored = json.loads((folder / CANARY_NAME).read_text())["image"]
+        content = base64.b64decode(stored["png"])
+        assert len(content) < 4096
+        with Image.open(io.BytesIO(content)) as image:
+            assert (image.format, image.mode) == ("PNG", "RGB")
+            assert np.array_equal(np.array(image), draw())
+        height, width = SCALED
+        assert stored["n_tokens"] == height * width // 28**2 + 11
+        assert height * width <= stored["max_pixels"] < HEIGHT * WIDTH
+
+
 def test_it_has_every_prompt_and_a_long_text(made: dict[str, Path]) -> None:
     n_short = len(SHORT_TEXTS)
     for task, folder in made.items():
-        found = [(entry.prompt_name, entry.text) for entry in entries(folder)]
+        found = [(entry.item["prompt_name"], entry.item["text"]) for entry in entries(folder)]
         assert found == texts(text_prefixes(task))
         names = ["query"] if task == "text-matching" else ["query", "passage"]
         assert [name for name, _ in found] == [name for name in names for _ in range(n_short)] + ["query"]
@@ -128,7 +168,7 @@ def test_folded_and_unfolded_must_agree(checkpoint: Path, made: dict[str, Path],
     assert "computed in float32; unfolded the same within " in said
     (checkpoint / CANARY_NAME).unlink()
     shutil.copy(made["retrieval"] / SHARD, checkpoint / SHARD)
-    with pytest.raises(WeightError, match=r"with the adapters of .* unfolded the same texts embed otherwise"):
+    with pytest.raises(WeightError, match=r"with the adapters of .* unfolded the same items embed otherwise"):
         make_canary(good, model)
     assert not (checkpoint / CANARY_NAME).exists()
 
@@ -152,6 +192,46 @@ def test_the_bounds_lie_far_from_rounding_and_far_from_wrong_adapters(made: dict
         others = min(largest_distance(right[task], right[other]) for other in TASKS if other != task)
         figure(f"1 - cosine without the adapter of {task}: {without:.2f}, with another task's: {others:.2f} or more")
         assert min(without, others) > 10 * max(BOUNDS.values())
+
+
+def test_the_image_tells_a_wrong_vision_tower_or_picture_from_rounding(
+    folded: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    checkpoint = folded("float32") / "jina-embeddings-v4-code"
+    model = ReferenceModel(checkpoint, "float32")
+    right = model.embed_image()
+
+    def distance(other: Entry) -> float:
+        return largest_distance([right], [other])
+
+    for dtype in ("bfloat16", "float16"):
+        rounded = distance(ReferenceModel(checkpoint, dtype).embed_image())
+        figure(f"1 - cosine of the image by rounding, {dtype}: {rounded:.1e}; allowed {IMAGE_BOUNDS[dtype]:.0e}")
+        assert rounded < IMAGE_BOUNDS[dtype] / 10
+    vision = model._model.model.visual
+    blocks = range(len(vision.blocks))
+    found = {"blue for red": distance(model.embed_image(np.ascontiguousarray(draw()[..., ::-1])))}
+    for name, full in (("full attention in windows", []), ("windows made full", list(blocks))):
+        with monkeypatch.context() as changed:
+            changed.setattr(vision, "fullatt_block_indexes", full)
+            found[name] = distance(model.embed_image())
+    for i in blocks:
+        for part in ("attn.proj", "mlp.down_proj"):
+            weight = vision.blocks[i].get_submodule(part).weight
+            with monkeypatch.context() as changed:
+                changed.setattr(weight, "data", torch.zeros_like(weight))
+                found[f"{part} of block {i} zeroed"] = distance(model.embed_image())
+    interpolate = picture.F.interpolate
+    with monkeypatch.context() as changed:
+        changed.setattr(picture.F, "interpolate", lambda image, size, **_: interpolate(image, size))  # nearest
+        found["nearest instead of bicubic"] = distance(model.embed_image())
+    with monkeypatch.context() as changed:
+        changed.setitem(model._pixel_settings, "image_mean", [0.5] * 3)
+        changed.setitem(model._pixel_settings, "image_std", [0.5] * 3)
+        found["other mean and deviation"] = distance(model.embed_image())
+    for name, value in found.items():
+        figure(f"1 - cosine of the image with {name}: {value:.2f}")
+    assert min(found.values()) > 2 * IMAGE_BOUNDS["bfloat16"]
 
 
 def test_float32_is_taken_where_memory_allows(

@@ -180,14 +180,15 @@ def test_the_canaries_are_the_folded_checkpoints_own(
             continue
         assert (
             make_canary(each)
-            == f"canary of {4 if each.folder.name == 'text-matching' else 7} texts, computed in float32"
+            == f"canary of {4 if each.folder.name == 'text-matching' else 7} texts and an image, computed in float32"
         )
         canary = read_canary(each.folder)
         assert canary is not None
-        found = [Entry(entry.prompt_name, entry.text, entry.dense, entry.multivector) for entry in canary.entries]
+        found = [Entry(entry.body, entry.dense, entry.multivector) for entry in canary.entries]
         model = ReferenceModel(folded("float32") / f"jina-embeddings-v4-{each.folder.name}", "float32")
-        wanted = [(entry.prompt_name, entry.text) for entry in found]
-        distances.append(largest_distance(found, model.embed(wanted, text_prefixes(each.folder.name))))
+        wanted = [(entry.body["prompt_name"], entry.body["input"]["text"]) for entry in canary.entries[:-1]]
+        expected = [*model.embed(wanted, text_prefixes(each.folder.name)), model.embed_image()]
+        distances.append(largest_distance(found, expected))
     figure(f"1 - cosine of canaries of three adapters and of folded checkpoints {max(distances):.1e}")
     assert len(distances) == 3
     assert np.max(distances) <= 1e-6

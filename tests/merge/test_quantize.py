@@ -275,8 +275,8 @@ def test_the_stored_weights_are_near_the_published_vectors_and_far_from_another_
 ) -> None:
     wanted, prompts = [("query", text) for text in golden.texts], text_prefixes(TASK)
     exact = [
-        Entry(*each, golden.rows[f"{TASK}/query/{i}/dense"], golden.rows[f"{TASK}/query/{i}/multi"])
-        for i, each in enumerate(wanted)
+        Entry({}, golden.rows[f"{TASK}/query/{i}/dense"], golden.rows[f"{TASK}/query/{i}/multi"])
+        for i in range(len(wanted))
     ]
     found = ReferenceModel(made, "float32", quantized=True).embed(wanted, prompts)
     other = made.parent / "jina-embeddings-v4-retrieval"

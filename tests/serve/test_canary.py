@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from jina_v4_merge.prompts import IMAGE_PROMPT, text_prefixes
 from jina_v4_serve.api import canary, start_check
+from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.request import EmbedRequest, Limits
 from jina_v4_serve.api.vectors import Floats, NonFiniteError, Vectors
 from jina_v4_serve.checkpoint import Prompts
@@ -20,6 +22,7 @@ from prometheus_client import REGISTRY
 PROMPTS = {"retrieval": Prompts(text_prefixes("retrieval"), IMAGE_PROMPT)}
 LIMITS = Limits(("retrieval",), PROMPTS, frozenset(), 512, 3136, 602112, 256, 2048)
 TEXTS = {"query": ["one", "two"], "passage": ["one"]}
+PNG = "aW1hZ2U"
 LABELS = {"task": "retrieval"}
 
 
@@ -45,7 +48,9 @@ def checkpoint(tmp_path: Path) -> Path:
             dense, multivector = rows({"query": "Query: ", "passage": "Passage: "}[name], text)
             entry = {"prompt_name": name, "text": text, "n_tokens": len(multivector)}
             entries.append(entry | {"dense": encoded(dense), "multivector": encoded(multivector)})
-    content = {"format": 1, "manifest_sha256": "", "computed": {"dtype": "float32"}, "entries": entries}
+    dense, multivector = rows("", PNG)
+    image = {"png": PNG, "max_pixels": 50176, "dense": encoded(dense), "multivector": encoded(multivector)}
+    content = {"format": 1, "manifest_sha256": "", "computed": {"dtype": "float32"}, "entries": entries, "image": image}
     (tmp_path / "canary.json").write_text(json.dumps(content))
     return tmp_path
 
@@ -56,19 +61,28 @@ def failure(
     change: Callable[[Floats, Floats], tuple[Floats, Floats]] = lambda dense, multivector: (dense, multivector),
     limits: Limits = LIMITS,
     quantized: tuple[str, ...] = (),
+    change_image: Callable[[Floats, Floats], tuple[Floats, Floats]] | None = None,
 ) -> str | None:
     asked_for: list[EmbedRequest] = []
 
     async def embed(asked: EmbedRequest, request_id: str) -> list[Vectors]:
         asked_for.append(asked)
         (item,) = asked.items
-        assert item.text is not None
-        dense, multivector = change(*rows(asked.prefix, item.text))
+        if item.image is not None:
+            assert asked.max_pixels == 50176
+            dense, multivector = (change_image or change)(*rows("", item.image))
+        else:
+            dense, multivector = change(*rows(asked.prefix, item.text or ""))
         return [Vectors(dense, multivector, len(multivector))]
 
     found = asyncio.run(canary.canary_failure(checkpoint, dtype, limits, embed, quantized))
     assert all(asked.outputs == {"dense", "multivector"} for asked in asked_for)
     return found
+
+
+def refuse(dense: Floats, multivector: Floats) -> tuple[Floats, Floats]:
+    """Refuse an image as a server with a low limit does."""
+    raise ExceptionGroup("of a task group", [ApiError(422, "the file is over the limit", code="VALIDATION_ERROR")])
 
 
 def turned(values: Floats, distance: float) -> Floats:
@@ -112,6 +126,9 @@ def test_quantized_weights_may_be_farther_off_and_are_named_when_they_are_too_fa
     )
     assert failure(checkpoint, "bfloat16", turn(0.08), quantized=("fp8",)) is None
     assert failure(checkpoint, "bfloat16", turn(0.08), quantized=("int8", "kv_fp8")) is None
+    found = failure(checkpoint, "bfloat16", turn(0.02), quantized=("vision_fp8",)) or ""
+    assert "the canary's texts embed to other vectors" in found, "that is the images' alone"
+    assert failure(checkpoint, "bfloat16", quantized=("vision_fp8",), change_image=turn(0.08)) is None
     found = failure(checkpoint, "bfloat16", turn(0.33), quantized=("fp8", "kv_fp8")) or ""
     assert "at most 1e-01 is allowed in bfloat16+fp8+kv_fp8)" in found
     assert found.endswith("Or fp8, kv_fp8 is too coarse for this model: serve without it")
@@ -124,9 +141,44 @@ def test_one_wrong_prompt_is_enough(checkpoint: Path) -> None:
     assert "embed to other vectors" in (failure(checkpoint) or "")
 
 
+@pytest.mark.parametrize("dtype", canary.IMAGE_BOUNDS)
+def test_a_wrong_image_is_enough_and_is_named(dtype: str, checkpoint: Path) -> None:
+    def turn(distance: float) -> Callable[[Floats, Floats], tuple[Floats, Floats]]:
+        return lambda dense, multivector: (dense, turned(multivector, distance))
+
+    bound = canary.IMAGE_BOUNDS[dtype]
+    assert failure(checkpoint, dtype, change_image=turn(0.8 * bound)) is None
+    found = failure(checkpoint, dtype, change_image=turn(1.2 * bound)) or ""
+    assert found.startswith("the canary's image embeds to other vectors (1 - cosine is ")
+    assert REGISTRY.get_sample_value("jina_v4_canary_ok", LABELS) == 0
+    found = failure(checkpoint, dtype, change_image=lambda dense, multivector: (dense, multivector[:-1])) or ""
+    assert found == "the canary's image has vectors of shape (6, 128); expected (7, 128)"
+
+
+def test_a_canary_without_an_image_is_accepted(checkpoint: Path) -> None:
+    content = json.loads((checkpoint / "canary.json").read_text())
+    del content["image"]
+    (checkpoint / "canary.json").write_text(json.dumps(content))
+    assert failure(checkpoint) is None
+    assert "embed to other vectors" in (failure(checkpoint, change=lambda dense, rows: (-dense, rows)) or "")
+
+
+@pytest.mark.parametrize("why", ["max_pixels", "the file"])
+def test_an_image_that_the_server_refuses_is_left_out_and_said_to_be(
+    why: str, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = replace(LIMITS, max_pixels=20_000) if why == "max_pixels" else LIMITS
+    assert failure(checkpoint, limits=limits, change_image=refuse) is None
+    (line,) = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+    assert line.startswith("the canary's image is not checked, as this server refuses it: ")
+    assert ("choose 3136 to 20000" if why == "max_pixels" else "over the limit") in line
+    wrong = failure(checkpoint, change=lambda dense, rows: (-dense, rows), limits=limits, change_image=refuse)
+    assert "the canary's texts embed to other vectors" in (wrong or "")
+
+
 def test_another_number_of_tokens_is_not_right(checkpoint: Path) -> None:
     found = failure(checkpoint, change=lambda dense, multivector: (dense, multivector[:-1]))
-    assert found == "a text of the canary has vectors of shape (6, 128); expected (7, 128)"
+    assert found == "the canary's text has vectors of shape (6, 128); expected (7, 128)"
 
 
 def test_vectors_that_are_not_finite_are_not_right(checkpoint: Path) -> None:
@@ -135,7 +187,8 @@ def test_vectors_that_are_not_finite_are_not_right(checkpoint: Path) -> None:
 
 def test_texts_over_the_servers_limit_are_left_out(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     short = Limits(("retrieval",), PROMPTS, frozenset(), 6, 3136, 602112, 256, 2048)
-    assert failure(checkpoint, change=lambda dense, multivector: (-dense, multivector), limits=short) is None
+    wrong = failure(checkpoint, change=lambda dense, rows: (-dense, rows), limits=short, change_image=refuse)
+    assert wrong is None
     assert "vectors are not checked" in caplog.text
 
 
@@ -153,9 +206,10 @@ def test_a_checkpoint_without_canary_is_served_and_said_to_have_none(
         lambda content: content.update(entries=[]),
         lambda content: content.update(computed={"dtype": "int8"}),
         lambda content: content["entries"][0].update(dense="AAA"),
+        lambda content: content["image"].pop("png"),
         lambda content: content["entries"][0].update(multivector=encoded(np.ones(100, np.float32))),
     ],
-    ids=["no entries", "no entry", "dtype", "base64", "half a row"],
+    ids=["no entries", "no entry", "dtype", "base64", "no file", "half a row"],
 )
 def test_a_broken_canary_is_not_passed_over(spoil: Callable[[Any], object], checkpoint: Path) -> None:
     content = json.loads((checkpoint / "canary.json").read_text())
@@ -191,7 +245,7 @@ def test_a_machine_that_needs_long_for_all_texts_is_not_taken_for_one_that_hangs
     async def embed(asked: EmbedRequest, request_id: str) -> list[Vectors]:
         await asyncio.sleep(0.5)
         (item,) = asked.items
-        dense, multivector = rows(asked.prefix, item.text or "")
+        dense, multivector = rows(asked.prefix if item.text else "", item.text or item.image or "")
         return [Vectors(dense, multivector, len(multivector))]
 
     assert asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, embed)) is None
@@ -202,11 +256,11 @@ def test_an_engine_that_finds_its_vectors_not_finite_computes_wrong_ones(checkpo
         raise ExceptionGroup("of a task group", [NonFiniteError(request_id)])
 
     found = asyncio.run(canary.canary_failure(checkpoint, "float32", LIMITS, embed)) or ""
-    assert found.startswith("the canary's texts embed to NaN or infinity")
+    assert found.startswith("the canary embeds to NaN or infinity")
 
 
 def test_a_text_that_no_request_could_hold_is_named(checkpoint: Path) -> None:
     content = json.loads((checkpoint / "canary.json").read_text())
     content["entries"][0]["prompt_name"] = "nonsense"
     (checkpoint / "canary.json").write_text(json.dumps(content))
-    assert (failure(checkpoint) or "").startswith("a text of the canary cannot be embedded: ")
+    assert (failure(checkpoint) or "").startswith("the canary's text cannot be embedded: ")

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from conftest import Figure
+from jina_v4_merge.reading.weights import base_tensors
 from servers import BIN, engine_server
 from wire import Wire
 
@@ -24,15 +25,33 @@ def test_the_right_weights_serve(wire: Wire, figure: Figure) -> None:
     assert abs(float(distance)) <= BOUND
 
 
+def another_task(checkpoint: Path, other: Path) -> None:
+    shutil.copy(other / SHARD, checkpoint / SHARD)
+
+
+def a_block_of_the_vision_tower_without_effect(checkpoint: Path, other: Path) -> None:
+    tensors = base_tensors(checkpoint)
+    for name in ("visual.blocks.0.attn.proj.weight", "visual.blocks.0.mlp.down_proj.weight"):
+        with tensors[name].path.open("r+b") as file:
+            file.seek(tensors[name].offset)
+            file.write(bytes(tensors[name].n_bytes))
+
+
 @pytest.mark.long
-def test_another_tasks_weights_under_the_right_names_never_serve(
-    folded: Callable[[str], Path], tmp_path: Path, figure: Figure
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (another_task, "the canary's texts embed to other vectors"),
+        (a_block_of_the_vision_tower_without_effect, "the canary's image embeds to other vectors"),
+    ],
+)
+def test_wrong_weights_of_the_right_names_and_sizes_never_serve(
+    spoil: Callable[[Path, Path], None], reason: str, folded: Callable[[str], Path], tmp_path: Path, figure: Figure
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(folded("float32") / "jina-embeddings-v4-code", checkpoint)
     subprocess.run([BIN / "jina-v4-merge", "verify", checkpoint, "--canary"], check=True, capture_output=True)
-    # The same names and sizes: nothing that the launcher looks at differs.
-    shutil.copy(folded("float32") / "jina-embeddings-v4-retrieval" / SHARD, checkpoint / SHARD)
+    spoil(checkpoint, folded("float32") / "jina-embeddings-v4-retrieval")  # nothing that the launcher looks at differs
     with engine_server("code", checkpoint, tmp_path / "log", "--max-model-len=2048") as server:
         server.wait_ready()
         with httpx2.Client(base_url=server.base_url, timeout=60, trust_env=False) as http:
@@ -40,7 +59,7 @@ def test_another_tasks_weights_under_the_right_names_never_serve(
                 ready = http.get("/ready")
                 assert ready.status_code == 503
                 assert ready.json()["ready"] is False
-                assert "a wrong or missing adapter" in ready.json()["reason"]
+                assert ready.json()["reason"].startswith(reason)
                 for body in ({"input": "x"}, {"input": ["x"], "return_multivector": True}):
                     answer = http.post("/v1/embeddings", json=body)
                     assert answer.status_code == 503
@@ -49,6 +68,6 @@ def test_another_tasks_weights_under_the_right_names_never_serve(
             (distance,) = re.findall(r"^jina_v4_canary_distance\{.*\} (\S+)$", http.get("/metrics").text, re.MULTILINE)
         assert server.process.poll() is None
         lines = [line for line in server.tail().splitlines() if "not serving: " in line]
-    figure(f"1 - cosine of the canary with another task's layers: {float(distance):.2f}")
+    figure(f"1 - cosine of the canary with {spoil.__name__.replace('_', ' ')}: {float(distance):.2f}")
     assert float(distance) > 0.1
     assert len(lines) == 1

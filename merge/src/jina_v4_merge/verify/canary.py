@@ -1,6 +1,6 @@
-"""The canary: fixed texts and what a checkpoint embeds them to, stored in the checkpoint itself.
+"""The canary: fixed texts, an image and what a checkpoint embeds them to, stored in the checkpoint itself.
 
-A server embeds the same texts when it starts and compares: a wrong or missing adapter, a swapped file or a kernel that
+A server embeds the same when it starts and compares: a wrong or missing adapter, a swapped file or a kernel that
 computes something else stops it. The vectors come from plain transformers, which shares no code with the server.
 
 The manifest does not list the canary, which is made after it; the canary names the manifest's sha256 instead. The
@@ -47,17 +47,16 @@ LONG_TEXT = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One text and its vectors.
+    """A text or an image, and its vectors.
 
     Attributes:
-        prompt_name: query or passage.
-        text: Without prefix.
+        item: What is embedded, as in the file: `prompt_name` and `text`, without prefix; or `png`, a file in base64,
+            and `max_pixels`, the area to which it is scaled down.
         dense: (hidden,), unit length.
         multivector: (n_tokens, projector dim), unit rows.
     """
 
-    prompt_name: str
-    text: str
+    item: Mapping[str, str | int]
     dense: Floats
     multivector: Floats
 
@@ -80,12 +79,13 @@ def largest_distance(entries: Sequence[Entry], others: Sequence[Entry]) -> float
     return 1 - float(np.min(cosines))
 
 
-def write_canary(folder: Path, entries: Sequence[Entry], computed: Mapping[str, str]) -> None:
+def write_canary(folder: Path, entries: Sequence[Entry], image: Entry, computed: Mapping[str, str]) -> None:
     """Put a canary into a checkpoint, in place of the one that may be there, whole or not at all.
 
     Args:
         folder: The checkpoint's.
-        entries: What was computed.
+        entries: Of the texts.
+        image: Of the image.
         computed: With what: dtype, versions.
 
     Raises:
@@ -95,16 +95,8 @@ def write_canary(folder: Path, entries: Sequence[Entry], computed: Mapping[str, 
         "format": 1,
         "manifest_sha256": _manifest_sha256(folder),
         "computed": computed,
-        "entries": [
-            {
-                "prompt_name": entry.prompt_name,
-                "text": entry.text,
-                "n_tokens": len(entry.multivector),
-                "dense": _encoded(entry.dense),
-                "multivector": _encoded(entry.multivector),
-            }
-            for entry in entries
-        ],
+        "entries": [_written(entry) for entry in entries],
+        "image": _written(image),  # apart, as older servers read the texts alone
     }
     with staging(folder) as stage:
         write_file(stage / CANARY_NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
@@ -127,7 +119,7 @@ def check_canary(folder: Path) -> None:
             f"{path}: belongs to another checkpoint or an older fold; make it anew with `jina-v4-merge verify --canary`"
         )
     try:
-        for entry in canary["entries"]:
+        for entry in [*canary["entries"], *filter(None, [canary.get("image")])]:
             dense, rows = (_decoded(entry[key]) for key in ("dense", "multivector"))
             rows = rows.reshape(entry["n_tokens"], -1)  # (n_tokens, projector dim)
             if not np.allclose([1.0, *np.linalg.norm(rows, axis=-1)], np.linalg.norm(dense), atol=1e-4):
@@ -141,6 +133,11 @@ def _manifest_sha256(folder: Path) -> str:
         return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
     except OSError as error:
         raise SourceError(f"{folder / MANIFEST_NAME}: cannot be read: {error.strerror}") from error
+
+
+def _written(entry: Entry) -> dict[str, str | int]:
+    vectors = {"dense": _encoded(entry.dense), "multivector": _encoded(entry.multivector)}
+    return {**entry.item, "n_tokens": len(entry.multivector), **vectors}
 
 
 def _encoded(vectors: Floats) -> str:

@@ -1,9 +1,11 @@
-"""Embedding texts with plain transformers on the CPU, from a folded checkpoint or from a base with adapters unfolded.
+"""Embedding texts and an image with plain transformers on the CPU, from a folded checkpoint or an unfolded base.
 
 Source of the pooling: the published model's `get_single_vector_embeddings`, as in the server: the mean over every token
-of the prefixed text, unit length; every token's row through the projector, unit rows.
+of the prefixed text, or of an image from its start token to its end token, unit length; every token's row through the
+projector, unit rows.
 """
 
+import base64
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,14 +20,16 @@ from tokenizers import Tokenizer
 
 from jina_v4_merge.errors import ConfigError, WeightError
 from jina_v4_merge.files import read_json
+from jina_v4_merge.prompts import IMAGE_PROMPT
 from jina_v4_merge.quantize import dequantize, scale_name, weight_name
 from jina_v4_merge.reading.adapters import read_adapters
-from jina_v4_merge.reading.configs import CONFIG_NAME, TOKENIZER_NAME
+from jina_v4_merge.reading.configs import CONFIG_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, pixel_settings
 from jina_v4_merge.reading.layout import PROJECTOR_BIAS, PROJECTOR_WEIGHT, is_adapted, module_name, stock_shapes
 from jina_v4_merge.reading.model import Model
 from jina_v4_merge.reading.weights import StoredTensor, base_tensors, stored_tensors
 from jina_v4_merge.verify.canary import Entry, largest_distance, texts, write_canary
 from jina_v4_merge.verify.checks import Verified
+from jina_v4_merge.verify.picture import MAX_PIXELS, SCALED, Pixels, draw, patches, png, positions
 from jina_v4_merge.writing.checkpoint import ADAPTER, BASE, MANIFEST_NAME, PROJECTOR_NAME
 from jina_v4_merge.writing.shards import DTYPES
 
@@ -70,20 +74,21 @@ def make_canary(checkpoint: Verified, model: Model | None = None) -> str:
         dtype = affordable_dtype(checkpoint.tensors, manifest["dtype"])
         reference = ReferenceModel(checkpoint.folder, dtype, quantized=checkpoint.quantized is not None)
     wanted = texts(manifest["prompts"])
-    entries = reference.embed(wanted, manifest["prompts"])
-    done = f"canary of {len(entries)} texts, computed in {dtype}"
+    entries, image = reference.embed(wanted, manifest["prompts"]), reference.embed_image()
+    done = f"canary of {len(entries)} texts and an image, computed in {dtype}"
     if model is not None:
         for name in filter(is_adapted, model.tensors):
             reference.unfold(name, model.tensors[name].read(), *model.lora(manifest["task"], name))
-        distance = largest_distance(entries, reference.embed(wanted, manifest["prompts"]))
+        unfolded = [*reference.embed(wanted, manifest["prompts"]), reference.embed_image()]
+        distance = largest_distance([*entries, image], unfolded)
         bound = max(_BOUNDS[part] for part in (dtype, manifest["dtype"], checkpoint.quantized) if part)
         if not distance <= bound:
             raise WeightError(
-                f"{checkpoint.folder}: with the adapters of {model.adapter_source.name} unfolded the same texts embed "
+                f"{checkpoint.folder}: with the adapters of {model.adapter_source.name} unfolded the same items embed "
                 f"otherwise (1 - cosine is {distance:.1e}, at most {bound:.0e} is allowed); no canary is written"
             )
         done += f"; unfolded the same within {distance:.1e} (1 - cosine)"
-    write_canary(checkpoint.folder, entries, reference.computed)
+    write_canary(checkpoint.folder, entries, image, reference.computed)
     return done
 
 
@@ -140,6 +145,7 @@ class ReferenceModel:
             )
         self._model = model.eval()
         self._modules = dict(self._model.named_modules())
+        self._pixel_settings = pixel_settings(read_json(folder / PREPROCESSOR_NAME))
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_NAME))
         projector = stored_tensors(projector_file or folder / PROJECTOR_NAME)
         weight = projector[PROJECTOR_WEIGHT].read().float()  # (projector dim, hidden)
@@ -181,11 +187,36 @@ class ReferenceModel:
         entries = []
         for prompt_name, text in texts:
             ids = self._tokenizer.encode(prompts[prompt_name] + text, add_special_tokens=False).ids
-            rows = self._model.model(input_ids=torch.tensor([ids])).last_hidden_state[0].float()  # (n_tokens, hidden)
-            dense = F.normalize(rows.mean(0), dim=-1)  # (hidden,)
-            multivector = F.normalize(self._projector(rows), dim=-1)  # (n_tokens, projector dim)
-            entries.append(Entry(prompt_name, text, dense.numpy(), multivector.numpy()))
+            item: dict[str, str | int] = {"prompt_name": prompt_name, "text": text}
+            entries.append(self._entry(item, ids, slice(None)))
         return entries
+
+    @torch.inference_mode()
+    def embed_image(self, picture: Pixels | None = None, size: tuple[int, int] = SCALED) -> Entry:
+        """Embed a picture, (height, width, 3), scaled to a size in pixels; None is the canary's own."""
+        picture = draw() if picture is None else picture
+        settings = self._pixel_settings
+        height, width = (n_pixels // settings["patch_size"] for n_pixels in size)  # in patches
+        values = patches(picture, size, settings).to(self._model.dtype)
+        height_tokens, width_tokens = (n_patches // settings["merge_size"] for n_patches in (height, width))
+        n_tokens = height_tokens * width_tokens
+        ids = self._tokenizer.encode(IMAGE_PROMPT, add_special_tokens=False).ids
+        start = ids.index(self._model.config.image_token_id)
+        ids[start : start + 1] = [ids[start]] * n_tokens
+        return self._entry(
+            {"png": base64.b64encode(png(picture)).decode(), "max_pixels": MAX_PIXELS},
+            ids,
+            slice(start - 1, start + n_tokens + 1),
+            pixel_values=values,
+            image_grid_thw=torch.tensor([[1, height, width]]),
+            position_ids=positions(start, height_tokens, width_tokens, len(ids) - start - n_tokens),
+        )
+
+    def _entry(self, item: Mapping[str, str | int], ids: list[int], pooled: slice, **image: torch.Tensor) -> Entry:
+        rows = self._model.model(input_ids=torch.tensor([ids]), **image).last_hidden_state[0].float()
+        dense = F.normalize(rows[pooled].mean(0), dim=-1)  # (hidden,)
+        multivector = F.normalize(self._projector(rows), dim=-1)  # (n_tokens, projector dim)
+        return Entry(item, dense.numpy(), multivector.numpy())
 
 
 def _dequantized(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.vectors import Floats, NonFiniteError
 from jina_v4_serve.errors import EngineError
 
@@ -35,16 +36,20 @@ async def computed(vectors: Awaitable[Result], purpose: str) -> Result:
 
     Raises:
         NonFiniteError: the vectors have NaN or infinity.
+        ApiError: 4xx, as a caller would get it: this server does not embed such an item.
         EngineError: the engine fails or hangs.
     """
     try:
         async with asyncio.timeout(TIMEOUT_S):
             return await vectors
     except Exception as error:  # of whatever kind: no vector was computed
-        if isinstance(error, NonFiniteError) or (
-            isinstance(error, ExceptionGroup) and error.subgroup(NonFiniteError) is not None
-        ):
+        cause = error
+        while isinstance(cause, ExceptionGroup):  # of the one prompt
+            cause = cause.exceptions[0]
+        if isinstance(cause, NonFiniteError):
             raise NonFiniteError(purpose) from error
+        if isinstance(cause, ApiError) and cause.status < 500:
+            raise cause from None
         reason = f"no answer for {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else repr(error)
         message = f"the engine computed no vectors for {purpose} ({reason}); the server ends, as a restart may help"
         raise EngineError(message) from error

@@ -22,6 +22,7 @@ HARMLESS = (
     "Found ulimit of",
     "NUMA binding: Using MEMBIND policy",
     r"dispatcher\.py:\d+: FutureWarning",
+    "Passing `min_pixels` and `max_pixels` to a processor call is deprecated",
     "Loading safetensors checkpoint shards: ",
 )
 ADVICE = {

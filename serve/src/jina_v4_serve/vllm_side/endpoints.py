@@ -90,6 +90,7 @@ class JinaEndpoints:
         )
         dtype = str(model.dtype).removeprefix("torch.")
         types = {"dtype": dtype, "quantization": model.quantization, "kv_cache_dtype": cache.cache_dtype}
+        types["mm_encoder_attn_dtype"] = getattr(model.multimodal_config, "mm_encoder_attn_dtype", None)
         parts = quantized_parts(types, read_quantized(Path(model.model)))
         await self._check_vectors(service, folders, dtype, parts)
         check_same(Path(model.model), served)
