@@ -8,6 +8,7 @@ import pytest
 from conftest import GOLDEN, TASKS
 from jina_v4_merge import fold as fold_module
 from jina_v4_merge.errors import OutputError
+from jina_v4_merge.export.adapters import export_adapters
 from jina_v4_merge.export.gguf import export_gguf
 from jina_v4_merge.fold import fold
 from jina_v4_merge.standin.weights import standin
@@ -63,8 +64,13 @@ def test_room_that_is_one_block_short_is_an_error_before_anything_is_written(
 
 @pytest.mark.parametrize(
     "write",
-    [lambda out: fold(BASE, out), lambda out: export_gguf(BASE, out, "code"), lambda out: standin(out)],
-    ids=["fold", "export-gguf", "standin"],
+    [
+        lambda out: fold(BASE, out),
+        lambda out: export_adapters(BASE, out),
+        lambda out: export_gguf(BASE, out, "code"),
+        lambda out: standin(out),
+    ],
+    ids=["fold", "export-adapters", "export-gguf", "standin"],
 )
 def test_no_room_at_all(write: Callable[[Path], object], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(monkeypatch, 0)
@@ -73,6 +79,15 @@ def test_no_room_at_all(write: Callable[[Path], object], out: Path, monkeypatch:
     with pytest.raises(OutputError, match=r"are needed and 0 .* are free; make room or choose another place"):
         write(out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_the_room_asked_for_adapters_is_enough(with_base: bool, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("jina_v4_merge.export.adapters.require_space", lambda _, sizes: asked.extend(sizes))
+    n_folders = len(export_adapters(BASE, out, with_base=with_base))
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert written <= sum(asked) <= written + n_folders * (1 << 20)
 
 
 def test_the_room_asked_for_a_gguf_file_is_enough(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,24 @@ from jina_v4_merge.reading.model import Model, open_model
 from jina_v4_merge.reading.weights import INDEX_NAME, StoredTensor, damaged, is_finite, out_of_range
 from jina_v4_merge.work import one_thread, progress
 from jina_v4_merge.writing.checkpoint import ADAPTER, BASE, MANIFEST_NAME, PROJECTOR_NAME, plain_files
+from jina_v4_merge.writing.filesystem import require_space
 from jina_v4_merge.writing.manifest import manifest
-from jina_v4_merge.writing.shards import MAX_SHARD_BYTES, ShardSeries, index, name_shards, plan, planned
+from jina_v4_merge.writing.shards import (
+    MAX_SHARD_BYTES,
+    Shard,
+    ShardSeries,
+    file_size,
+    index,
+    name_shards,
+    plan,
+    planned,
+)
 from jina_v4_merge.writing.staging import Written, publish, require_absent, staging
 
 # The language model's layers by their names in transformers; the vision tower has layers of the same last names.
 _TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+_SMALL_FILES_BYTES = 1 << 20  # of a folder: adapter config, index, manifest; too much on purpose
 
 
 def export_adapters(
@@ -66,6 +78,7 @@ def export_adapters(
     model.require_tasks(tasks)
     sources = model.files if with_base else model.files[len(model.base_files) :]  # 8 GB to read for nothing
     with staging(out) as stage, one_thread():
+        require_space(out, _sizes(model, tasks, with_base))
         for name in names:
             (stage / name).mkdir()
         with hashing(sources) as source_digests:
@@ -132,11 +145,7 @@ def projector_bytes(model: Model, task: str) -> bytes:
 def _write_adapter(model: Model, task: str, folder: Path) -> dict[str, FileDigest]:
     """Write all of an adapter's folder but the manifest; return the digest of every file."""
     dtype = _adapter_dtype(model, task)
-    tensors = {
-        peft_name(name, side): _finite(tensor, tensor.read()).to(dtype)
-        for name in filter(is_matrix, model.tensors)
-        for side, tensor in zip("AB", model.adapters.pair(task, name), strict=True)
-    }
+    tensors = {name: _finite(tensor, tensor.read()).to(dtype) for name, tensor in _adapter_tensors(model, task).items()}
     return {
         ADAPTER_WEIGHTS_NAME: write_file(folder / ADAPTER_WEIGHTS_NAME, save(tensors, {"format": "pt"})),
         PROJECTOR_NAME: write_file(folder / PROJECTOR_NAME, projector_bytes(model, task)),
@@ -152,8 +161,7 @@ def _write_base(model: Model, folder: Path) -> dict[str, FileDigest]:
     """
     dtype = _base_dtype(model)
     tensors = {name: tensor for name, tensor in model.tensors.items() if name not in PROJECTOR}
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    shards = name_shards(plan(planned(shapes, dtype), MAX_SHARD_BYTES))
+    shards = _base_shards(model)
     n_bytes = sum(tensor.n_bytes for tensor in tensors.values())
     with closing(ShardSeries(folder, shards)) as series, progress("base", n_bytes) as read:
         for name, tensor in tensors.items():
@@ -162,6 +170,34 @@ def _write_base(model: Model, folder: Path) -> dict[str, FileDigest]:
                 read(block.nbytes)
     contents = plain_files(model, None, _dtype_name(dtype)) | {INDEX_NAME: index(shards)}
     return series.digests | {name: write_file(folder / name, content) for name, content in contents.items()}
+
+
+def _sizes(model: Model, tasks: Sequence[str], with_base: bool) -> list[int]:
+    """Return the size of each folder and file that is going to be written, the small ones in a sum that is too high."""
+    sizes: list[int] = []
+    projector = planned({name: model.tensors[name].shape for name in PROJECTOR}, torch.float32)
+    for task in tasks:
+        shapes = {name: tensor.shape for name, tensor in _adapter_tensors(model, task).items()}
+        sizes += [1, file_size(planned(shapes, _adapter_dtype(model, task))), file_size(projector), _SMALL_FILES_BYTES]
+    if with_base:
+        plain = plain_files(model, None, _dtype_name(_base_dtype(model)))
+        sizes += [1, *map(len, plain.values()), _SMALL_FILES_BYTES]
+        sizes += [file_size(tensors) for _, tensors in _base_shards(model)]
+    return sizes
+
+
+def _adapter_tensors(model: Model, task: str) -> dict[str, StoredTensor]:
+    """Return the tensors of a task's adapter, without the projector's, by their names in PEFT."""
+    return {
+        peft_name(name, side): tensor
+        for name in filter(is_matrix, model.tensors)
+        for side, tensor in zip("AB", model.adapters.pair(task, name), strict=True)
+    }
+
+
+def _base_shards(model: Model) -> list[Shard]:
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items() if name not in PROJECTOR}
+    return name_shards(plan(planned(shapes, _base_dtype(model)), MAX_SHARD_BYTES))
 
 
 def _finite(stored: StoredTensor, values: torch.Tensor) -> torch.Tensor:
@@ -184,8 +220,7 @@ def _base_dtype(model: Model) -> torch.dtype:
 
 def _adapter_dtype(model: Model, task: str) -> torch.dtype:
     """Return the dtype that holds all values of a task's adapter as they are."""
-    pairs = (model.adapters.pair(task, name) for name in filter(is_matrix, model.tensors))
-    return reduce(torch.promote_types, (tensor.dtype for pair in pairs for tensor in pair))
+    return reduce(torch.promote_types, (tensor.dtype for tensor in _adapter_tensors(model, task).values()))
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
