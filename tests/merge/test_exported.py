@@ -128,7 +128,14 @@ SPOILT = {
     ),
     "half a projector": Spoilt(
         lambda e: edit(e / "code" / PROJECTOR, lambda tensors: tensors.pop("multi_vector_projector.bias")),
-        "1 missing: multi_vector_projector.bias",
+        "multi_vector_projector.bias is missing or empty",
+    ),
+    "a projector without rows": Spoilt(
+        lambda e: edit(
+            e / "code" / PROJECTOR,
+            lambda tensors: tensors.update({name: tensor[:0].clone() for name, tensor in tensors.items()}),
+        ),
+        "multi_vector_projector.bias is missing or empty",
     ),
     "an adapter of another dtype": Spoilt(
         lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.update({LAYER: tensors[LAYER].half()})),

@@ -490,6 +490,10 @@ SPOILT = {
         lambda e: save_file({"multi_vector_projector.bias": torch.zeros(128)}, e / PROJECTOR),
         "must hold multi_vector_projector.weight and multi_vector_projector.bias with the same number of rows",
     ),
+    "a projector without rows": (
+        lambda e: save_file({name: tensor[:0] for name, tensor in load_file(e / PROJECTOR).items()}, e / PROJECTOR),
+        "multi_vector_projector.bias is missing or empty",
+    ),
     "a projector of another dtype": (
         lambda e: save_file({name: tensor.half() for name, tensor in load_file(e / PROJECTOR).items()}, e / PROJECTOR),
         "its tensors must be float32",

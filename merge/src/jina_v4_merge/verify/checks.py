@@ -16,10 +16,10 @@ from jina_v4_merge.prompts import IMAGE_PROMPT, TASKS, text_prefixes
 from jina_v4_merge.quantize import KINDS, quantization_config
 from jina_v4_merge.reading.adapters import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from jina_v4_merge.reading.configs import CONFIG_NAME, PREPROCESSOR_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
-from jina_v4_merge.reading.layout import PROJECTOR_BIAS, check, projector_shapes, stock_shapes
+from jina_v4_merge.reading.layout import check, projector_shapes, stock_shapes
 from jina_v4_merge.reading.weights import INDEX_NAME, StoredTensor, base_tensors, stored_tensors
 from jina_v4_merge.verify.canary import CANARY_NAME, check_canary
-from jina_v4_merge.verify.exports import check_adapter, check_gguf
+from jina_v4_merge.verify.exports import check_adapter, check_gguf, projector_dim
 from jina_v4_merge.verify.scan import Scan, scan
 from jina_v4_merge.work import one_thread, progress, workers
 from jina_v4_merge.writing.checkpoint import (
@@ -242,10 +242,8 @@ def _check_tensors(checkpoint: Verified) -> None:
         config.pop("quantization_config", None)  # compared before
     shapes = stock_shapes(config)
     if checkpoint.part != BASE:
-        size = projector[PROJECTOR_BIAS].shape if PROJECTOR_BIAS in projector else ()
-        if not any(size):
-            raise LayoutError(f"{folder / PROJECTOR_NAME}: {PROJECTOR_BIAS} is missing or empty")
-        shapes |= projector_shapes(config, size[0])  # the config has no place for it
+        dim = projector_dim(folder / PROJECTOR_NAME, projector)
+        shapes |= projector_shapes(config, dim)  # the config has no place for it
     expected = checkpoint_tensors(shapes, DTYPES[checkpoint.manifest["dtype"]], checkpoint.quantized)
     expected_shapes = {name: tensor.shape for name, tensor in expected.items()}
     check(str(folder), present, expected_shapes, {name: tensor.path.name for name, tensor in tensors.items()})

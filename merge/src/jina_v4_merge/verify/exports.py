@@ -50,6 +50,7 @@ def check_adapter(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, 
     config = read_lora_config(folder / ADAPTER_CONFIG_NAME)
     lora, projector = stored_tensors(folder / ADAPTER_WEIGHTS_NAME), stored_tensors(folder / PROJECTOR_NAME)
     tensors = {**lora, **projector}
+    dim = projector_dim(folder / PROJECTOR_NAME, projector)
     problems = []
     base = folder.parent / BASE
     if (base / CONFIG_NAME).exists():
@@ -59,7 +60,7 @@ def check_adapter(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, 
             if is_matrix(name):
                 (n_out, n_in), rank = shape, config.rank_of(module_name(name))
                 expected |= {peft_name(name, "A"): (rank, n_in), peft_name(name, "B"): (n_out, rank)}
-        expected |= projector_shapes(base_config, next((tensor.shape[0] for tensor in projector.values()), 0))
+        expected |= projector_shapes(base_config, dim)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         try:
             check(str(folder), shapes, expected, {name: tensor.path.name for name, tensor in tensors.items()})
@@ -80,6 +81,18 @@ def check_adapter(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, 
             f"{folder / MANIFEST_NAME}: scaling is {listed!r}; {ADAPTER_CONFIG_NAME} says {config.scaling!r}"
         )
     return tensors, problems
+
+
+def projector_dim(path: Path, projector: Mapping[str, StoredTensor]) -> int:
+    """Return how many dimensions a row of a multi-vector has, by a projector's tensors.
+
+    Raises:
+        LayoutError: it has none.
+    """
+    shape = projector[PROJECTOR_BIAS].shape if PROJECTOR_BIAS in projector else ()
+    if not any(shape):
+        raise LayoutError(f"{path}: {PROJECTOR_BIAS} is missing or empty")
+    return shape[0]
 
 
 def _base_of(manifest: Mapping[str, Any]) -> object:
@@ -107,6 +120,7 @@ def check_gguf(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         return problems
     try:
         tensors = stored_tensors(folder / PROJECTOR_NAME)
+        projector_dim(folder / PROJECTOR_NAME, tensors)
     except MergeError as error:
         return [*problems, str(error)]
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
