@@ -3,6 +3,7 @@
 import builtins
 import errno
 import functools
+import hashlib
 import io
 import json
 import os
@@ -119,6 +120,38 @@ def test_an_adapter_that_is_not_finite(base: Path, out: Path, edit_adapters: Edi
     edit_adapters(base, lambda tensors: tensors[PROJECTOR_LORA_B].view(-1)[7].fill_(torch.nan))
     message = refusal(base, out, WeightError)
     assert f"adapter_model.safetensors: {PROJECTOR_LORA_B} holds a value that is not finite" in message
+
+
+@pytest.mark.parametrize("name", [Q_PROJ, "visual.patch_embed.proj.weight", "multi_vector_projector.weight"])
+def test_a_weight_that_a_broken_download_left_zero(name: str, base: Path, out: Path, edit_weights: Edit) -> None:
+    edit_weights(base, lambda tensors: tensors[name].zero_())
+    message = refusal(base, out, WeightError)
+    assert f"safetensors: {name} is all zero from row 0 to " in message
+    assert "was not downloaded or copied whole; download or copy it again" in message
+
+
+def test_an_adapter_that_a_broken_download_left_zero(base: Path, out: Path, edit_adapters: Edit) -> None:
+    edit_adapters(base, lambda tensors: tensors[LORA_A.replace("lora_A", "lora_B")].zero_())
+    assert fold(str(base), out.with_name("first"), ["code"]), "B is zero where training begins"
+    edit_adapters(base, lambda tensors: tensors[LORA_A].zero_())
+    assert f"adapter_model.safetensors: {LORA_A} is all zero" in refusal(base, out, WeightError)
+
+
+def test_a_damaged_file_in_the_cache_of_the_hub(base: Path, out: Path, edit_weights: Edit) -> None:
+    shard = base / "model-00002-of-00002.safetensors"
+    blob = base.parent / "blobs" / hashlib.sha256(shard.read_bytes()).hexdigest()
+    blob.parent.mkdir()
+    shard.rename(blob)
+    shard.symlink_to(blob)
+    fold(str(base), out.with_name("first"), ["code"])
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    message = refusal(base, out, SourceError)
+    assert message == (
+        f"{shard}: its content does not have the sha256 of its name, so the download is damaged: remove {blob} and "
+        "download it again"
+    )
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", Q_PROJ])

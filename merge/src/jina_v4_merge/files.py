@@ -25,6 +25,7 @@ HEAD_BYTES = 64  # enough for `instead`
 _CHUNK_BYTES = 1 << 20  # one buffer that stays in a core's cache
 _WINDOW_BYTES = 64 << 20  # how much is written between two calls of `let_go`; less gained nothing
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # the name of a large file in the hub's cache
 _POINTER = b"version https://git-lfs"
 _PICKLE = re.compile(r"(adapter_model|consolidated|model|pytorch_model)\b.*\.(bin|ckpt|pt|pth)")
 _CONVERT = (
@@ -91,7 +92,7 @@ def hashing(paths: Sequence[Path]) -> Iterator[Callable[[], dict[Path, FileDiges
     """Hash files in the background; the function that is yielded waits for the digests and returns them.
 
     Raises:
-        SourceError: from that function: a file cannot be read.
+        SourceError: from that function: a file cannot be read, or is not what the hub's cache says it is.
     """
     stop = Event()
     with ThreadPoolExecutor(1) as pool:
@@ -118,6 +119,12 @@ def _read_digests(paths: Sequence[Path], stop: Event) -> dict[Path, FileDigest]:
         except OSError as error:
             raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
         digests[path] = FileDigest(sha256.hexdigest(), size)
+        blob = path.resolve()
+        if _SHA256.fullmatch(blob.name) and blob.name != digests[path].sha256:
+            raise SourceError(
+                f"{path}: its content does not have the sha256 of its name, so the download is damaged: remove {blob} "
+                "and download it again"
+            )
     return digests
 
 

@@ -73,9 +73,14 @@ class Model:
             )
 
     def lora(self, task: str, base_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Return A (rank, n_in) and B (n_out, rank), float64, and the factor on `B @ A`, of a task and base tensor."""
+        """Return A (rank, n_in) and B (n_out, rank), float64, and the factor on `B @ A`, of a task and base tensor.
+
+        Raises:
+            WeightError: A is all zero, which no training makes it: it was never written.
+        """
         a, b = self.adapters.pair(task, base_name)
-        return a.read().double(), b.read().double(), self.adapters.scalings[task][base_name]
+        rows_of_a = [block for _, block in a.row_blocks()]
+        return torch.cat(rows_of_a).double(), b.read().double(), self.adapters.scalings[task][base_name]
 
 
 def open_model(

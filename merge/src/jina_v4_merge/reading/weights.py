@@ -59,13 +59,20 @@ class StoredTensor:
 
         Raises:
             SourceError: the file cannot be read any more.
+            WeightError: a block is all zero: it was never written, as where a download was interrupted.
         """
         n_rows = max(1, _BLOCK_BYTES // self._row_bytes)
         with self._open() as file:
             for start in range(0, self.shape[0], n_rows):
                 rows = slice(start, min(start + n_rows, self.shape[0]))
                 ask_for(file.fileno(), self.offset + rows.stop * self._row_bytes, _AHEAD_BYTES)
-                yield rows, self._read(file, rows)
+                block = self._read(file, rows)
+                if (len(block) == n_rows or rows.start == 0) and self._is_hole(block):
+                    raise WeightError(
+                        f"{self.path}: {self.name} is all zero from row {rows.start} to {rows.stop - 1}: the file was "
+                        "not downloaded or copied whole; download or copy it again"
+                    )
+                yield rows, block
 
     def read(self, rows: slice = slice(None)) -> torch.Tensor:
         """Return some rows, or all, in the dtype of the file.
@@ -98,6 +105,12 @@ class StoredTensor:
         if n_read != len(content):
             raise SourceError(f"{self.path}: cannot read {self.name}: the file has become shorter")
         return block
+
+    def _is_hole(self, block: torch.Tensor) -> bool:
+        # Vectors may be zero, and rows of the embeddings that no token has.
+        if block.dim() == 1 or "embed_tokens" in self.name or block[0].any():
+            return False
+        return not block.any()
 
     @property
     def _row_bytes(self) -> int:
