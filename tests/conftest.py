@@ -1,5 +1,7 @@
 """The golden checkpoint and what is folded from it, for every test."""
 
+import asyncio
+import inspect
 import json
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from servers import BIN
+from servers import BIN, PATIENCE_S
 from xdist.scheduler import LoadScopeScheduling
 
 Figure = Callable[[str], None]
@@ -84,6 +86,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "end_to_end" in item.path.parts:
             item.add_marker("proof")
     items.sort(key=lambda item: (item.get_closest_marker("proof") is None, item.path.parent.name not in ONE_PROCESS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await pyfuncitem.obj(**arguments)
+
+    asyncio.run(bounded())
+    return True
 
 
 class ByServer(LoadScopeScheduling):

@@ -135,7 +135,7 @@ def test_a_long_url_does_not_hold_the_server(url: str, message: str) -> None:
     assert time.process_time() - began < 0.1
 
 
-def test_a_name_server_that_does_not_answer_holds_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_server_that_does_not_answer_holds_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = threading.Event()
 
     def resolve(*_: Any, **__: Any) -> list[Any]:
@@ -144,17 +144,14 @@ def test_a_name_server_that_does_not_answer_holds_no_other_work(monkeypatch: pyt
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
-    async def work_beside() -> None:
-        loader = ImageLoader(Settings(fetch_timeout_s=30))
-        fetches = [loader.load(f"http://h{i}.example/x.png", "input") for i in range(40)]
-        fetching = asyncio.gather(*fetches, return_exceptions=True)
-        await asyncio.sleep(0.1)
-        async with asyncio.timeout(10):  # the loop has 32 threads at most for all that is to leave it
-            await asyncio.to_thread(lambda: None)
-        answered.set()
-        assert all(isinstance(failure, ApiError) for failure in await fetching)
-
-    asyncio.run(work_beside())
+    loader = ImageLoader(Settings(fetch_timeout_s=30))
+    fetches = [loader.load(f"http://h{i}.example/x.png", "input") for i in range(40)]
+    fetching = asyncio.gather(*fetches, return_exceptions=True)
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):  # the loop has 32 threads at most for all that is to leave it
+        await asyncio.to_thread(lambda: None)
+    answered.set()
+    assert all(isinstance(failure, ApiError) for failure in await fetching)
 
 
 SPELLINGS: dict[str, Callable[[bytes], str]] = {

@@ -265,44 +265,38 @@ def served(monkeypatch: pytest.MonkeyPatch, engine: Engine, budget_tokens: int =
     return httpx2.AsyncClient(transport=transport, base_url="http://door")
 
 
-def test_a_ranking_is_one_pass_of_the_engine_and_no_vector_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def program() -> None:
-        engine = Engine()
-        body = {"query": "q", "documents": ["Passage: a", "b", {"image": IMAGES_BASE64[0]}]}
-        async with served(monkeypatch, engine) as http:
-            answer = await http.post("/v1/rerank", json=body)
-            assert answer.status_code == 200, answer.text
-            ((n_prompts, request),) = engine.calls
-            assert n_prompts == 4, "the query once, each document once"
-            assert request.outputs == {"multivector"}
-            assert answer.headers["x-jina-v4-prompt"] == "query, passage, image"
-            assert answer.headers["x-jina-v4-warning"] == (
-                "texts that already began with 'Passage:', which was added again: documents[0]"
-            )
-            assert len(answer.content) < 500
-            assert (await http.post("/v1/rerank", json={**body, "by": "dense"})).status_code == 200
-            assert engine.calls[1][1].outputs == {"dense"}
-
-    asyncio.run(program())
+async def test_a_ranking_is_one_pass_of_the_engine_and_no_vector_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    body = {"query": "q", "documents": ["Passage: a", "b", {"image": IMAGES_BASE64[0]}]}
+    async with served(monkeypatch, engine) as http:
+        answer = await http.post("/v1/rerank", json=body)
+        assert answer.status_code == 200, answer.text
+        ((n_prompts, request),) = engine.calls
+        assert n_prompts == 4, "the query once, each document once"
+        assert request.outputs == {"multivector"}
+        assert answer.headers["x-jina-v4-prompt"] == "query, passage, image"
+        assert answer.headers["x-jina-v4-warning"] == (
+            "texts that already began with 'Passage:', which was added again: documents[0]"
+        )
+        assert len(answer.content) < 500
+        assert (await http.post("/v1/rerank", json={**body, "by": "dense"})).status_code == 200
+        assert engine.calls[1][1].outputs == {"dense"}
 
 
 @pytest.mark.parametrize(("path", "body"), [("/v1/rerank", RANK), ("/v2/rerank", RANK), ("/v1/score", {"text_1": "q"})])
-def test_a_ranking_counts_in_the_budget_as_its_texts_do(
+async def test_a_ranking_counts_in_the_budget_as_its_texts_do(
     path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def program() -> None:
-        engine = Engine()
-        engine.may_go_on.clear()
-        documents = {"text_2" if "text_1" in body else "documents": ["a b c d " * 20] * 2}
-        async with asyncio.timeout(60), served(monkeypatch, engine, budget_tokens=90) as http:
-            first = asyncio.create_task(http.post(path, json=body | documents))
-            while not engine.calls:
-                await asyncio.sleep(0.01)
-            refused = await http.post(path, json=body | documents)
-            assert (refused.status_code, int(refused.headers["retry-after"]) > 0) == (429, True)
-            assert refused.json().keys() == ({"id", "message"} if path == "/v2/rerank" else {"error", "detail"})
-            engine.may_go_on.set()
-            assert (await first).status_code == 200
-            assert len(engine.calls) == 1
-
-    asyncio.run(program())
+    engine = Engine()
+    engine.may_go_on.clear()
+    documents = {"text_2" if "text_1" in body else "documents": ["a b c d " * 20] * 2}
+    async with asyncio.timeout(60), served(monkeypatch, engine, budget_tokens=90) as http:
+        first = asyncio.create_task(http.post(path, json=body | documents))
+        while not engine.calls:
+            await asyncio.sleep(0.01)
+        refused = await http.post(path, json=body | documents)
+        assert (refused.status_code, int(refused.headers["retry-after"]) > 0) == (429, True)
+        assert refused.json().keys() == ({"id", "message"} if path == "/v2/rerank" else {"error", "detail"})
+        engine.may_go_on.set()
+        assert (await first).status_code == 200
+        assert len(engine.calls) == 1

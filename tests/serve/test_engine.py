@@ -113,7 +113,7 @@ def test_every_request_names_its_spans(kind: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.filterwarnings("ignore")  # vLLM's imports
-def test_a_picture_is_closed_when_it_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_picture_is_closed_when_it_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     from jina_v4_serve.api.prompts import Prompt
     from jina_v4_serve.vllm_side import engine as module
     from PIL import Image
@@ -128,17 +128,14 @@ def test_a_picture_is_closed_when_it_is_prepared(monkeypatch: pytest.MonkeyPatch
         yield Image.new("RGB", (28, 28))
         seen.append("closed")
 
-    async def embed() -> None:
-        stub = Stub(HIDDEN)
-        stub.finish.clear()
-        place = PlaceholderRange(offset=4, length=6)
-        stub.rendered = {"prompt_token_ids": [1] * 20, "mm_placeholders": {"image": [place]}}
-        engine = module.VllmEngine(stub, {}, 1)
-        work = asyncio.create_task(engine.embed([Prompt([1] * 9, opened)], "some-id", request("dense")))
-        while not stub.encoding:
-            await asyncio.sleep(0)
-        assert seen == ["opened", "closed"], "before the engine is done with it"
-        stub.finish.set()
-        await work
-
-    asyncio.run(embed())
+    stub = Stub(HIDDEN)
+    stub.finish.clear()
+    place = PlaceholderRange(offset=4, length=6)
+    stub.rendered = {"prompt_token_ids": [1] * 20, "mm_placeholders": {"image": [place]}}
+    engine = module.VllmEngine(stub, {}, 1)
+    work = asyncio.create_task(engine.embed([Prompt([1] * 9, opened)], "some-id", request("dense")))
+    while not stub.encoding:
+        await asyncio.sleep(0)
+    assert seen == ["opened", "closed"], "before the engine is done with it"
+    stub.finish.set()
+    await work

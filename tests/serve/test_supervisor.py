@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +22,13 @@ from servers import PATIENCE_S, free_port
 pytestmark = pytest.mark.long
 
 FAKE = Path(__file__).parents[1] / "fake_server.py"
+Make = Callable[..., Supervisor]
 QUICK = Policy(max_restarts=2, first_pause_s=0.1, unhealthy_s=1.0, stop_s=2.0)
 IMPATIENT = replace(QUICK, silent_s=2.0, answer_s=1.0)  # on a busy machine a live server is as slow
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Supervisor]:
+def make(tmp_path: Path) -> Make:
     def make(*traits: str, policy: Policy = QUICK, starting: asyncio.Lock | None = None, name: str = "") -> Supervisor:
         port = free_port()
         folder = tmp_path / name
@@ -59,30 +60,22 @@ def all_gone(folder: Path, timeout_s: float = PATIENCE_S) -> bool:
     return bool(pids) and not any(map(lives, pids))
 
 
-def run(program: Coroutine[Any, Any, int]) -> int:
-    async def bounded() -> int:
-        async with asyncio.timeout(PATIENCE_S):
-            return await program
-
-    return asyncio.run(bounded())
-
-
 async def started(supervisor: Supervisor) -> asyncio.Task[int]:
     task = asyncio.create_task(supervisor.run())
     await supervisor.ready.wait()
     return task
 
 
-def test_a_server_that_never_was_ready_is_not_started_again(make: Callable[..., Supervisor], tmp_path: Path) -> None:
-    assert run(make("broken").run()) == 3
+async def test_a_server_that_never_was_ready_is_not_started_again(make: Make, tmp_path: Path) -> None:
+    assert await make("broken").run() == 3
     assert len(starts(tmp_path)) == 1
 
 
-def test_another_program_on_the_port_is_never_taken_for_the_server(
-    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+async def test_another_program_on_the_port_is_never_taken_for_the_server(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     supervisor = make("another")
-    assert run(supervisor.run()) == 137
+    assert await supervisor.run() == 137
     assert not supervisor.ready.is_set()
     assert capfd.readouterr().err == (
         f"error: another program answers on {supervisor.url}, so the fake server ends. "
@@ -92,15 +85,15 @@ def test_another_program_on_the_port_is_never_taken_for_the_server(
     assert all_gone(tmp_path)
 
 
-def test_a_command_that_is_killed_while_it_starts_gives_128_and_the_signal() -> None:
+async def test_a_command_that_is_killed_while_it_starts_gives_128_and_the_signal() -> None:
     command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    assert run(Supervisor("fake", command, f"http://127.0.0.1:{free_port()}").run()) == 137
+    assert await Supervisor("fake", command, f"http://127.0.0.1:{free_port()}").run() == 137
 
 
-def test_a_server_that_keeps_failing_is_started_again_a_few_times_and_then_given_up(
-    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+async def test_a_server_that_keeps_failing_is_started_again_a_few_times_and_then_given_up(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(make("mortal").run()) == 5
+    assert await make("mortal").run() == 5
     assert len(starts(tmp_path)) == 3
     told = capfd.readouterr().err.splitlines()
     assert told[-1] == (
@@ -110,43 +103,36 @@ def test_a_server_that_keeps_failing_is_started_again_a_few_times_and_then_given
     assert all_gone(tmp_path)
 
 
-def test_pauses_grow(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+async def test_pauses_grow(make: Make, tmp_path: Path) -> None:
     supervisor = make("mortal", "broken-later", policy=Policy(max_restarts=3, first_pause_s=0.5))
-    assert run(supervisor.run()) == 3
+    assert await supervisor.run() == 3
     moments = [moment for moment, *_ in starts(tmp_path)]
     pauses = [b - a for a, b in pairwise(moments[1:])]  # between starts that failed at once
     print(f"pauses: {pauses}")
     assert 1 <= pauses[0] < pauses[1]
 
 
-def test_restarts_long_ago_do_not_count(make: Callable[..., Supervisor], tmp_path: Path) -> None:
+async def test_restarts_long_ago_do_not_count(make: Make, tmp_path: Path) -> None:
     supervisor = make("mortal", policy=Policy(max_restarts=1, window_s=0.2, first_pause_s=0.1))
 
-    async def program() -> int:
-        task = asyncio.create_task(supervisor.run())
-        while len(starts(tmp_path)) < 4:
-            await asyncio.sleep(0.05)
-        supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
+    task = asyncio.create_task(supervisor.run())
+    while len(starts(tmp_path)) < 4:
+        await asyncio.sleep(0.05)
+    supervisor.stop()
+    assert await task == 0
 
 
-@pytest.mark.parametrize("victim", ["child", "grandchild's parent by SIGKILL"])
-def test_a_server_that_is_killed_comes_back_whole(make: Callable[..., Supervisor], tmp_path: Path, victim: str) -> None:
-    async def program() -> int:
-        supervisor = make()
-        task = await started(supervisor)
-        os.kill(int(starts(tmp_path)[0][1]), signal.SIGKILL)
-        while supervisor.n_restarts == 0 or not supervisor.ready.is_set():
-            await asyncio.sleep(0.02)
-        first, second = starts(tmp_path)
-        assert not lives(first[2])  # what the first one had started is gone
-        assert all(map(lives, second[1:]))
-        supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
+async def test_a_server_that_is_killed_comes_back_whole(make: Make, tmp_path: Path) -> None:
+    supervisor = make()
+    task = await started(supervisor)
+    os.kill(int(starts(tmp_path)[0][1]), signal.SIGKILL)
+    while supervisor.n_restarts == 0 or not supervisor.ready.is_set():
+        await asyncio.sleep(0.02)
+    first, second = starts(tmp_path)
+    assert not lives(first[2])  # what the first one had started is gone
+    assert all(map(lives, second[1:]))
+    supervisor.stop()
+    assert await task == 0
     assert all_gone(tmp_path)
 
 
@@ -158,139 +144,112 @@ def test_a_server_that_is_killed_comes_back_whole(make: Callable[..., Supervisor
         ("mute", "the fake server has not answered for 3 s, and is killed\n"),
     ],
 )
-def test_a_server_that_does_not_work_any_more_is_started_again(
-    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str], trait: str, reason: str
+async def test_a_server_that_does_not_work_any_more_is_started_again(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], trait: str, reason: str
 ) -> None:
-    assert run(make(trait, policy=IMPATIENT if trait == "mute" else QUICK).run()) == 137
+    assert await make(trait, policy=IMPATIENT if trait == "mute" else QUICK).run() == 137
     assert len(starts(tmp_path)) == 3
     assert capfd.readouterr().err.count(reason) == 3
     assert all_gone(tmp_path)
 
 
-def test_a_server_is_not_killed_because_this_process_has_no_more_files(
-    make: Callable[..., Supervisor], tmp_path: Path
-) -> None:
+async def test_a_server_is_not_killed_because_this_process_has_no_more_files(make: Make, tmp_path: Path) -> None:
     """As under `all`, whose gateway has a file for each connection."""
-
-    async def program() -> int:
-        supervisor = make()
-        task = await started(supervisor)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # those that are open stay open
-        try:
-            await asyncio.sleep(3 * QUICK.unhealthy_s)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert (supervisor.ready.is_set(), supervisor.n_restarts) == (True, 0)
-        supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
+    supervisor = make()
+    task = await started(supervisor)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # those that are open stay open
+    try:
+        await asyncio.sleep(3 * QUICK.unhealthy_s)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (supervisor.ready.is_set(), supervisor.n_restarts) == (True, 0)
+    supervisor.stop()
+    assert await task == 0
     assert len(starts(tmp_path)) == 1
 
 
-def test_a_ready_server_is_asked_to_finish_and_nothing_is_left(make: Callable[..., Supervisor], tmp_path: Path) -> None:
-    async def program() -> int:
-        supervisor = make()
-        task = await started(supervisor)
-        supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
+async def test_a_ready_server_is_asked_to_finish_and_nothing_is_left(make: Make, tmp_path: Path) -> None:
+    supervisor = make()
+    task = await started(supervisor)
+    supervisor.stop()
+    assert await task == 0
     assert (tmp_path / f"signal-{int(signal.SIGTERM)}").exists()
     assert all_gone(tmp_path)
 
 
-def test_a_starting_server_is_ended_at_once(make: Callable[..., Supervisor], tmp_path: Path) -> None:
-    async def program() -> int:
-        supervisor = make("slow")
-        task = asyncio.create_task(supervisor.run())
-        while not starts(tmp_path):
-            await asyncio.sleep(0.02)
-        supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
+async def test_a_starting_server_is_ended_at_once(make: Make, tmp_path: Path) -> None:
+    supervisor = make("slow")
+    task = asyncio.create_task(supervisor.run())
+    while not starts(tmp_path):
+        await asyncio.sleep(0.02)
+    supervisor.stop()
+    assert await task == 0
     assert all_gone(tmp_path)
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_server_that_does_not_listen_is_killed(make: Callable[..., Supervisor], tmp_path: Path, times: int) -> None:
-    async def program() -> int:
-        supervisor = make("deaf", policy=QUICK if times == 1 else Policy())
-        task = await started(supervisor)
-        for _ in range(times):
-            supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
+async def test_a_server_that_does_not_listen_is_killed(make: Make, tmp_path: Path, times: int) -> None:
+    supervisor = make("deaf", policy=QUICK if times == 1 else Policy())
+    task = await started(supervisor)
+    for _ in range(times):
+        supervisor.stop()
+    assert await task == 0
     assert all_gone(tmp_path)
 
 
-def test_a_pause_ends_when_told_to_stop(make: Callable[..., Supervisor]) -> None:
-    async def program() -> int:
-        supervisor = make("mortal", policy=Policy(first_pause_s=600, longest_pause_s=600))
-        task = await started(supervisor)
-        await asyncio.sleep(1.5)
+async def test_a_pause_ends_when_told_to_stop(make: Make) -> None:
+    supervisor = make("mortal", policy=Policy(first_pause_s=600, longest_pause_s=600))
+    task = await started(supervisor)
+    await asyncio.sleep(1.5)
+    supervisor.stop()
+    assert await task == 0
+
+
+async def test_servers_that_share_a_lock_start_one_after_the_other(make: Make, tmp_path: Path) -> None:
+    starting = asyncio.Lock()
+    supervisors = [make("slow", starting=starting, name=name) for name in ("one", "two")]
+    both = asyncio.gather(*(supervisor.run() for supervisor in supervisors))
+    await asyncio.gather(*(supervisor.ready.wait() for supervisor in supervisors))
+    for supervisor in supervisors:
         supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
-
-
-def test_servers_that_share_a_lock_start_one_after_the_other(make: Callable[..., Supervisor], tmp_path: Path) -> None:
-    async def program() -> int:
-        starting = asyncio.Lock()
-        supervisors = [make("slow", starting=starting, name=name) for name in ("one", "two")]
-        both = asyncio.gather(*(supervisor.run() for supervisor in supervisors))
-        await asyncio.gather(*(supervisor.ready.wait() for supervisor in supervisors))
-        for supervisor in supervisors:
-            supervisor.stop()
-        return max(await both)
-
-    assert run(program()) == 0
+    assert max(await both) == 0
     (one,), (two,) = starts(tmp_path / "one"), starts(tmp_path / "two")
     assert two[0] - one[0] >= 1
 
 
-def test_a_restart_that_hangs_is_killed_and_holds_no_other_server_up(
-    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+async def test_a_restart_that_hangs_is_killed_and_holds_no_other_server_up(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     policy = replace(QUICK, max_restarts=1, start_s=2.0)
 
-    async def program() -> int:
-        starting = asyncio.Lock()
-        hanging = make("mortal", "stuck-later", name="one", policy=policy, starting=starting)
-        task = await started(hanging)
-        while len(starts(tmp_path / "one")) < 2:
-            await asyncio.sleep(0.02)
-        other = make(name="two", starting=starting)
-        await started(other)
-        other.stop()
-        return await task
-
-    assert run(program()) == 137
+    starting = asyncio.Lock()
+    hanging = make("mortal", "stuck-later", name="one", policy=policy, starting=starting)
+    task = await started(hanging)
+    while len(starts(tmp_path / "one")) < 2:
+        await asyncio.sleep(0.02)
+    other = make(name="two", starting=starting)
+    await started(other)
+    other.stop()
+    assert await task == 137
     assert "the fake server is not ready 2 s after its start, and is killed\n" in capfd.readouterr().err
     assert all_gone(tmp_path / "one")
 
 
-def test_a_first_start_that_takes_long_is_told_once_and_goes_on(
-    make: Callable[..., Supervisor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+async def test_a_first_start_that_takes_long_is_told_once_and_goes_on(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def program() -> int:
-        supervisor = make("slow", policy=replace(QUICK, start_s=0.1))
-        task = await started(supervisor)
-        supervisor.stop()
-        return await task
-
-    assert run(program()) == 0
+    supervisor = make("slow", policy=replace(QUICK, start_s=0.1))
+    task = await started(supervisor)
+    supervisor.stop()
+    assert await task == 0
     assert len(starts(tmp_path)) == 1
     assert capfd.readouterr().err.count("the fake server is not ready 0.1 s after its start; see its log") == 1
 
 
 @pytest.mark.parametrize("was_ready", [True, False])
-def test_a_process_that_cannot_be_made_is_a_start_that_failed(
-    make: Callable[..., Supervisor],
+async def test_a_process_that_cannot_be_made_is_a_start_that_failed(
+    make: Make,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     was_ready: bool,
@@ -305,17 +264,14 @@ def test_a_process_that_cannot_be_made_is_a_start_that_failed(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", limited)
 
-    async def program() -> int:
-        supervisor = make("mortal")
-        task = asyncio.create_task(supervisor.run())
-        if was_ready:
-            while supervisor.n_restarts < 2:
-                await asyncio.sleep(0.02)
-            await supervisor.ready.wait()
-            supervisor.stop()
-        return await task
-
-    assert run(program()) == (0 if was_ready else 1)
+    supervisor = make("mortal")
+    task = asyncio.create_task(supervisor.run())
+    if was_ready:
+        while supervisor.n_restarts < 2:
+            await asyncio.sleep(0.02)
+        await supervisor.ready.wait()
+        supervisor.stop()
+    assert await task == (0 if was_ready else 1)
     message = (
         "error: the process of the fake server could not be started: [Errno 11] Resource temporarily unavailable\n"
     )
