@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, TASKS
+from conftest import GOLDEN
+from damage import split_adapters, weights_of
 from jina_v4_merge.errors import ConfigError, LayoutError, SourceError
 from jina_v4_merge.fold import fold
 from safetensors.torch import load_file, save_file
@@ -19,18 +20,6 @@ pytestmark = pytest.mark.proof
 BASE = GOLDEN / "checkpoint"
 Tensors = dict[str, torch.Tensor]
 Edit = Callable[[Path, Callable[[Tensors], object]], None]
-
-
-def split(adapters: Path, tasks: tuple[str, ...] = TASKS) -> None:
-    """Turn the published one-file layout into the older one, a folder a task."""
-    tensors = load_file(adapters / "adapter_model.safetensors")
-    for task in tasks:
-        (adapters / task).mkdir()
-        own = {name.replace(f".{task}.", "."): t for name, t in tensors.items() if f".{task}." in name}
-        save_file(own, adapters / task / "adapter_model.safetensors")
-        shutil.copy(adapters / "adapter_config.json", adapters / task)
-    (adapters / "adapter_model.safetensors").unlink()
-    (adapters / "adapter_config.json").unlink()
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -51,7 +40,7 @@ def test_adapters_elsewhere_give_the_same_checkpoint_and_their_place_is_recorded
     holder.parent.mkdir(exist_ok=True)
     (base / "adapters").rename(holder)
     if layout == "a folder a task":
-        split(holder)
+        split_adapters(holder)
     made = fold(str(base), out, ["code"], adapters=str(elsewhere))[0].folder
     expected = folded("bfloat16") / "jina-embeddings-v4-code"
     assert content_of(made) == content_of(expected)
@@ -70,7 +59,7 @@ def test_adapters_elsewhere_are_taken_instead_of_those_beside_the_base(
 
 
 def test_a_folder_a_task_may_lack_the_tasks_that_are_not_asked_for(base: Path, out: Path) -> None:
-    split(base / "adapters", ("code", "retrieval"))
+    split_adapters(base / "adapters", ("code", "retrieval"))
     made = fold(str(base), out, ["code"])
     assert [checkpoint.task for checkpoint in made] == ["code"]
     with pytest.raises(ConfigError, match=f"{base} has no adapter of task text-matching; it has retrieval, code"):
@@ -116,7 +105,7 @@ def test_a_folder_that_only_has_the_name_of_a_task_is_no_adapter(
 
 def test_a_folder_with_another_task_s_adapter(base: Path, out: Path) -> None:
     tensors = load_file(base / "adapters" / "adapter_model.safetensors")
-    split(base / "adapters")
+    split_adapters(base / "adapters")
     for task, other in (("code", "retrieval"), ("retrieval", "code")):
         own = {name: tensor for name, tensor in tensors.items() if f".{other}." in name}
         save_file(own, base / "adapters" / task / "adapter_model.safetensors")
@@ -155,12 +144,9 @@ def test_ranks_and_alphas_by_pattern_are_folded_and_recorded(
     edit_json(base / "adapters" / "adapter_config.json", **changes)
     lora = load_file(base / "adapters" / "adapter_model.safetensors")
     if layout == "a folder a task":
-        split(base / "adapters")
+        split_adapters(base / "adapters")
     made = fold(str(base), out, ["code"], "float32")[0].folder
-    plain, weights = (
-        {name: tensor for path in folder.glob("m*.safetensors") for name, tensor in load_file(path).items()}
-        for folder in (base, made)
-    )
+    plain, weights = weights_of(base), weights_of(made)
     default, by_tensor = (manifest_of(made)["scaling"][key] for key in ("default", "by_tensor"))
     assert default == pytest.approx(math.sqrt(32) if use_rslora else 1, rel=1e-15)
     n_others = 0

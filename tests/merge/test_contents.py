@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN
+from damage import split_adapters
 from jina_v4_merge.errors import MergeError, SourceError
 from jina_v4_merge.fold import fold
 from jina_v4_merge.reading.weights import stored_tensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.long
 
@@ -41,17 +42,6 @@ def refusal(run: Run, out: Path, *options: object) -> str:
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     return line
-
-
-def split(adapters: Path, task: str) -> Path:
-    """Turn one file with all tasks into a folder with one task's; return that folder."""
-    tensors = load_file(adapters / "adapter_model.safetensors")
-    (adapters / task).mkdir()
-    own = {name.replace(f".{task}.", "."): t for name, t in tensors.items() if f".{task}." in name}
-    save_file(own, adapters / task / "adapter_model.safetensors")
-    shutil.move(adapters / "adapter_config.json", adapters / task)
-    (adapters / "adapter_model.safetensors").unlink()
-    return adapters / task
 
 
 def pickle(path: Path) -> Path:
@@ -83,7 +73,8 @@ def test_the_command_says_how_to_fetch_what_a_pointer_points_to(name: str, base:
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_pointer_in_a_folder_of_one_task(name: str, base: Path, out: Path) -> None:
-    path = split(base / "adapters", "code") / name
+    split_adapters(base / "adapters", ["code"])
+    path = base / "adapters" / "code" / name
     path.write_text(POINTER)
     with pytest.raises(SourceError, match=f"{path}: this is a Git LFS pointer"):
         fold(str(base), out, ["code"])
@@ -112,7 +103,10 @@ def test_an_index_of_pickles(base: Path, out: Path) -> None:
 def test_adapters_that_are_pickles_fold_once_they_are_converted_as_the_page_says(
     layout: str, base: Path, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch, folded: Callable[[str], Path]
 ) -> None:
-    folder = split(base / "adapters", "code") if layout == "a folder a task" else base / "adapters"
+    folder = base / "adapters"
+    if layout == "a folder a task":
+        split_adapters(folder, ["code"])
+        folder /= "code"
     (folder / "training_args.bin").touch()  # lies beside many, and holds no weights
     pickle(folder / "adapter_model.safetensors")
     line = refusal(run, out, "--base", base, "--task", "code")

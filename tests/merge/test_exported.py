@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure
+from damage import edit_and_rehash, edit_json, flip
 from jina_v4_merge.export.adapters import export_adapters
 from jina_v4_merge.prompts import text_prefixes
 from jina_v4_merge.verify.canary import CANARY_NAME, Entry, largest_distance
 from jina_v4_merge.verify.checks import find_checkpoints, verify
 from jina_v4_merge.verify.reference import ReferenceModel, make_canary
 from jina_v4_serve.api.canary import read_canary
-from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.proof
 
@@ -44,30 +44,6 @@ def exported(made: Path, tmp_path: Path) -> Path:
 
 def problems_of(exported: Path) -> list[str]:
     return [problem for each in verify(find_checkpoints(exported)) for problem in each.problems]
-
-
-def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change tensors, and the manifest with them, as a mistake made before it was written would."""
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
-    manifest = json.loads((path.parent / "manifest.json").read_text())
-    manifest["files"][path.name] = {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "size": path.stat().st_size,
-    }
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
-
-
-def edit_manifest(folder: Path, **changes: object) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
-    path.write_bytes(content)
 
 
 def test_each_folder_says_what_it_is_and_what_it_was_made_from(made: Path) -> None:
@@ -116,39 +92,47 @@ SPOILT = {
     ),
     "no projector": Spoilt(lambda e: (e / "code" / PROJECTOR).unlink(), f"{PROJECTOR}: is missing"),
     "a layer without tensors": Spoilt(
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.pop(LAYER)), f"1 missing: {LAYER}"
+        lambda e: edit_and_rehash(e / "code" / WEIGHTS, lambda tensors: tensors.pop(LAYER)), f"1 missing: {LAYER}"
     ),
     "a tensor of no layer": Spoilt(
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.update(other=torch.zeros(2).bfloat16())),
+        lambda e: edit_and_rehash(
+            e / "code" / WEIGHTS, lambda tensors: tensors.update(other=torch.zeros(2).bfloat16())
+        ),
         f"1 unknown: other ({WEIGHTS})",
     ),
     "a tensor of another shape": Spoilt(
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.update({LAYER: tensors[LAYER][:-1].clone()})),
+        lambda e: edit_and_rehash(
+            e / "code" / WEIGHTS, lambda tensors: tensors.update({LAYER: tensors[LAYER][:-1].clone()})
+        ),
         f"{LAYER} is [511, 32] and must be [512, 32]",
     ),
     "half a projector": Spoilt(
-        lambda e: edit(e / "code" / PROJECTOR, lambda tensors: tensors.pop("multi_vector_projector.bias")),
+        lambda e: edit_and_rehash(e / "code" / PROJECTOR, lambda tensors: tensors.pop("multi_vector_projector.bias")),
         "multi_vector_projector.bias is missing or empty",
     ),
     "a projector without rows": Spoilt(
-        lambda e: edit(
+        lambda e: edit_and_rehash(
             e / "code" / PROJECTOR,
             lambda tensors: tensors.update({name: tensor[:0].clone() for name, tensor in tensors.items()}),
         ),
         "multi_vector_projector.bias is missing or empty",
     ),
     "an adapter of another dtype": Spoilt(
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.update({LAYER: tensors[LAYER].half()})),
+        lambda e: edit_and_rehash(e / "code" / WEIGHTS, lambda tensors: tensors.update({LAYER: tensors[LAYER].half()})),
         "these tensors must be torch.bfloat16 and are not",
     ),
     "a value that is none": Spoilt(
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors[LAYER].view(-1)[0].fill_(torch.nan)),
+        lambda e: edit_and_rehash(e / "code" / WEIGHTS, lambda tensors: tensors[LAYER].view(-1)[0].fill_(torch.nan)),
         f"{WEIGHTS}: holds values that are not finite, in {LAYER}",
     ),
-    "another scaling": Spoilt(lambda e: edit_manifest(e / "code", scaling=2.0), "manifest.json: scaling is 2.0"),
-    "other prompts": Spoilt(lambda e: edit_manifest(e / "code", prompts={}), "manifest.json: prompts is {}"),
-    "a part that there is not": Spoilt(lambda e: edit_manifest(e / "code", part="half"), "no manifest of"),
-    "an adapter that says it is the base": Spoilt(lambda e: edit_manifest(e / "code", part="base"), "no manifest of"),
+    "another scaling": Spoilt(
+        lambda e: edit_json(e / "code/manifest.json", scaling=2.0), "manifest.json: scaling is 2.0"
+    ),
+    "other prompts": Spoilt(lambda e: edit_json(e / "code/manifest.json", prompts={}), "manifest.json: prompts is {}"),
+    "a part that there is not": Spoilt(lambda e: edit_json(e / "code/manifest.json", part="half"), "no manifest of"),
+    "an adapter that says it is the base": Spoilt(
+        lambda e: edit_json(e / "code/manifest.json", part="base"), "no manifest of"
+    ),
     "an older export": Spoilt(lambda e: (e / "code" / "manifest.json").unlink(), "manifest.json: no such file"),
     "a file too many": Spoilt(lambda e: (e / "base" / "notes.txt").write_text(""), "notes.txt: does not belong"),
     "a projector in the base": Spoilt(

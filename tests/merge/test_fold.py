@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure
+from damage import files_of, split_adapters, weights_of
 from jina_v4_merge.fold import fold
 from safetensors.torch import load_file, save_file
 
@@ -16,14 +17,6 @@ pytestmark = pytest.mark.proof
 
 BASE = GOLDEN / "checkpoint"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in sorted(folder.glob("m*.safetensors")) for name, tensor in load_file(path).items()}
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def lora(task: str, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -179,14 +172,8 @@ def one_file(base: Path, edit_weights: Callable[..., None]) -> None:
 
 
 def a_folder_a_task(base: Path, edit_weights: Callable[..., None]) -> None:
-    tensors = load_file(base / "adapters" / "adapter_model.safetensors")
-    for task in TASKS:
-        folder = base / "adapters" / task
-        folder.mkdir()
-        own = {name.replace(f".{task}.", "."): t for name, t in tensors.items() if f".{task}." in name}
-        save_file(own, folder / "adapter_model.safetensors")
-        shutil.copy(base / "adapters" / "adapter_config.json", folder)
-    (base / "adapters" / "adapter_model.safetensors").unlink()
+    split_adapters(base / "adapters")
+    shutil.copy(base / "adapters" / "code" / "adapter_config.json", base / "adapters")  # as some have it too
 
 
 @pytest.mark.parametrize("rearrange", [newer_names, one_file, a_folder_a_task])

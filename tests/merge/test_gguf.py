@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
+from damage import edit_json, flip, split_adapters, truncate
 from gguf import GGMLQuantizationType, GGUFReader
 from jina_v4_merge.errors import ConfigError, LayoutError, MergeError, OutputError, WeightError
 from jina_v4_merge.export.gguf import export_gguf
@@ -365,12 +366,7 @@ def test_a_value_out_of_range(
 
 
 def test_a_task_that_there_is_no_adapter_of(base: Path, refused: Callable[..., str]) -> None:
-    (base / "adapters" / "code").mkdir()
-    tensors = load_file(base / "adapters" / "adapter_model.safetensors")
-    own = {name.replace(".code.", "."): tensor for name, tensor in tensors.items() if ".code." in name}
-    save_file(own, base / "adapters" / "code" / "adapter_model.safetensors")
-    shutil.move(base / "adapters" / "adapter_config.json", base / "adapters" / "code")
-    (base / "adapters" / "adapter_model.safetensors").unlink()
+    split_adapters(base / "adapters", ["code"])
     assert "has no adapter of task retrieval; it has code" in refused(ConfigError)
 
 
@@ -460,25 +456,10 @@ def test_the_command_says_what_it_wrote_and_verify_what_it_checked(out: Path, ru
     assert done.stderr.startswith(f"error: {out} is part of an export, which --base compares with nothing")
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
-    path.write_bytes(content)
-
-
-def edit_manifest(folder: Path, **changes: object) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-32])
-
-
 SPOILT = {
     "a byte of the file flipped": (lambda e: flip(file_of(e)), "Q8_0.gguf: its sha256 is"),
     "a byte of the projector flipped": (lambda e: flip(e / PROJECTOR), f"{PROJECTOR}: its sha256 is"),
-    "the file cut short": (lambda e: cut(file_of(e)), "bytes; the manifest says"),
+    "the file cut short": (lambda e: truncate(file_of(e), 32), "bytes; the manifest says"),
     "no file": (lambda e: file_of(e).unlink(), "Q8_0.gguf: is missing"),
     "no projector": (lambda e: (e / PROJECTOR).unlink(), f"{PROJECTOR}: is missing"),
     "a pointer": (
@@ -503,9 +484,12 @@ SPOILT = {
         lambda e: (e / "canary.json").write_text('{"manifest_sha256": "00"}'),
         "canary.json: belongs to another",
     ),
-    "another task": (lambda e: edit_manifest(e, task="code"), "code-Q8_0.gguf: the manifest does not list it"),
-    "a dtype of checkpoints": (lambda e: edit_manifest(e, dtype="bfloat16"), "dtype bfloat16"),
-    "other prompts": (lambda e: edit_manifest(e, prompts={}), "manifest.json: prompts is {}"),
+    "another task": (
+        lambda e: edit_json(e / "manifest.json", task="code"),
+        "code-Q8_0.gguf: the manifest does not list it",
+    ),
+    "a dtype of checkpoints": (lambda e: edit_json(e / "manifest.json", dtype="bfloat16"), "dtype bfloat16"),
+    "other prompts": (lambda e: edit_json(e / "manifest.json", prompts={}), "manifest.json: prompts is {}"),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import GOLDEN, TASKS, Figure
+from damage import files_of
 from jina_v4_merge.export.gguf import export_gguf
 from jina_v4_merge.fold import fold
 
@@ -40,10 +41,6 @@ def killed_runs(kind: str, out: Path, *options: str) -> list[dict[str, Any]]:
 
 def shares(runs: list[dict[str, Any]]) -> str:
     return f"{min(run['share'] for run in runs):.0%} to {max(run['share'] for run in runs):.0%}"
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_killed_at_random_moments_nothing_has_a_final_name(

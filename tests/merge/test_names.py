@@ -6,17 +6,16 @@
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, TASKS
+from conftest import GOLDEN
+from damage import edit, split_adapters
 from jina_v4_merge.errors import LayoutError
 from jina_v4_merge.fold import fold
 from jina_v4_merge.verify.checks import verify
-from safetensors.torch import load_file, save_file
 
 TASK = "code"
 PUBLISHED_MODULE = "base_model.model.model.language_model."
@@ -66,20 +65,9 @@ def respell_adapters(base: Path, names: tuple[str, str], folder_a_task: bool) ->
             return module + name.removeprefix(PUBLISHED_MODULE)
         return projector + name.removeprefix("base_model.model.")
 
-    folder = base / "adapters"
-    tensors = load_file(folder / "adapter_model.safetensors")
-    if not folder_a_task:
-        rename(tensors, spelling)
-        save_file(tensors, folder / "adapter_model.safetensors")
-        return
-    for task in TASKS:
-        (folder / task).mkdir()
-        own = {name.replace(f".{task}.", "."): tensor for name, tensor in tensors.items() if f".{task}." in name}
-        rename(own, spelling)
-        save_file(own, folder / task / "adapter_model.safetensors")
-        shutil.copy(folder / "adapter_config.json", folder / task)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (folder / name).unlink()
+    edit(base / "adapters" / "adapter_model.safetensors", lambda tensors: rename(tensors, spelling))
+    if folder_a_task:
+        split_adapters(base / "adapters")
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """Half the weights: the numbers of `fold --quantize`, recomputed here from the golden base without any code of ours."""
 
-import hashlib
 import json
 import math
 import shutil
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, Figure, Golden
+from damage import edit_and_rehash, edit_json, flip, rehash, weights_of
 from jina_v4_merge.errors import SourceError, WeightError
 from jina_v4_merge.fold import fold
 from jina_v4_merge.prompts import text_prefixes
@@ -24,7 +24,7 @@ from jina_v4_merge.verify.refold import compare
 from jina_v4_serve.api.canary import QUANTIZED_BOUNDS
 from jina_v4_serve.checkpoint import CANARY, read_checkpoint
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 BASE = GOLDEN / "checkpoint"
 TASK = "code"
@@ -52,10 +52,6 @@ def made(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(made: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(made, tmp_path / made.name))
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in sorted(folder.glob("m*.safetensors")) for name, tensor in load_file(path).items()}
 
 
 def folded_sums() -> dict[str, torch.Tensor]:
@@ -174,54 +170,28 @@ def test_it_is_found_good_and_equal_to_a_second_folding(made: Path) -> None:
     assert found.summary().endswith(f"91 tensors, bfloat16+{found.quantized}")
 
 
-def flip(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
-def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change a shard's tensors, and make the manifest agree, as a mistake made before it was written would."""
-    tensors = load_file(folder / SHARD)
-    change(tensors)
-    save_file(tensors, folder / SHARD, {"format": "pt"})
-    rehash(folder)
-
-
-def rehash(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in manifest["files"]:
-        content = (folder / name).read_bytes()
-        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def forget_the_format(folder: Path) -> None:
     edit_json(folder / "config.json", quantization_config=None)
     rehash(folder)
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a byte flipped": (lambda c: flip(c / SHARD, -1000), f"{SHARD}: its sha256 is"),
+    "a byte flipped": (lambda c: flip(c / SHARD), f"{SHARD}: its sha256 is"),
     "a shard missing": (lambda c: (c / SHARD).unlink(), f"{SHARD}: is missing"),
     "scales missing": (
-        lambda c: edit(c, lambda tensors: tensors.pop(f"{LAYER}_scale")),
+        lambda c: edit_and_rehash(c / SHARD, lambda tensors: tensors.pop(f"{LAYER}_scale")),
         f"disagree about {LAYER}_scale ({SHARD})",
     ),
     "scales of another dtype": (
-        lambda c: edit(c, lambda t: t.update({f"{LAYER}_scale": t[f"{LAYER}_scale"].bfloat16()})),
+        lambda c: edit_and_rehash(c / SHARD, lambda t: t.update({f"{LAYER}_scale": t[f"{LAYER}_scale"].bfloat16()})),
         f"the manifest says torch.float32, which these tensors are not: {LAYER}_scale ({SHARD})",
     ),
     "scales that are not finite": (
-        lambda c: edit(c, lambda t: t[f"{LAYER}_scale"].fill_(math.nan)),
+        lambda c: edit_and_rehash(c / SHARD, lambda t: t[f"{LAYER}_scale"].fill_(math.nan)),
         f"holds values that are not finite, in {LAYER}_scale",
     ),
     "a matrix that is not quantized": (
-        lambda c: edit(c, lambda t: t.update({LAYER: t[LAYER].bfloat16()})),
+        lambda c: edit_and_rehash(c / SHARD, lambda t: t.update({LAYER: t[LAYER].bfloat16()})),
         f"which these tensors are not: {LAYER} ({SHARD})",
     ),
     "a config that does not say so": (forget_the_format, "config.json: quantization_config is None and must be"),
@@ -246,13 +216,13 @@ def test_what_is_wrong_is_named(spoil: Callable[[Path], object], said: str, chec
 def test_fp8_that_is_not_a_number_is_found(tmp_path: Path) -> None:
     fold(str(BASE), tmp_path, [TASK], quantized="fp8")
     folder = tmp_path / f"jina-embeddings-v4-{TASK}"
-    edit(folder, lambda t: t[LAYER].view(torch.uint8)[7].fill_(0x7F))
+    edit_and_rehash(folder / SHARD, lambda t: t[LAYER].view(torch.uint8)[7].fill_(0x7F))
     (found,) = verify([folder])
     assert found.problems == [f"{folder / SHARD}: holds values that are not finite, in {LAYER}"]
 
 
 def test_a_second_folding_finds_another_scale(checkpoint: Path) -> None:
-    edit(checkpoint, lambda tensors: tensors[f"{LAYER}_scale"].mul_(1 + 2**-20))
+    edit_and_rehash(checkpoint / SHARD, lambda tensors: tensors[f"{LAYER}_scale"].mul_(1 + 2**-20))
     (found,) = verify([checkpoint])
     assert found.problems == []
     compare(open_model(str(BASE)), [found])
@@ -265,7 +235,7 @@ def test_a_canary_is_computed_from_what_is_stored_and_guards_one_fold(kind: str,
     assert "computed in float32; unfolded the same within " in said
     check_canary(checkpoint)
     assert json.loads((checkpoint / CANARY).read_text())["computed"]["dtype"] == "float32"
-    edit(checkpoint, lambda tensors: tensors[f"{LAYER}_scale"].mul_(2))
+    edit_and_rehash(checkpoint / SHARD, lambda tensors: tensors[f"{LAYER}_scale"].mul_(2))
     with pytest.raises(SourceError, match="belongs to another checkpoint or an older fold"):
         check_canary(checkpoint)
 

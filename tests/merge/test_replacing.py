@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
+from damage import files_of
 from jina_v4_merge import fold as fold_module
 from jina_v4_merge.errors import MergeError, OutputError
 from jina_v4_merge.fold import fold
@@ -18,10 +19,6 @@ from jina_v4_merge.writing import staging as staging_module
 
 BASE = str(GOLDEN / "checkpoint")
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def dtypes_of(out: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN
+from damage import files_of
 from jina_v4_merge.standin.config import SIZES, model_config
 from jina_v4_merge.standin.tokenizer import SPECIAL_TOKENS, tokenizer_files
 from jina_v4_merge.standin.weights import standin
@@ -19,10 +20,6 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def keys_of(content: Any) -> Any:

@@ -1,7 +1,5 @@
 """`verify` names every file and tensor that is wrong with a checkpoint, by itself and beside its base."""
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure
+from damage import edit, edit_json, flip, rehash, truncate
 from jina_v4_merge.errors import SourceError
 from jina_v4_merge.reading.model import open_model
 from jina_v4_merge.verify.canary import CANARY_NAME
@@ -40,17 +39,6 @@ def problems_of(folder: Path, base: Path | None = None) -> list[str]:
     return checkpoints[0].problems
 
 
-def rehash(folder: Path) -> None:
-    """Make the manifest agree with what lies there, as a mistake made before the manifest was written would."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    files = [path for path in sorted(folder.iterdir()) if path.name not in ("manifest.json", CANARY_NAME)]
-    manifest["files"] = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
-        for path in files
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
 def one_weight_file(folder: Path) -> None:
     tensors = {**load_file(folder / FIRST_SHARD), **load_file(folder / LAST_SHARD)}
     save_file(tensors, folder / "model.safetensors")
@@ -58,29 +46,9 @@ def one_weight_file(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def flip(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
-def truncate(path: Path, n_bytes: int) -> None:
-    path.write_bytes(path.read_bytes()[:-n_bytes])
-
-
 def link_to_itself(path: Path) -> None:
     path.unlink()
     path.symlink_to(path)
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
 
 
 def put_nan(tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -100,7 +68,7 @@ SPOILT = {
     "a shard is missing": Spoilt(lambda c: (c / FIRST_SHARD).unlink(), f"{FIRST_SHARD}: is missing"),
     "a shard is a link to itself": Spoilt(lambda c: link_to_itself(c / LAST_SHARD), f"{LAST_SHARD}: is no file, or a"),
     "a shard is cut short": Spoilt(lambda c: truncate(c / LAST_SHARD, 2), f"{LAST_SHARD}: broken or cut short"),
-    "a byte of a shard flipped": Spoilt(lambda c: flip(c / LAST_SHARD, -1000), f"{LAST_SHARD}: its sha256 is"),
+    "a byte of a shard flipped": Spoilt(lambda c: flip(c / LAST_SHARD), f"{LAST_SHARD}: its sha256 is"),
     "a byte of a header flipped": Spoilt(lambda c: flip(c / LAST_SHARD, 9), f"{LAST_SHARD}"),
     "a byte of the tokenizer flipped": Spoilt(lambda c: flip(c / "tokenizer.json", 5000), "tokenizer.json: its sha256"),
     "a byte too many": Spoilt(
@@ -219,7 +187,7 @@ def test_what_is_wrong_is_named(spoilt: Spoilt, checkpoint: Path) -> None:
 
 
 def test_all_that_is_wrong_is_named_at_once(checkpoint: Path) -> None:
-    flip(checkpoint / FIRST_SHARD, -1000)
+    flip(checkpoint / FIRST_SHARD)
     flip(checkpoint / "vocab.json", 100)
     (checkpoint / "notes.txt").write_text("")
     problems = " ".join(problems_of(checkpoint))
@@ -353,7 +321,7 @@ def test_the_command_says_what_it_checked(folded: Callable[[str], Path], run: Ca
 
 @pytest.mark.proof
 def test_the_command_fails_with_a_line_for_each_problem(checkpoint: Path, run: Callable[..., Any]) -> None:
-    flip(checkpoint / FIRST_SHARD, -1000)
+    flip(checkpoint / FIRST_SHARD)
     (checkpoint / "notes.txt").write_text("")
     done = run("verify", checkpoint.parent)
     assert done.returncode == 1

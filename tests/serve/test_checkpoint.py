@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import GOLDEN, TASKS
+from damage import edit, rehash
 from jina_v4_merge.fold import fold
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.doctor.checkpoints import check_alike, check_checkpoints
 from jina_v4_serve.errors import CheckpointError
 from jina_v4_serve.launch.revision import precision, revision
-from safetensors.torch import load_file, save_file
 
 TASK = "retrieval"
 SHARD = "model-00002-of-00002.safetensors"
@@ -28,20 +27,6 @@ SCALE = f"{LAYER}_scale"
 def checkpoint(folded: Callable[[str], Path], tmp_path: Path) -> Path:
     """A copy of a whole checkpoint, to be damaged."""
     return Path(shutil.copytree(folded("float32") / f"jina-embeddings-v4-{TASK}", tmp_path / "checkpoint"))
-
-
-def resize(folder: Path) -> None:
-    """Make the sizes in the manifest those that lie there."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, entry in manifest["files"].items():
-        entry["size"] = (folder / name).stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
 
 
 def overwrite(path: Path, position: int, content: bytes) -> None:
@@ -112,7 +97,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_would_be_loaded_wrongly_is_named(spoil: Callable[[Path], object], said: str, checkpoint: Path) -> None:
     spoil(checkpoint)
     if "int8" not in said:
-        resize(checkpoint)
+        rehash(checkpoint)
     with pytest.raises(CheckpointError, match=re.escape(said)):
         read_checkpoint(checkpoint, TASK)
 
@@ -195,7 +180,7 @@ def test_what_is_wrong_with_quantized_weights_is_named(
     spoil: Callable[[Path], object], said: str, quantized: Path
 ) -> None:
     spoil(quantized)
-    resize(quantized)
+    rehash(quantized)
     with pytest.raises(CheckpointError, match=re.escape(said)):
         read_checkpoint(quantized, TASK)
 

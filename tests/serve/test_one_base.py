@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
+from damage import edit_and_rehash
 from gpus import Machine
 from jina_v4_merge.export.adapters import export_adapters
 from jina_v4_serve.api import start_check
@@ -27,7 +28,6 @@ from jina_v4_serve.launch.arguments import check_options, lora_arguments
 from jina_v4_serve.launch.checks import environment, prepare
 from jina_v4_serve.launch.revision import revision
 from jina_v4_serve.launch.server import ServerSettings
-from safetensors.torch import load_file, save_file
 from servers import free_port
 
 WEIGHTS = "adapter_model.safetensors"
@@ -62,16 +62,6 @@ def adapter(rank: int = 32, has_patterns: bool = False) -> Adapter:
     return Adapter(Path("/somewhere/code"), "code", "0" * 64, weight_bytes=0, rank=rank, has_patterns=has_patterns)
 
 
-def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change tensors, and the manifest with them."""
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
-    manifest = json.loads((path.parent / "manifest.json").read_text())
-    manifest["files"][path.name]["size"] = path.stat().st_size
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
-
-
 def edit_json(path: Path, old: str, new: str) -> None:
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
@@ -103,19 +93,23 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no projector": (lambda e: (e / "code" / PROJECTOR).unlink(), f"{PROJECTOR} is missing"),
     "a projector that is none": (
-        lambda e: edit(e / "code" / PROJECTOR, lambda tensors: tensors.pop("multi_vector_projector.bias")),
+        lambda e: edit_and_rehash(e / "code" / PROJECTOR, lambda tensors: tensors.pop("multi_vector_projector.bias")),
         f"{PROJECTOR} is not a projector: it has multi_vector_projector.weight",
     ),
     "a layer without tensors": (
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.pop(LAYER)),
+        lambda e: edit_and_rehash(e / "code" / WEIGHTS, lambda tensors: tensors.pop(LAYER)),
         f"{LAYER} is missing (1 in all)",
     ),
     "a tensor of no layer": (
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.update(other=torch.zeros(1).bfloat16())),
+        lambda e: edit_and_rehash(
+            e / "code" / WEIGHTS, lambda tensors: tensors.update(other=torch.zeros(1).bfloat16())
+        ),
         "other fits no layer",
     ),
     "a tensor of another dtype": (
-        lambda e: edit(e / "code" / WEIGHTS, lambda tensors: tensors.update({LAYER: tensors[LAYER].float()})),
+        lambda e: edit_and_rehash(
+            e / "code" / WEIGHTS, lambda tensors: tensors.update({LAYER: tensors[LAYER].float()})
+        ),
         f"{LAYER} is F32, the manifest says bfloat16",
     ),
     "an adapter of another base": (
