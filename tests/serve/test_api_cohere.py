@@ -61,29 +61,6 @@ def test_a_text_of_texts_is_a_text_whatever_it_begins_with() -> None:
     assert asked(texts=["data:image/png;base64,AAAA"], input_type="search_query").items[0].image is None
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "message"),
-    [
-        ({"texts": ["x"]}, "input_type", "is required with texts"),
-        ({**QUERY, "model": "jina-embeddings-v4-passage"}, "input_type", "contradicts itself"),
-        ({**QUERY, "images": ["y"]}, "texts", "texts and images; send one"),
-        ({"input_type": "search_query"}, "texts", "none of texts, images and inputs"),
-        ({**QUERY, "embedding_types": ["int4"]}, "embedding_types[0]", "is not offered"),
-        ({**QUERY, "output_dimension": 257}, "output_dimension", "choose 1 to 256"),
-        ({**QUERY, "output_dimension": 12, "embedding_types": ["binary"]}, "output_dimension", "multiple of 8"),
-        ({**QUERY, "dimensions": 128}, "dimensions", "is a field of /v1/embeddings"),
-        ({**QUERY, "normalized": False}, "normalized", "is not offered here"),
-        ({**QUERY, "priority": 1000}, "priority", "less than or equal to 999"),
-        ({"texts": ["x"] * 5, "input_type": "search_query"}, "texts", "at most 4"),
-    ],
-)
-def test_a_refusal_names_the_field(fields: dict[str, Any], param: str, message: str) -> None:
-    with pytest.raises(ApiError) as caught:
-        asked(**fields)
-    assert (caught.value.status, caught.value.param) == (422, param)
-    assert message in caught.value.message
-
-
 def test_unknown_fields_are_named() -> None:
     assert asked(**QUERY, odd=1).ignored == ["odd"]
 

@@ -134,54 +134,6 @@ def test_vllms_names_of_both_sides(first: str, second: str) -> None:
     assert found.documents.items[0].path == f"{second}[0]"
 
 
-REFUSED = [
-    ({"query": None}, "query", "query is one text or image"),
-    ({"query": ["q"]}, "query", "query is one text or image"),
-    ({"documents": []}, "documents", "documents is empty"),
-    ({"truncate": False, "max_tokens_per_doc": 5}, "max_tokens_per_doc", "contradicts truncate=false; send one"),
-    ({"truncate": False, "max_tokens_per_query": 5}, "max_tokens_per_query", "contradicts truncate=false; send one"),
-    ({"documents": None}, "documents", "documents is a text, an item or a list"),
-    ({"documents": ["x"] * 5}, "documents", "at most 4"),
-    ({"documents": ["x", 1.5]}, "documents[1]", "is a text"),
-    ({"top_n": 0}, "top_n", "greater than or equal to 1"),
-    ({"by": "cosine"}, "by", "'multivector' or 'dense'"),
-    ({"max_tokens_per_doc": 1001}, "max_tokens_per_doc", "choose 0 to 1000"),
-    ({"model": "jina-embeddings-v4-query"}, "model", "a ranking uses both prompts"),
-    ({"task": "retrieval.passage"}, "task", "a ranking uses both prompts"),
-    ({"prompt_name": "query"}, "prompt_name", "is a field of /v1/embeddings"),
-    ({"rank_fields": ["title"]}, "rank_fields", "a document is a text or an image"),
-    ({"instruction": "x"}, "instruction", "is not offered here"),
-    ({"max_pixels": 5}, "max_pixels", "choose 3136 to 602112"),
-    ({"query": "", "model": "jina-embeddings-v4-none"}, "query", "is empty"),
-    ({"documents": ["x", ""], "model": "jina-embeddings-v4-none"}, "documents[1]", "is empty"),
-]
-
-
-@pytest.mark.parametrize(("fields", "param", "message"), REFUSED)
-def test_a_refusal_names_the_field(fields: dict[str, Any], param: str, message: str) -> None:
-    with pytest.raises(ApiError) as caught:
-        asked(**fields)
-    assert (caught.value.status, caught.value.param) == (422, param)
-    assert message in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "message"),
-    [
-        ({}, "queries", "queries is required"),
-        ({"text_1": "q"}, "documents", "documents is required"),
-        ({"text_1": ["q", "r"], "text_2": ["a", "b", "c"]}, "queries", "2 queries and 3 documents"),
-        ({"queries": "q", "text_1": "r", "documents": "a"}, "text_1", "text_1 contradicts queries"),
-        ({"text_1": [], "text_2": "a"}, "text_1", "text_1 is empty"),
-    ],
-)
-def test_a_refusal_of_pairs_names_the_field(fields: dict[str, Any], param: str, message: str) -> None:
-    with pytest.raises(ApiError) as caught:
-        scored(**fields)
-    assert (caught.value.status, caught.value.param) == (422, param)
-    assert message in caught.value.message
-
-
 def test_fields_of_other_servers_are_named() -> None:
     assert asked(odd=1, priority=3, overlap_tokens=80).documents.ignored == ["odd", "overlap_tokens"]
 
