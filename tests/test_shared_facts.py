@@ -100,19 +100,8 @@ def test_quantized_matrices() -> None:
 
 READERS = [client_images.read_base64, serve_encoded.read_base64]
 SPELLINGS = [
-    "+/Aa",
-    "-_Aa",
-    "Zm 9v\n",
-    "Zm9v==",
-    "Zm9vYg",
-    "Zm9vYg%3D%3D",
-    "Zm9%76",
-    "Z",
-    "Zm9v!",
-    "Zm=9v",
-    "",
-    "Zm9\u00e9",
-]
+    "+/Aa", "-_Aa", "Zm 9v\n", "Zm9v==", "Zm9vYg", "Zm9vYg%3D%3D", "Zm9%76", "Z", "Zm9v!", "Zm=9v", "", "Zm9\u00e9",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", SPELLINGS)

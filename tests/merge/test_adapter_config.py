@@ -35,27 +35,15 @@ def test_the_scaling_is_read_from_the_config(changes: dict[str, Any], scaling: f
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("peft_type", "LOHA"),
-        ("peft_type", None),
-        ("bias", "lora_only"),
-        ("bias", None),
-        ("use_dora", True),
-        ("lora_bias", True),
-        ("modules_to_save", ["norm"]),
-        ("fan_in_fan_out", True),
-        ("layer_replication", [[0, 2]]),
-        ("megatron_config", {"hidden_size": 256}),
-        ("trainable_token_indices", [1, 2]),
-        ("trainable_token_indices", {"embed_tokens": [1]}),
-        ("target_parameters", ["x"]),
-        ("use_qalora", True),
-        ("use_rslora", "false"),
-        ("alora_invocation_tokens", [1]),
-        ("kasa_config", {}),
+        ("peft_type", "LOHA"), ("peft_type", None), ("bias", "lora_only"), ("bias", None), ("use_dora", True),
+        ("lora_bias", True), ("modules_to_save", ["norm"]), ("fan_in_fan_out", True), ("layer_replication", [[0, 2]]),
+        ("megatron_config", {"hidden_size": 256}), ("trainable_token_indices", [1, 2]),
+        ("trainable_token_indices", {"embed_tokens": [1]}), ("target_parameters", ["x"]), ("use_qalora", True),
+        ("use_rslora", "false"), ("alora_invocation_tokens", [1]), ("kasa_config", {}),
         *(("init_lora_weights", init) for init in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga")),
         *(("init_lora_weights", init) for init in ("Pissa", "some_later_one", 1, None)),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_plain_lora_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{key}={value!r}; only plain LoRA can be folded. ")):
         lora_config(PLAIN | {key: value})

@@ -84,21 +84,10 @@ def test_the_chat_template_renders_exactly_the_image_prompt(content: list[object
         ([user(IMAGE)], {"add_generation_prompt": True}),
     ],
     ids=[
-        "text",
-        "empty text",
-        "no part",
-        "no image",
-        "another text",
-        "almost the text",
-        "the text twice",
-        "two images",
-        "video",
-        "two messages",
-        "system message",
-        "assistant",
-        "generation prompt",
+        "text", "empty text", "no part", "no image", "another text", "almost the text", "the text twice", "two images",
+        "video", "two messages", "system message", "assistant", "generation prompt",
     ],
-)
+)  # fmt: skip
 def test_the_chat_template_refuses_any_other_chat(
     messages: list[object], options: dict[str, bool], folded: Callable[[str], Path]
 ) -> None:

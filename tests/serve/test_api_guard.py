@@ -160,20 +160,8 @@ def test_white_space_around_a_key_is_no_part_of_it(
         *(
             ("JINA_V4_IMAGE_HOSTS", value, "is not a host; write names or addresses")
             for value in (
-                "minio:9000",
-                "http://minio",
-                "minio/",
-                "10.0.0.0/8",
-                "*",
-                "*.internal",
-                ".internal",
-                "minio.",
-                "10.0.0",
-                "cafe:9000",
-                "[::1]:80",
-                "a b",
-                "a;b",
-                "good,bücher.example",
+                "minio:9000", "http://minio", "minio/", "10.0.0.0/8", "*", "*.internal", ".internal", "minio.",
+                "10.0.0", "cafe:9000", "[::1]:80", "a b", "a;b", "good,bücher.example",
             )
         ),
         *(
@@ -181,7 +169,7 @@ def test_white_space_around_a_key_is_no_part_of_it(
             for value in ("app.example", "https://app.example/", "https://", "null", "https://*.example", "a b")
         ),
     ],
-)
+)  # fmt: skip
 def test_a_bad_setting_stops_the_server(name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(OptionError, match=message):

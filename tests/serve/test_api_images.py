@@ -52,22 +52,12 @@ def test_addresses_that_are_not_public(address: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://127.0.0.1/x.png",
-        "http://localhost/x.png",
-        "http://[::1]/x.png",
-        "http://[::ffff:127.0.0.1]/x.png",
-        "http://2130706433/x.png",
-        "http://0x7f.1/x.png",
-        "http://0/x.png",
-        "HTTP://LOCALHOST:80/x.png",
-        "http://user@127.0.0.1/x.png",
-        "http://\uff11\uff12\uff17.\uff10.\uff10.\uff11/x.png",
-        "http://①②⑦.⓪.⓪.①/x.png",
-        "http://127。0。0。1/x.png",
-        "http://\uff11\uff12\uff17.1/x.png",
-        "http://[fec0::1]/x.png",
+        "http://127.0.0.1/x.png", "http://localhost/x.png", "http://[::1]/x.png", "http://[::ffff:127.0.0.1]/x.png",
+        "http://2130706433/x.png", "http://0x7f.1/x.png", "http://0/x.png", "HTTP://LOCALHOST:80/x.png",
+        "http://user@127.0.0.1/x.png", "http://\uff11\uff12\uff17.\uff10.\uff10.\uff11/x.png", "http://[fec0::1]/x.png",
+        "http://①②⑦.⓪.⓪.①/x.png", "http://127。0。0。1/x.png", "http://\uff11\uff12\uff17.1/x.png",
     ],
-)
+)  # fmt: skip
 def test_a_url_to_this_machine_is_not_fetched(url: str) -> None:
     with pytest.raises(ApiError, match=r"not public|cannot be fetched") as caught:
         asyncio.run(ImageLoader(LIMITS).load(url, "input[1].image"))
@@ -197,17 +187,10 @@ def test_what_is_not_base64_is_named_with_its_place(text: str, message: str) -> 
 @pytest.mark.parametrize(
     "head",
     [
-        "",
-        " \n",
-        "data:image/png;base64,",
-        "DATA:;BASE64,",
-        "\ufeff data:image/*;base64,",
-        "data:image/jpeg;charset=utf-8;base64,",
-        "data: image/png ; base64 ,",
-        "data:image/png;base64;name=x.png,",
-        "data:text/plain;base64,",
+        "", " \n", "data:image/png;base64,", "DATA:;BASE64,", "\ufeff data:image/*;base64,", "data:text/plain;base64,",
+        "data:image/jpeg;charset=utf-8;base64,", "data: image/png ; base64 ,", "data:image/png;base64;name=x.png,",
     ],
-)
+)  # fmt: skip
 def test_base64_of_a_file(head: str, write: Callable[[bytes], str]) -> None:
     assert asyncio.run(ImageLoader(LIMITS).load(head + write(png(9, 7)), "input")).size == (9, 7)
 

@@ -16,20 +16,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FENCE = PACKAGE / "vllm_side"
 # Names of vLLM's objects, and what hangs on them. Outside of the fence they are a sign that somebody reached over it.
 VLLMS = {
-    "engine_client",
-    "hf_config",
-    "lora_config",
-    "lora_requests",
-    "mm_processor_kwargs",
-    "model_config",
-    "multimodal_config",
-    "openai_serving_models",
-    "parallel_config",
-    "pooling_metadata",
-    "renderer",
-    "scheduler_config",
+    "engine_client", "hf_config", "lora_config", "lora_requests", "mm_processor_kwargs", "model_config",
+    "multimodal_config", "openai_serving_models", "parallel_config", "pooling_metadata", "renderer", "scheduler_config",
     "vllm_config",
-}
+}  # fmt: skip
 LONGEST = 350  # lines of a module
 
 

@@ -164,7 +164,6 @@ def pdf(content: bytes, **fields: object) -> dict[str, Any]:
 
 
 PDF = "input[1].pdf"
-NO_PAGES = "input[1].pdf is a broken PDF file, or has no pages"
 BOOK = pdf_files.book(3)
 PDFS = {
     "a PDF that is a number": Bad(422, "input[1].pdf must be a string", {"input": ["x", {"pdf": 5}]}, PDF),
@@ -178,26 +177,14 @@ PDFS = {
     "a PDF with a password": Bad(422, "has only pdf and pages", pdf(BOOK, key="x"), "input[1]"),
     "pages of an image": Bad(422, "has pages", {"input": ["x", {"image": "y", "pages": "1"}]}, "input[1]"),
     "an image as PDF": Bad(422, "input[1].pdf is not a PDF file", pdf(GOOD_PNG), PDF),
-    "HTML as PDF": Bad(422, "is not a PDF file", pdf(FILES["page.html"]), PDF),
-    "an empty PDF": Bad(422, "is not a PDF file", pdf(b""), PDF),
-    "a PDF's head alone": Bad(422, NO_PAGES, pdf(b"%PDF-1.7\n"), PDF),
-    "a PDF that is cut off": Bad(422, NO_PAGES, pdf(BOOK[:60]), PDF),
-    "a PDF of 0 pages": Bad(422, NO_PAGES, pdf(pdf_files.NO_PAGES), PDF),
-    "a PDF without a catalogue": Bad(422, NO_PAGES, pdf(pdf_files.NO_CATALOGUE), PDF),
-    "a PDF whose references lead nowhere": Bad(422, NO_PAGES, pdf(BOOK.replace(b" obj", b" job")), PDF),
+    "a PDF whose references lead nowhere": Bad(422, "is a broken PDF file", pdf(BOOK.replace(b" obj", b" job")), PDF),
     "an encrypted PDF": Bad(422, "is encrypted and needs a password", pdf(pdf_files.encrypted(b"secret")), PDF),
-    "a PDF of 10,000 pages": Bad(
-        422, f"10000 pages are requested; at most {MAX_PDF_PAGES} go into one", pdf(pdf_files.book(10_000)), PDF
-    ),
     "two PDFs of too many pages": Bad(
         422,
         f"{MAX_PDF_PAGES - 1} pages are requested, and 3 of earlier files",
         {"input": [*pdf(BOOK)["input"], *pdf(pdf_files.book(MAX_PDF_PAGES - 1))["input"]]},
         "input[3].pdf",
     ),
-    "a PDF with a bad page": Bad(422, "has a page 2 that cannot be rendered", pdf(pdf_files.ONE_BAD), PDF),
-    "a PDF of a thin page": Bad(422, "aspect ratios up to 200", pdf(pdf_files.blank(90_000, 10)), PDF),
-    "a PDF of a page without area": Bad(422, "less than a pixel", pdf(pdf_files.blank(0.2, 0.2)), PDF),
     "a PDF that spins": Bad(422, f"over {PDF_TIMEOUT_S} s of processor time", pdf(pdf_files.spinning()), PDF),
     "a PDF that crashes the renderer": Bad(422, f"over {PDF_MEMORY_BYTES} bytes", pdf(pdf_files.crashing()), PDF),
     "a PDF that is too large": Bad(
@@ -208,9 +195,6 @@ PDFS = {
         f"the PDF files of the request have over {MAX_IMAGE_BYTES} bytes together",
         {"input": pdf(BOOK + bytes(MAX_IMAGE_BYTES // 2))["input"] * 2},
         "input[3].pdf",
-    ),
-    "a page behind the last": Bad(
-        422, "begins a range at page 4; the last page is 3", pdf(BOOK, pages="4"), "input[1].pages"
     ),
     "a range behind the last": Bad(422, "at page 9; the last page is 3", pdf(BOOK, pages="1-2,9-"), "input[1].pages"),
     "pages of 40,000 characters": Bad(
@@ -237,69 +221,31 @@ URLS = {
     **{
         address: Bad(422, PRIVATE, url(address), IMAGE)
         for address in (
-            "http://127.0.0.2/x.png",
-            "http://127.1.2.3:8001/health",
-            "http://10.0.0.1/x.png",
-            "http://172.16.0.1/",
-            "http://192.168.0.1/",
-            "http://169.254.169.254/latest/meta-data/",
-            "http://100.64.0.1/",
-            "http://0.0.0.0/",
-            "http://224.0.0.1/",
-            "http://255.255.255.255/",
-            "http://[::1]/",
-            "http://[::]/",
-            "http://[::ffff:127.0.0.1]/",
-            "http://[::ffff:a9fe:a9fe]/",
-            "http://[64:ff9b::7f00:1]/",
-            "http://[2002:7f00:1::]/",
-            "http://[fe80::1]/",
-            "http://[fd00::1]/",
-            "https://[::1]/",
-            "http://localhost/x.png",
-            "HTTP://LOCALHOST:8001/x.png",
-            "http://127.0.0.1@127.0.0.2/",
-            "http://user:word@10.0.0.1/",
+            "http://127.0.0.2/x.png", "http://127.1.2.3:8001/health", "http://10.0.0.1/x.png", "http://0.0.0.0/",
+            "http://169.254.169.254/latest/meta-data/", "http://[::1]/", "https://[::1]/", "http://[fd00::1]/",
+            "http://[::ffff:a9fe:a9fe]/", "http://localhost/x.png", "HTTP://LOCALHOST:8001/x.png",
+            "http://127.0.0.1@127.0.0.2/", "http://user:word@10.0.0.1/", "http://169。254。169。254/",
             "http://\uff11\uff16\uff19.254.169.254/latest/meta-data/",
-            "http://169。254。169。254/",
-            "http://①②⑦.0.0.2/",
-            "http://[fec0::1]/",
-            "http://[64:ff9b:1::7f00:1]/",
         )
     },
     **{
         # Either answer is right: how a resolver reads these is its own affair.
         f"{address} in another spelling": Bad(422, "the URL", url(address), IMAGE)
         for address in (
-            "http://2130706434/",
-            "http://0x7f.0.0.2/",
-            "http://0177.0.0.2/",
-            "http://127.2/",
-            "http://localhost./",
+            "http://2130706434/", "http://0x7f.0.0.2/", "http://0177.0.0.2/", "http://127.2/", "http://localhost./"
         )
     },
     **{
         address: Bad(422, "only http and https", url(address), IMAGE)
         for address in (
-            "file:///etc/passwd",
-            "FILE:///etc/passwd",
-            "ftp://127.0.0.1/x.png",
-            "gopher://127.0.0.1/",
-            "s3://bucket/x.png",
+            "file:///etc/passwd", "FILE:///etc/passwd", "ftp://127.0.0.1/x.png", "gopher://127.0.0.1/", "s3://bucket/x"
         )
     },
     **{
         address: Bad(422, UNREACHED, url(address), IMAGE)
         for address in (
-            "http://",
-            "http:///x.png",
-            "http://[nonsense/",
-            "http://127.0.0.1:1/",
-            "http://127.0.0.1:99999/",
-            "http://127.0.0.1:port/",
-            "http://a..b/",
-            f"http://{'a' * 300}/",
-            "http://nothing.invalid/x.png",
+            "http://", "http:///x.png", "http://[nonsense/", "http://127.0.0.1:1/", "http://127.0.0.1:99999/",
+            "http://127.0.0.1:port/", "http://a..b/", f"http://{'a' * 300}/", "http://nothing.invalid/x.png",
             "http://127.0.0.1\r\nhost: x/",
         )
     },
@@ -329,7 +275,7 @@ URLS = {
     "a file that breaks off": Bad(422, UNREACHED, url(f"{SITE}/broken"), IMAGE),
     "no answer": Bad(422, f"not fetched within {FETCH_TIMEOUT_S} s", url(f"{SITE}/slow"), IMAGE),
     "an answer by drops": Bad(422, f"not fetched within {FETCH_TIMEOUT_S} s", url(f"{SITE}/drip"), IMAGE),
-}
+}  # fmt: skip
 
 HEADERS = {
     "a compressed body": Bad(
@@ -354,17 +300,11 @@ HEADERS = {
             415, "send application/json", b'{"input": "x"}', "content-type", {"content-type": kind}
         )
         for kind in (
-            "text/plain",
-            "application/x-www-form-urlencoded",
-            "multipart/form-data; boundary=x",
-            "application/octet-stream",
-            "application/vnd.api+json",
-            "application/jsonp",
-            "",
-            "/",
+            "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "",
+            "application/octet-stream", "application/vnd.api+json", "application/jsonp", "/",
         )
     },
-}
+}  # fmt: skip
 
 # Of the other routes: what is found when an item is read.
 OTHERS = {
@@ -430,56 +370,15 @@ def test_no_row_of_the_tables_takes_the_place_of_another() -> None:
 
 
 ROUTES = (
-    "/",
-    "/pooling",
-    "/v1/pooling",
-    "/v1/embed",
-    "/v2/embed/",
-    "/score",
-    "/v1/score/",
-    "/rerank",
-    "/v1/rerank/",
-    "/v2/rerank/",
-    "/classify",
-    "/tokenize",
-    "/detokenize",
-    "/tokenizer_info",
-    "/invocations",
-    "/inference/v1/generate",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/audio/transcriptions",
-    "/v1/load_lora_adapter",
-    "/v1/models/jina-embeddings-v4-retrieval",
-    "/ping",
-    "/load",
-    "/server_info",
-    "/sleep",
-    "/wake_up",
-    "/reset_mm_cache",
-    "/reset_prefix_cache",
-    "/collective_rpc",
-    "/start_profile",
-    "/redoc",
-    "/docs/oauth2-redirect",
-    "/static",
-    "/static/",
-    "/static/swagger-ui-bundle.js.map",
-    "/static/../docs",
-    "/v1/embeddings/",
-    "/v1//embeddings",
-    "//v1/embeddings",
-    "/V1/EMBEDDINGS",
-    "/v1/embeddings%2f",
-    "/v1/embeddings;x",
-    "/embeddings",
-    "/%2e%2e/etc/passwd",
-    "/.env",
-    "/metrics/",
-    "/health/x",
-)
+    "/", "/pooling", "/v1/pooling", "/v1/embed", "/v2/embed/", "/score", "/v1/score/", "/rerank", "/v1/rerank/",
+    "/v2/rerank/", "/classify", "/tokenize", "/detokenize", "/tokenizer_info", "/invocations",
+    "/inference/v1/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
+    "/v1/audio/transcriptions", "/v1/load_lora_adapter", "/v1/models/jina-embeddings-v4-retrieval", "/ping", "/load",
+    "/server_info", "/sleep", "/wake_up", "/reset_mm_cache", "/reset_prefix_cache", "/collective_rpc",
+    "/start_profile", "/redoc", "/docs/oauth2-redirect", "/static", "/static/", "/static/swagger-ui-bundle.js.map",
+    "/static/../docs", "/v1/embeddings/", "/v1//embeddings", "//v1/embeddings", "/V1/EMBEDDINGS", "/v1/embeddings%2f",
+    "/v1/embeddings;x", "/embeddings", "/%2e%2e/etc/passwd", "/.env", "/metrics/", "/health/x",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

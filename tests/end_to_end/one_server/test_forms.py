@@ -37,36 +37,11 @@ from wire import (
 SITE = "http://site"  # stands for the address of the site with the golden images
 URI = "data:image/png;base64,"
 FIELDS = {
-    "input",
-    "content",
-    "texts",
-    "messages",
-    "task_type",
-    "output_dimension",
-    "output_dimensionality",
-    "truncate_dim",
-    "encoding_type",
-    "embedding_types",
-    "output_dtype",
-    "truncation",
-    "priority",
-    "model",
-    "task",
-    "prompt_name",
-    "input_type",
-    "dimensions",
-    "embedding_type",
-    "encoding_format",
-    "outputs",
-    "return_multivector",
-    "pool_factor",
-    "late_chunking",
-    "truncate",
-    "max_length",
-    "truncate_prompt_tokens",
-    "modality",
-    "max_pixels",
-}
+    "input", "content", "texts", "messages", "task_type", "output_dimension", "output_dimensionality", "truncate_dim",
+    "encoding_type", "embedding_types", "output_dtype", "truncation", "priority", "model", "task", "prompt_name",
+    "input_type", "dimensions", "embedding_type", "encoding_format", "outputs", "return_multivector", "pool_factor",
+    "late_chunking", "truncate", "max_length", "truncate_prompt_tokens", "modality", "max_pixels",
+}  # fmt: skip
 RANKINGS = ("/v1/rerank", "/v2/rerank", "/v1/score")
 ROUTES = {"/v1/embeddings", "/v2/embed", *RANKINGS, "/v1/models", "/health", "/ready", "/metrics", "/version"}
 

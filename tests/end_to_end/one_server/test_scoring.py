@@ -15,21 +15,9 @@ from wire import TASK, TEXTS, Wire
 
 TOP = 10
 WORDS = [
-    "river",
-    "bank",
-    "money",
-    "loan",
-    "water",
-    "fish",
-    "boat",
-    "bridge",
-    "city",
-    "train",
-    "ticket",
-    "price",
-    "tree",
+    "river", "bank", "money", "loan", "water", "fish", "boat", "bridge", "city", "train", "ticket", "price", "tree",
     "wall",
-]
+]  # fmt: skip
 
 
 def test_the_server_s_bits_are_ours(wire_server: Server, wire: Wire) -> None:
