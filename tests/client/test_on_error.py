@@ -21,6 +21,7 @@ from jina_v4_client import (
     ServerFailedError,
     ServerRefusedError,
     ServerTimeoutError,
+    WrongServerError,
 )
 from PIL import Image
 
@@ -144,7 +145,7 @@ def test_an_item_for_which_the_server_fails_leaves_its_neighbours_alone(server: 
     [
         pytest.param(lambda server: server.dropped(), ServerConnectionError, 3, id="broken connections"),
         pytest.param(lambda server: server.json_answer({}, 503), ServerFailedError, 3, id="503"),
-        pytest.param(lambda server: server.answer(b"?"), Exception, 3, id="another server"),
+        pytest.param(lambda server: server.answer(b"?"), WrongServerError, 3, id="another server"),
         pytest.param(lambda server: server.json_answer({}, 404), ServerRefusedError, 3, id="404"),
         pytest.param(lambda server: server.json_answer({}, 401), ServerAuthenticationError, 1, id="401"),
     ],

@@ -75,12 +75,6 @@ def test_bits_are_those_of_packbits(rows: np.ndarray) -> None:
     assert signs.dtype == np.float32
 
 
-def test_the_api_s_signed_bytes_come_back() -> None:
-    codes = np.arange(256, dtype=np.uint8)[None]
-    binary = (codes.astype(np.int16) - 128).astype(np.int8)
-    np.testing.assert_array_equal((binary.astype(np.int16) + 128).astype(np.uint8), codes)
-
-
 @pytest.mark.parametrize("quantize", [quantize_int8, quantize_binary])
 def test_blocks_of_any_size_store_the_same(quantize: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     documents = ragged([3, 1, 7], 16)
