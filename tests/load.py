@@ -8,6 +8,7 @@ from types import TracebackType
 
 import httpx2
 import numpy as np
+from near import largest_difference
 
 BOUND = 1e-5
 
@@ -61,7 +62,7 @@ class Load:
     def _check(self, vectors: np.ndarray) -> None:
         if self._expected is None:
             self._expected = vectors
-        if np.abs(vectors - self._expected).max() > BOUND:
+        if largest_difference([vectors], [self._expected]) > BOUND:
             self.wrong += 1
 
     def outcomes(self, *, after: float = 0.0) -> Counter[str]:

@@ -16,6 +16,7 @@ import httpx2
 import numpy as np
 from conftest import GOLDEN, Golden
 from jina_v4_client import AsyncEmbeddingsClient
+from near import largest_difference
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
@@ -79,7 +80,8 @@ class Wire:
 
     def golden_difference(self, golden: Golden) -> float:
         """Return the largest difference of any element of any golden row of the task, both prompts, both outputs."""
-        worst = 0.0
+        found: list[Array] = []
+        expected: list[Array] = []
         for prompt_name in ("query", "passage"):
             items = [{"text": text} for text in TEXTS] + [{"image": image} for image in IMAGES_BASE64]
             body = {"input": items, "prompt_name": prompt_name, "outputs": ["dense", "multivector"]}
@@ -88,11 +90,10 @@ class Wire:
             tensors = load(answer.content)
             names = [f"{prompt_name}/{i}" for i in range(len(TEXTS))] + [f"image/{i}" for i in range(len(IMAGES))]
             for i, name in enumerate(names):
-                dense, multi = golden.rows[f"{TASK}/{name}/dense"], golden.rows[f"{TASK}/{name}/multi"]
                 rows = tensors["multivector"][tensors["offsets"][i] : tensors["offsets"][i + 1]]
-                assert rows.shape == multi.shape
-                worst = max(worst, np.abs(tensors["dense"][i] - dense).max(), np.abs(rows - multi).max())
-        return float(worst)
+                found += [tensors["dense"][i], rows]
+                expected += [golden.rows[f"{TASK}/{name}/{output}"] for output in ("dense", "multi")]
+        return largest_difference(found, expected)
 
 
 async def golden_difference_of(client: AsyncEmbeddingsClient, golden: Golden, name: str, task: str = TASK) -> float:
@@ -101,9 +102,8 @@ async def golden_difference_of(client: AsyncEmbeddingsClient, golden: Golden, na
     prefix = "Passage" if source == "passage" and task != "text-matching" else "Query"  # it knows one prompt
     item = golden.images[int(number)] if source == "image" else f"{prefix}: {golden.texts[int(number)]}"
     (found,) = await client.encode_both([item], task=task)
-    dense, multi = (golden.rows[f"{task}/{name}/{output}"] for output in ("dense", "multi"))
-    assert found.multivector.shape == multi.shape
-    return max(float(np.abs(found.dense - dense).max()), float(np.abs(found.multivector - multi).max()))
+    expected = [golden.rows[f"{task}/{name}/{output}"] for output in ("dense", "multi")]
+    return largest_difference([found.dense, found.multivector], expected)
 
 
 def array(values: object) -> Array:
@@ -111,8 +111,7 @@ def array(values: object) -> Array:
 
 
 def assert_near(found: Sequence[Array], expected: Sequence[Array], bound: float = BOUND) -> None:
-    assert [row.shape for row in found] == [row.shape for row in expected]
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+    difference = largest_difference(found, expected)
     print(f"largest difference: {difference:.1e}")
     assert difference <= bound
 

@@ -26,6 +26,7 @@ from doors import BODIES, JAVA, ORIGIN, PAGES, ROUTES, Case, check, post
 from jina_v4_client import EmbeddingsClient, ServerError, WrongServerError
 from jina_v4_serve.ray.child import arguments
 from jina_v4_serve.ray.settings import IngressSettings, RaySettings, ServerSettings
+from near import largest_difference
 from servers import free_port
 from starlette.requests import Request
 
@@ -205,7 +206,7 @@ class Load:
                 self.failures.append((time.monotonic(), error.status_code))
             else:
                 expected = self.golden.rows[f"{TASK}/query/{place}/dense"]
-                self.answers.append((time.monotonic(), float(np.abs(vector - expected).max())))
+                self.answers.append((time.monotonic(), largest_difference([vector], [expected])))
             self._ends.wait(PAUSE_S)
 
     def worst(self) -> float:
@@ -271,7 +272,7 @@ def test_large_answers_come_whole(cluster: Cluster, golden: Golden) -> None:
     with EmbeddingsClient(cluster.url, task=TASK) as client:
         rows = client.encode_text(["many words " * 50] * 24, batch_size=24, return_multivector=True)
     assert sum(part.nbytes for part in rows) > 2 * 2**20  # several pieces
-    assert max(np.abs(part - rows[0]).max() for part in rows) < 1e-5
+    assert largest_difference(rows, [rows[0]] * len(rows)) < 1e-5
 
 
 @pytest.mark.slow

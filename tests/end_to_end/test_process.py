@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
-import numpy as np
 import pytest
 from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from load import Load
-from servers import BIN, PATIENCE_S, Server, engine_server, engines_of, group_is_alive
+from near import largest_difference
+from servers import PATIENCE_S, Server, engine_server, engines_of, group_is_alive
 
 pytestmark = pytest.mark.long
 
@@ -35,7 +35,7 @@ def golden_texts_are_right(server: Server, golden: Golden) -> None:
     with EmbeddingsClient(base_url=server.base_url) as client:
         found = client.encode_text(golden.texts, task="retrieval", batch_size=1)
     expected = [golden.rows[f"retrieval/query/{i}/dense"] for i in range(len(golden.texts))]
-    assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1e-5
+    assert largest_difference(found, expected) <= 1e-5
 
 
 def test_an_interrupted_server_leaves_no_process(golden: Golden, folded: Callable[[str], Path], tmp_path: Path) -> None:
@@ -225,4 +225,3 @@ def test_make_without_the_hub_names_the_ways_out(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert "standin" in done.stderr
     assert list(tmp_path.glob("*/jina-embeddings-v4-*")) == []
-    assert (BIN / "jina-v4-merge").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient
+from near import largest_difference
 from oracle import oracle_vectors
 from servers import BIN, Server, engine_server
 
@@ -56,7 +57,7 @@ def test_vectors_are_those_of_the_unfolded_model(
     found = [*client.encode_text(TEXTS), *client.encode_image(golden.images[:2]), *client.encode(TEXTS[:-1])]
     assert {vector.shape for vector in found} == {(2048,)}
     wanted = [*expected.text_dense, *expected.image_dense, *unprompted.text_dense]
-    difference = max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True))
+    difference = largest_difference(found, wanted)
     figure(f"largest difference {difference:.1e}")
     assert difference <= BOUND
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient
+from near import largest_difference
 from servers import Server, engine_server
 
 pytestmark = pytest.mark.long
@@ -88,7 +89,7 @@ def test_texts_and_images_at_once_over_many_steps(stepwise: EmbeddingsClient, go
 
     with ThreadPoolExecutor(12) as pool:
         results = list(pool.map(embed, range(60)))
-    difference = max(np.abs(vector - golden.rows[name]).max() for name, vector in results)
+    difference = largest_difference((vector for _, vector in results), (golden.rows[name] for name, _ in results))
     figure(f"largest difference {difference:.1e}")
     assert difference <= 1e-5
 
@@ -100,7 +101,7 @@ def test_a_batch_equals_its_items_one_by_one(whole: EmbeddingsClient, golden: Go
     images = golden.images * 3
     batch += whole.encode_image(images, task="retrieval", batch_size=len(images))
     singles += [whole.encode_image(image, task="retrieval") for image in images]
-    difference = max(np.abs(a - b).max() for a, b in zip(batch, singles, strict=True))
+    difference = largest_difference(batch, singles)
     figure(f"largest difference {difference:.1e}")
     assert difference <= BOUND
 

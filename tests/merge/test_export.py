@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TASKS, Figure, Golden
@@ -14,6 +13,7 @@ from jina_v4_merge.errors import OutputError, SourceError, WeightError
 from jina_v4_merge.export.adapters import export_adapters, peft_config
 from jina_v4_merge.fold import fold
 from jina_v4_merge.reading.model import open_model
+from near import largest_difference
 from oracle import _projector, _vectors
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -62,12 +62,10 @@ def test_peft_computes_the_published_vectors(
     found = _vectors(
         exported / "base", adapted.base_model.model, projector, task, golden.texts, golden.images[:1], "query", None
     )
-    pairs = [(found.image_dense[0], golden.rows[f"{task}/image/0/dense"])]
-    pairs += [(found.image_multi[0], golden.rows[f"{task}/image/0/multi"])]
-    for i in range(len(golden.texts)):
-        pairs += [(found.text_dense[i], golden.rows[f"{task}/query/{i}/dense"])]
-        pairs += [(found.text_multi[i], golden.rows[f"{task}/query/{i}/multi"])]
-    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+    names = [f"query/{i}" for i in range(len(golden.texts))]
+    expected = [golden.rows[f"{task}/{name}/{kind}"] for kind in ("dense", "multi") for name in (*names, "image/0")]
+    vectors = [*found.text_dense, *found.image_dense, *found.text_multi, *found.image_multi]
+    difference = largest_difference(vectors, expected)
     figure(f"largest difference to the published vectors {difference:.1e}")
     assert difference <= BOUND
 
@@ -78,7 +76,7 @@ def test_peft_merges_it_to_the_folded_weights(exported: Path, folded: Callable[[
     expected = load_base(folded("float32") / "jina-embeddings-v4-code").state_dict()
     found = model.state_dict()
     assert found.keys() == expected.keys()
-    difference = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    difference = largest_difference((found[name] for name in expected), expected.values())
     figure(f"largest difference of any weight {difference:.1e}")
     assert difference <= 1e-6
 
@@ -128,7 +126,7 @@ def test_ranks_and_alphas_of_single_modules_are_carried_over(
     (made,) = fold(str(base), tmp_path / "folded", ["code"], "float32")
     model = PeftModel.from_pretrained(load_base(tmp_path / "exported" / "base"), tmp_path / "exported" / "code")
     found, expected = model.merge_and_unload().state_dict(), load_base(made.folder).state_dict()
-    difference = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    difference = largest_difference((found[name] for name in expected), expected.values())
     figure(f"largest difference of any weight with rank and alpha patterns {difference:.1e}")
     assert difference <= 1e-6
 

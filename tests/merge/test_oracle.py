@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TASKS, Golden
+from near import largest_difference
 from oracle import Vectors, cut, folded_vectors, oracle_vectors
 
 pytestmark = pytest.mark.proof
@@ -17,11 +18,6 @@ TEXTS = ["Overview of climate change impacts on coastal cities", "غروب جم�
 
 def all_vectors(vectors: Vectors) -> list[np.ndarray]:
     return [*vectors.text_dense, *vectors.text_multi, *vectors.image_dense, *vectors.image_multi]
-
-
-def largest_difference(vectors: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    assert [v.shape for v in vectors] == [v.shape for v in expected]
-    return max(float(np.abs(a - b).max()) for a, b in zip(vectors, expected, strict=True))
 
 
 def reference(golden: Golden, task: str, prompt_name: str) -> list[np.ndarray]:
@@ -69,10 +65,10 @@ def test_the_tasks_of_a_standin_differ_clearly(tiny_folded: dict[str, Path], gol
     vectors = [folded_vectors(folder, task, TEXTS, golden.images) for task, folder in tiny_folded.items()]
     for one, other in combinations(vectors, 2):
         dense = zip([*one.text_dense, *one.image_dense], [*other.text_dense, *other.image_dense], strict=True)
-        assert max(float(a @ b) for a, b in dense) < 0.9
+        assert np.max([a @ b for a, b in dense]) < 0.9
 
 
 def test_the_inputs_of_a_standin_differ_clearly(tiny_folded: dict[str, Path], golden: Golden) -> None:
     vectors = folded_vectors(tiny_folded["code"], "code", TEXTS, golden.images)
     dense = [*vectors.text_dense, *vectors.image_dense]
-    assert max(float(a @ b) for a, b in combinations(dense, 2)) < 0.99
+    assert np.max([a @ b for a, b in combinations(dense, 2)]) < 0.99

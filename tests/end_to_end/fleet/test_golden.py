@@ -4,7 +4,7 @@ The largest difference of any element is 1e-5 at most; 4e-7 is what it has been.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TASKS, Figure, Golden
-from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient
+from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient, WrongServerError
+from near import largest_difference
 from numpy.typing import NDArray
 from openai import BadRequestError, OpenAI, UnprocessableEntityError
 from servers import stock_server
 
 BOUND = 1e-5
-Difference = Callable[[list[NDArray[np.float32]], list[NDArray[np.float32]]], float]
+Check = Callable[[Sequence[NDArray[np.float32]], list[str]], None]
 WAYS = ("pooled in the engine", "pooled by the client")
 
 
@@ -58,81 +59,61 @@ def client(request: pytest.FixtureRequest, served: Served) -> EmbeddingsClient:
 
 
 @pytest.fixture
-def largest_difference(figure: Figure) -> Difference:
-    """A function that gives the largest difference of any element, and reports it."""
+def check(served: Served, golden: Golden, figure: Figure) -> Check:
+    """A function that compares vectors with the task's golden rows of some names, and reports the difference."""
 
-    def measure(found: list[NDArray[np.float32]], expected: list[NDArray[np.float32]]) -> float:
-        assert [row.shape for row in found] == [row.shape for row in expected]
-        difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+    def compare(found: Sequence[NDArray[np.float32]], names: list[str]) -> None:
+        difference = largest_difference(found, [golden.rows[f"{served.task}/{name}"] for name in names])
         figure(f"largest difference {difference:.1e}")
-        return difference
+        assert difference <= BOUND
 
-    return measure
+    return compare
 
 
+@pytest.mark.parametrize("kind", ["dense", "multi"])
 @pytest.mark.parametrize("prompt_name", ["query", "passage"])
-def test_every_text(
-    served: Served, client: EmbeddingsClient, golden: Golden, prompt_name: str, largest_difference: Difference
+def test_every_text_has_the_published_vectors(
+    served: Served, client: EmbeddingsClient, golden: Golden, prompt_name: str, kind: str, check: Check
 ) -> None:
-    found = client.encode_text(golden.texts, task=served.task, prompt_name=prompt_name)
-    expected = [golden.rows[f"{served.task}/{prompt_name}/{i}/dense"] for i in range(len(golden.texts))]
-    assert largest_difference(found, expected) <= BOUND
+    multi = kind == "multi"
+    found = client.encode_text(golden.texts, task=served.task, prompt_name=prompt_name, return_multivector=multi)
+    check(found, [f"{prompt_name}/{i}/{kind}" for i in range(len(golden.texts))])
+
+
+@pytest.mark.parametrize("kind", ["dense", "multi"])
+def test_every_image_has_the_published_vectors(
+    served: Served, client: EmbeddingsClient, golden: Golden, kind: str, check: Check
+) -> None:
+    found = client.encode_image(golden.images, task=served.task, return_multivector=kind == "multi")
+    check(found, [f"image/{i}/{kind}" for i in range(len(golden.images))])
 
 
 def test_a_sentence_without_a_prompt_is_embedded_as_it_is(
-    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+    served: Served, client: EmbeddingsClient, golden: Golden, check: Check
 ) -> None:
     found = client.encode([f"Query: {text}" for text in golden.texts], task=served.task)
-    expected = [golden.rows[f"{served.task}/query/{i}/dense"] for i in range(len(golden.texts))]
-    assert largest_difference(list(found), expected) <= BOUND
+    check(list(found), [f"query/{i}/dense" for i in range(len(golden.texts))])
 
 
-def test_a_cut_to_128_dimensions(
-    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+@pytest.mark.parametrize(
+    ("text", "options", "name"),
+    [(0, {"truncate_dim": 128}, "query/0/dense128"), (3, {"max_length": 16}, "query/3/max16")],
+    ids=["128 dimensions", "16 tokens"],
+)
+def test_a_text_that_is_cut_has_the_published_vector(
+    served: Served, client: EmbeddingsClient, golden: Golden, text: int, options: Any, name: str, check: Check
 ) -> None:
-    found = client.encode_text(golden.texts[0], task=served.task, prompt_name="query", truncate_dim=128)
-    assert largest_difference([found], [golden.rows[f"{served.task}/query/0/dense128"]]) <= BOUND
+    check([client.encode_text(golden.texts[text], task=served.task, prompt_name="query", **options)], [name])
 
 
-def test_a_cut_to_16_tokens(
-    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
-) -> None:
-    found = client.encode_text(golden.texts[3], task=served.task, prompt_name="query", max_length=16)
-    assert largest_difference([found], [golden.rows[f"{served.task}/query/3/max16"]]) <= BOUND
-
-
-def test_every_image(served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference) -> None:
-    found = client.encode_image(golden.images, task=served.task)
-    expected = [golden.rows[f"{served.task}/image/{i}/dense"] for i in range(len(golden.images))]
-    assert largest_difference(found, expected) <= BOUND
-
-
-@pytest.mark.parametrize("prompt_name", ["query", "passage"])
-def test_every_row_of_every_text(
-    served: Served, client: EmbeddingsClient, golden: Golden, prompt_name: str, largest_difference: Difference
-) -> None:
-    found = client.encode_text(golden.texts, task=served.task, prompt_name=prompt_name, return_multivector=True)
-    expected = [golden.rows[f"{served.task}/{prompt_name}/{i}/multi"] for i in range(len(golden.texts))]
-    assert largest_difference(found, expected) <= BOUND
-
-
-def test_every_row_of_every_image(
-    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
-) -> None:
-    found = client.encode_image(golden.images, task=served.task, return_multivector=True)
-    expected = [golden.rows[f"{served.task}/image/{i}/multi"] for i in range(len(golden.images))]
-    assert largest_difference(found, expected) <= BOUND
-
-
-def test_both_kinds_from_one_pass(
-    served: Served, client: EmbeddingsClient, golden: Golden, largest_difference: Difference
+def test_both_kinds_from_one_pass_have_the_published_vectors(
+    served: Served, client: EmbeddingsClient, golden: Golden, check: Check
 ) -> None:
     texts = client.encode_both([f"Query: {text}" for text in golden.texts], task=served.task)
     images = client.encode_both(golden.images, task=served.task)
     names = [f"query/{i}" for i in range(len(golden.texts))] + [f"image/{i}" for i in range(len(golden.images))]
-    expected = [golden.rows[f"{served.task}/{name}/{kind}"] for name in names for kind in ("dense", "multi")]
     found = [vectors for both in texts + images for vectors in (both.dense, both.multivector)]
-    assert largest_difference(found, expected) <= BOUND
+    check(found, [f"{name}/{kind}" for name in names for kind in ("dense", "multi")])
 
 
 @pytest.mark.parametrize(
@@ -146,8 +127,8 @@ def test_both_kinds_from_one_pass(
         pytest.param("async", WAYS[1], "safetensors", id="stock vLLM, async"),
     ],
 )
-def test_every_way_of_sending_them(
-    served: Served, golden: Golden, kind: str, way: str, wire_format: Any, largest_difference: Difference
+def test_every_wire_format_carries_the_published_vectors(
+    served: Served, golden: Golden, kind: str, way: str, wire_format: Any, check: Check
 ) -> None:
     calls = [("encode_text", golden.texts), ("encode_image", golden.images[:1])]
     settings = {**served.settings[way], "wire_format": wire_format, "task": served.task}
@@ -163,12 +144,12 @@ def test_every_way_of_sending_them(
     else:
         with EmbeddingsClient(**settings) as client:
             found = [getattr(client, name)(items, return_multivector=m) for m in (False, True) for name, items in calls]
-    names = [f"query/{i}" for i in range(len(golden.texts))] + ["image/0"]
-    expected = [golden.rows[f"{served.task}/{name}/{output}"] for output in ("dense", "multi") for name in names]
-    assert largest_difference([row for rows in found for row in rows], expected) <= BOUND
+    sources = [*(f"query/{i}" for i in range(len(golden.texts))), "image/0"]
+    names = [f"{source}/{output}" for output in ("dense", "multi") for source in sources]
+    check([row for rows in found for row in rows], names)
 
 
-def test_both_ways_agree_on_a_smaller_image(served: Served, golden: Golden, largest_difference: Difference) -> None:
+def test_both_ways_agree_on_a_smaller_image(served: Served, golden: Golden) -> None:
     found = [
         client.encode_image(golden.images[2], task=served.task, max_pixels=200_704)
         for client in served.clients.values()
@@ -178,27 +159,23 @@ def test_both_ways_agree_on_a_smaller_image(served: Served, golden: Golden, larg
     assert np.abs(found[0] - whole).max() > 100 * BOUND  # the limit was heeded
 
 
-def test_the_openai_package_gets_the_same_vectors(
-    served: Served, golden: Golden, largest_difference: Difference
-) -> None:
+def test_the_openai_package_gets_the_same_vectors(served: Served, golden: Golden, check: Check) -> None:
     with OpenAI(base_url=f"{served.base_url}/v1", api_key="none") as plain:
         model = plain.models.list().data[0].id
         assert model == f"jina-embeddings-v4-{served.task}"
         answer = plain.embeddings.create(model=model, input=golden.texts)
-        expected = [golden.rows[f"{served.task}/query/{i}/dense"] for i in range(len(golden.texts))]
         found = [np.array(item.embedding, dtype=np.float32) for item in answer.data]
-        assert largest_difference(found, expected) <= BOUND
+        check(found, [f"query/{i}/dense" for i in range(len(golden.texts))])
         cut = plain.embeddings.create(model=model, input=golden.texts[0], dimensions=128, encoding_format="float")
-        expected = [golden.rows[f"{served.task}/query/0/dense128"]]
-        assert largest_difference([np.array(cut.data[0].embedding, dtype=np.float32)], expected) <= BOUND
+        check([np.array(cut.data[0].embedding, dtype=np.float32)], ["query/0/dense128"])
         with pytest.raises(UnprocessableEntityError, match="dimensions=300 is not offered; choose 1 to 256"):
             plain.embeddings.create(model=model, input=golden.texts[0], dimensions=300)
         with pytest.raises(BadRequestError, match="127235 over"):
             plain.embeddings.create(model=model, input="a b " * 40_000)
 
 
-def test_another_task_is_refused_by_both_ways(served: Served, client: EmbeddingsClient) -> None:
+def test_a_server_of_another_task_is_refused_by_both_ways(served: Served, client: EmbeddingsClient) -> None:
     other = TASKS[(TASKS.index(served.task) + 1) % len(TASKS)]
-    with pytest.raises(Exception, match=f"{served.task}") as error:
+    with pytest.raises(WrongServerError, match=served.task) as error:
         client.encode_text("x", task=other)
     assert other in str(error.value)

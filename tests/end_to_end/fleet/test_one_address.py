@@ -24,6 +24,7 @@ from model_card import (
     sentence_transformers_sections,
     transformers_sections,
 )
+from near import largest_difference
 from servers import PATIENCE_S, START_TIMEOUT_S, Server, engines_of
 from wire import opened_site
 
@@ -35,11 +36,9 @@ def golden_rows_are_right(fleet: Server, golden: Golden, task: str) -> None:
         found = client.encode_text(golden.texts, prompt_name="query")
         found += client.encode_image(golden.images)
     names = [f"query/{i}" for i in range(len(golden.texts))] + [f"image/{i}" for i in range(len(golden.images))]
-    differences = [
-        float(np.abs(row - golden.rows[f"{task}/{name}/dense"]).max()) for row, name in zip(found, names, strict=True)
-    ]
-    print(f"{task}: largest difference of {len(found)} rows {max(differences):.1e}")
-    assert max(differences) <= BOUND
+    difference = largest_difference(found, [golden.rows[f"{task}/{name}/dense"] for name in names])
+    print(f"{task}: largest difference of {len(found)} rows {difference:.1e}")
+    assert difference <= BOUND
 
 
 def ready_tasks(fleet: Server) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import Figure
 from jina_v4_client import EmbeddingsClient
+from near import largest_difference
 from servers import BIN, Server, free_port, started
 from wire import TASK
 
@@ -35,7 +36,7 @@ def work(client: EmbeddingsClient, expected: Any, first: int, outcomes: Any) -> 
     for call in range(CALLS):
         place = (first + call) % len(TEXTS)
         try:
-            wrong += bool(np.abs(client.encode_text(TEXTS[place]) - expected[place]).max() > 1e-5)
+            wrong += largest_difference([client.encode_text(TEXTS[place])], [expected[place]]) > 1e-5
         except Exception as error:
             errors.append(repr(error))
     outcomes.put((wrong, errors))

@@ -85,7 +85,8 @@ def assert_as_expected(
     assert {query: row.keys() for query, row in scores.items()} == {
         query: row.keys() for query, row in expected.items()
     }
-    difference = max(abs(scores[query][name] - score) for query, row in expected.items() for name, score in row.items())
+    places = [(query, name) for query, row in expected.items() for name in row]
+    difference = float(np.max([abs(scores[query][name] - expected[query][name]) for query, name in places]))
     print(f"largest difference: {difference:.1e}")
     assert difference <= bound
     value = mteb_tasks.ndcg(expected, grades)

@@ -23,6 +23,7 @@ import pytest
 from conftest import Figure
 from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient, ImageError
 from jina_v4_client.embed import main
+from near import largest_difference
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from servers import BIN, Server, free_port, started
 from typer.testing import CliRunner
@@ -123,7 +124,7 @@ def batched(names: Iterable[str], n: int) -> Iterator[list[str]]:
 
 
 def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
-    differences = {name: float(np.abs(found[name] - expected[name]).max()) for name in expected}
+    differences = {name: largest_difference([found[name]], [expected[name]]) for name in expected}
     worst = max(differences, key=lambda name: differences[name])
     print(f"largest difference: {differences[worst]:.1e} ({worst})")
     assert differences[worst] <= BOUND, differences
