@@ -70,6 +70,15 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return fold
 
 
+@pytest.fixture(scope="session")
+def one_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden base and its adapters as the real command exports them; a test changes only a copy."""
+    out = tmp_path_factory.mktemp("one-export") / "exported"
+    options = ("--base", GOLDEN / "checkpoint", "--out", out, "--with-base")
+    subprocess.run([BIN / "jina-v4-merge", "export-adapters", *options], check=True, capture_output=True)
+    return out
+
+
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Figure:
     """Report a measured figure: a line that stands at the end of what `make test` prints."""

@@ -107,6 +107,16 @@ def engine_server(
 
 
 @contextlib.contextmanager
+def one_base_server(exported: Path, log: Path, **env: str) -> Iterator[Server]:
+    """Run `jina-v4-serve all --one-base` on what `export-adapters` has made."""
+    port = free_port()
+    own = ("--one-base", "--checkpoints", exported, "--dtype", "float32", "--port", str(port))
+    with started([BIN / "jina-v4-serve", "all", *own], port, log, **env) as server:
+        server.wait_ready()
+        yield server
+
+
+@contextlib.contextmanager
 def stock_server(checkpoint: Path, log: Path) -> Iterator[Server]:
     """Run vLLM's own server with its own model class and all-token pooling; our plugin is not loaded."""
     port = free_port()

@@ -2,35 +2,31 @@
 
 import asyncio
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
-from conftest import GOLDEN, TASKS, Figure, Golden
+from conftest import TASKS, Figure, Golden
 from jina_v4_client import AsyncEmbeddingsClient
 from near import largest_difference
 from numpy.typing import NDArray
-from servers import BIN, Server, free_port, started
+from servers import BIN, Server, one_base_server
 
 BOUND = 1e-5
 Rows = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def one_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def one_base(one_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("one-base")
-    exported = folder / "exported"
-    merge = BIN / "jina-v4-merge"
-    command = [merge, "export-adapters", "--base", GOLDEN / "checkpoint", "--out", exported, "--with-base"]
-    subprocess.run(command, check=True, capture_output=True)
-    subprocess.run([merge, "verify", exported, "--canary"], check=True, capture_output=True)
-    port = free_port()
-    own = ("--one-base", "--checkpoints", exported, "--dtype", "float32", "--port", str(port))
-    with started([BIN / "jina-v4-serve", "all", *own], port, folder / "log") as server:
-        server.wait_ready()
+    exported = shutil.copytree(one_export, folder / "exported")
+    subprocess.run([BIN / "jina-v4-merge", "verify", exported, "--canary"], check=True, capture_output=True)
+    with one_base_server(exported, folder / "log") as server:
         yield server
 
 

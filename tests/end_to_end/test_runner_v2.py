@@ -4,16 +4,15 @@ Small steps, preemption, aborted requests and asynchronous scheduling under V2 a
 """
 
 import asyncio
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import GOLDEN, TASKS, Figure, Golden
+from conftest import TASKS, Figure, Golden
 from jina_v4_client import AsyncEmbeddingsClient
 from runners import RUNNERS, runner_of
-from servers import BIN, Server, engine_server, free_port, started
+from servers import Server, engine_server, one_base_server
 from wire import TASK, Wire, golden_difference_of
 
 pytestmark = pytest.mark.long
@@ -31,15 +30,8 @@ def folded_server(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def one_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("one-base")
-    exported = folder / "exported"
-    export = ("export-adapters", "--base", GOLDEN / "checkpoint", "--out", exported, "--with-base")
-    subprocess.run([BIN / "jina-v4-merge", *export], check=True, capture_output=True)
-    port = free_port()
-    own = ("--one-base", "--checkpoints", exported, "--dtype", "float32", "--port", str(port))
-    with started([BIN / "jina-v4-serve", "all", *own], port, folder / "log", **RUNNERS["V2"]) as server:
-        server.wait_ready()
+def one_base(one_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with one_base_server(one_export, tmp_path_factory.mktemp("one-base") / "log", **RUNNERS["V2"]) as server:
         yield server
 
 

@@ -24,13 +24,6 @@ BOUND = 1e-5
 UP = "model.language_model.layers.1.mlp.up_proj"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported")
-    export_adapters(str(BASE), out, with_base=True)
-    return out
-
-
 def load_base(folder: Path) -> Any:
     model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
@@ -40,12 +33,12 @@ def load_base(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def adapted(exported: Path) -> PeftModel:
+def adapted(one_export: Path) -> PeftModel:
     """The base with all three adapters, loaded by PEFT."""
     first, *others = TASKS
-    model = PeftModel.from_pretrained(load_base(exported / "base"), exported / first, adapter_name=first)
+    model = PeftModel.from_pretrained(load_base(one_export / "base"), one_export / first, adapter_name=first)
     for task in others:
-        report = model.load_adapter(exported / task, adapter_name=task)
+        report = model.load_adapter(one_export / task, adapter_name=task)
         assert [name for name in report.missing_keys if f".{task}." in name] == []
         assert report.unexpected_keys == []
     return model.eval()
@@ -54,13 +47,13 @@ def adapted(exported: Path) -> PeftModel:
 @pytest.mark.proof
 @pytest.mark.parametrize("task", TASKS)
 def test_peft_computes_the_published_vectors(
-    task: str, adapted: PeftModel, exported: Path, golden: Golden, figure: Figure
+    task: str, adapted: PeftModel, one_export: Path, golden: Golden, figure: Figure
 ) -> None:
     adapted.set_adapter(task)
-    weights = load_file(exported / task / "multi_vector_projector.safetensors")
+    weights = load_file(one_export / task / "multi_vector_projector.safetensors")
     projector = _projector(weights["multi_vector_projector.weight"], weights["multi_vector_projector.bias"])
     found = _vectors(
-        exported / "base", adapted.base_model.model, projector, task, golden.texts, golden.images[:1], "query", None
+        one_export / "base", adapted.base_model.model, projector, task, golden.texts, golden.images[:1], "query", None
     )
     names = [f"query/{i}" for i in range(len(golden.texts))]
     expected = [golden.rows[f"{task}/{name}/{kind}"] for kind in ("dense", "multi") for name in (*names, "image/0")]
@@ -71,8 +64,8 @@ def test_peft_computes_the_published_vectors(
 
 
 @pytest.mark.proof
-def test_peft_merges_it_to_the_folded_weights(exported: Path, folded: Callable[[str], Path], figure: Figure) -> None:
-    model = PeftModel.from_pretrained(load_base(exported / "base"), exported / "code").merge_and_unload()
+def test_peft_merges_it_to_the_folded_weights(one_export: Path, folded: Callable[[str], Path], figure: Figure) -> None:
+    model = PeftModel.from_pretrained(load_base(one_export / "base"), one_export / "code").merge_and_unload()
     expected = load_base(folded("float32") / "jina-embeddings-v4-code").state_dict()
     found = model.state_dict()
     assert found.keys() == expected.keys()
@@ -81,19 +74,19 @@ def test_peft_merges_it_to_the_folded_weights(exported: Path, folded: Callable[[
     assert difference <= 1e-6
 
 
-def test_only_the_language_model_is_adapted_and_every_layer_of_it(exported: Path, adapted: PeftModel) -> None:
+def test_only_the_language_model_is_adapted_and_every_layer_of_it(one_export: Path, adapted: PeftModel) -> None:
     layers = {name.rpartition(".lora_A")[0] for name, _ in adapted.named_modules() if name.endswith("lora_A")}
     assert len(layers) == 3 * 7
     assert all(".language_model.layers." in name for name in layers)
-    names = load_file(exported / "code" / "adapter_model.safetensors").keys()
+    names = load_file(one_export / "code" / "adapter_model.safetensors").keys()
     assert len(names) == 2 * 3 * 7
     assert f"base_model.model.{UP}.lora_A.weight" in names
 
 
-def test_the_projector_is_the_folded_one(exported: Path, folded: Callable[[str], Path]) -> None:
+def test_the_projector_is_the_folded_one(one_export: Path, folded: Callable[[str], Path]) -> None:
     for task in TASKS:
         expected = load_file(folded("float32") / f"jina-embeddings-v4-{task}" / "multi_vector_projector.safetensors")
-        found = load_file(exported / task / "multi_vector_projector.safetensors")
+        found = load_file(one_export / task / "multi_vector_projector.safetensors")
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -131,17 +124,17 @@ def test_ranks_and_alphas_of_single_modules_are_carried_over(
     assert difference <= 1e-6
 
 
-def test_the_base_is_stock_and_its_weights_are_untouched(exported: Path) -> None:
-    config = json.loads((exported / "base" / "config.json").read_text())
+def test_the_base_is_stock_and_its_weights_are_untouched(one_export: Path) -> None:
+    config = json.loads((one_export / "base" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
-    index = json.loads((exported / "base" / "model.safetensors.index.json").read_text())["weight_map"]
-    tensors = {name: load_file(exported / "base" / file)[name] for name, file in index.items()}
+    index = json.loads((one_export / "base" / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = {name: load_file(one_export / "base" / file)[name] for name, file in index.items()}
     original = {name: tensor for path in BASE.glob("model*.safetensors") for name, tensor in load_file(path).items()}
     assert original.keys() - tensors.keys() == {"multi_vector_projector.weight", "multi_vector_projector.bias"}
     assert all(torch.equal(tensor, original[name]) for name, tensor in tensors.items())
 
 
-def test_what_is_there_already_is_left_alone(exported: Path, tmp_path: Path) -> None:
+def test_what_is_there_already_is_left_alone(one_export: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "code").mkdir(parents=True)
     with pytest.raises(OutputError, match="code exists already"):
         export_adapters(str(BASE), tmp_path / "out")

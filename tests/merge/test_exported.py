@@ -29,29 +29,22 @@ PROJECTOR = "multi_vector_projector.safetensors"
 LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj.lora_B.weight"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("made") / "exported"
-    export_adapters(str(BASE), out, with_base=True)
-    return out
-
-
 @pytest.fixture
-def exported(made: Path, tmp_path: Path) -> Path:
+def exported(one_export: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "exported"))
+    return Path(shutil.copytree(one_export, tmp_path / "exported"))
 
 
 def problems_of(exported: Path) -> list[str]:
     return [problem for each in verify(find_checkpoints(exported)) for problem in each.problems]
 
 
-def test_each_folder_says_what_it_is_and_what_it_was_made_from(made: Path) -> None:
-    found = {folder.name: json.loads((folder / "manifest.json").read_text()) for folder in made.iterdir()}
+def test_each_folder_says_what_it_is_and_what_it_was_made_from(one_export: Path) -> None:
+    found = {folder.name: json.loads((folder / "manifest.json").read_text()) for folder in one_export.iterdir()}
     assert found.keys() == {"base", *TASKS}
     for name, manifest in found.items():
         assert (manifest["task"], manifest["part"]) == (name, "base" if name == "base" else "adapter")
-        files = {path.name: path.read_bytes() for path in (made / name).iterdir() if path.name != "manifest.json"}
+        files = {path.name: path.read_bytes() for path in (one_export / name).iterdir() if path.name != "manifest.json"}
         assert manifest["files"] == {
             name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
             for name, content in files.items()
@@ -63,8 +56,8 @@ def test_each_folder_says_what_it_is_and_what_it_was_made_from(made: Path) -> No
     assert digest == {"sha256": hashlib.sha256(source).hexdigest(), "size": len(source)}
 
 
-def test_a_good_export_is_found_good(made: Path) -> None:
-    found = verify(find_checkpoints(made))
+def test_a_good_export_is_found_good(one_export: Path) -> None:
+    found = verify(find_checkpoints(one_export))
     assert [each.folder.name for each in found] == ["base", "code", "retrieval", "text-matching"]
     assert [each.problems for each in found] == [[], [], [], []]
     assert [len(each.tensors) for each in found] == [68, 44, 44, 44]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +44,36 @@ def shares(runs: list[dict[str, Any]]) -> str:
     return f"{min(run['share'] for run in runs):.0%} to {max(run['share'] for run in runs):.0%}"
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is killed, how often, and what it makes once it is left alone."""
+
+    n_kills: int
+    makes: dict[str, str]
+    make: Callable[[Path], object]
+
+
+THREE = dict.fromkeys(NAMES, "bfloat16")
+ONE = "jina-embeddings-v4-code"
+WORK = {
+    "bytes": Work(N_KILLS, THREE, lambda out: fold(BASE, out)),
+    "int8": Work(5, THREE, lambda out: fold(BASE, out, quantized="int8")),
+    "gguf": Work(N_KILLS, {ONE: "q8_0"}, lambda out: export_gguf(BASE, out / ONE, "code", "q8_0")),
+}
+
+
+@pytest.mark.parametrize("kind", WORK)
 def test_killed_at_random_moments_nothing_has_a_final_name(
-    out: Path, figure: Figure, folded: Callable[[str], Path]
+    kind: str, out: Path, tmp_path: Path, figure: Figure
 ) -> None:
-    *killed, last = killed_runs("bytes", out, str(N_KILLS))
-    assert [run["status"] for run in killed] == [signal.SIGKILL] * N_KILLS
-    assert [run["finals"] for run in killed] == [{}] * N_KILLS
-    assert (last["status"], last["finals"]) == (0, dict.fromkeys(NAMES, "bfloat16"))
-    assert files_of(out) == files_of(folded("bfloat16"))
-    figure(f"killed {N_KILLS} times, {shares(killed)} of the bytes written: no final name, then all three")
-
-
-def test_killed_at_random_moments_of_a_fold_to_int8_nothing_has_a_final_name(
-    out: Path, tmp_path: Path, figure: Figure
-) -> None:
-    n_kills = 5
-    *killed, last = killed_runs("int8", out, str(n_kills))
-    assert [run["status"] for run in killed] == [signal.SIGKILL] * n_kills
-    assert [run["finals"] for run in killed] == [{}] * n_kills
-    assert (last["status"], last["finals"]) == (0, dict.fromkeys(NAMES, "bfloat16"))
-    fold(BASE, tmp_path / "other", quantized="int8")
+    work = WORK[kind]
+    *killed, last = killed_runs(kind, out, str(work.n_kills))
+    assert [run["status"] for run in killed] == [signal.SIGKILL] * work.n_kills
+    assert [run["finals"] for run in killed] == [{}] * work.n_kills
+    assert (last["status"], last["finals"]) == (0, work.makes)
+    work.make(tmp_path / "other")
     assert files_of(out) == files_of(tmp_path / "other")
-    figure(f"int8 killed {n_kills} times, {shares(killed)} of the bytes written: no final name, then all three")
+    figure(f"{kind} killed {work.n_kills} times, {shares(killed)} of the bytes written: no final name, then all of it")
 
 
 def test_killed_at_random_moments_of_a_replacement_the_old_ones_stay(out: Path, figure: Figure) -> None:
@@ -74,18 +83,6 @@ def test_killed_at_random_moments_of_a_replacement_the_old_ones_stay(out: Path, 
     assert [run["finals"] for run in killed] == [dict.fromkeys(NAMES, "float16")] * N_KILLS
     assert (last["status"], last["finals"]) == (0, dict.fromkeys(NAMES, "bfloat16"))
     figure(f"killed {N_KILLS} times while replacing, {shares(killed)} written: the old three whole, then the new three")
-
-
-def test_killed_at_random_moments_of_an_export_for_llama_cpp_nothing_has_the_final_name(
-    out: Path, tmp_path: Path, figure: Figure
-) -> None:
-    *killed, last = killed_runs("gguf", out, str(N_KILLS))
-    assert [run["status"] for run in killed] == [signal.SIGKILL] * N_KILLS
-    assert [run["finals"] for run in killed] == [{}] * N_KILLS
-    assert (last["status"], last["finals"]) == (0, {"jina-embeddings-v4-code": "q8_0"})
-    export_gguf(BASE, tmp_path / "other", "code", "q8_0")
-    assert files_of(out / "jina-embeddings-v4-code") == files_of(tmp_path / "other")
-    figure(f"GGUF killed {N_KILLS} times, {shares(killed)} of the bytes written: no final name, then the whole folder")
 
 
 def test_killed_at_each_step_of_replacing_each_name_has_the_old_or_the_new(out: Path, figure: Figure) -> None:

@@ -35,13 +35,6 @@ PROJECTOR = "multi_vector_projector.safetensors"
 LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj.lora_B.weight"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("made") / "exported"
-    export_adapters(str(GOLDEN / "checkpoint"), out, with_base=True)
-    return out
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """The same base in another place."""
@@ -49,9 +42,9 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def exported(made: Path, tmp_path: Path) -> Path:
+def exported(one_export: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "exported"))
+    return Path(shutil.copytree(one_export, tmp_path / "exported"))
 
 
 def base_of(exported: Path) -> Checkpoint:
@@ -67,16 +60,16 @@ def edit_json(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-def test_what_export_writes_is_accepted(made: Path) -> None:
-    found = read_adapters(base_of(made))
+def test_what_export_writes_is_accepted(one_export: Path) -> None:
+    found = read_adapters(base_of(one_export))
     assert tuple(found) == TASKS
     assert {each.rank for each in found.values()} == {32}
-    assert len({each.digest for each in found.values()} | {base_of(made).digest}) == 4
+    assert len({each.digest for each in found.values()} | {base_of(one_export).digest}) == 4
 
 
-def test_a_digest_is_of_the_files_and_not_of_where_the_base_lay(made: Path, tmp_path: Path, base: Path) -> None:
+def test_a_digest_is_of_the_files_and_not_of_where_the_base_lay(one_export: Path, tmp_path: Path, base: Path) -> None:
     export_adapters(str(base), tmp_path / "again", with_base=True)
-    again, first = (read_adapters(base_of(folder)) for folder in (tmp_path / "again", made))
+    again, first = (read_adapters(base_of(folder)) for folder in (tmp_path / "again", one_export))
     assert {task: each.digest for task, each in again.items()} == {task: each.digest for task, each in first.items()}
 
 
@@ -138,17 +131,17 @@ def test_what_would_be_served_wrongly_is_named(spoil: Callable[[Path], object], 
         prepare(ServerSettings(BASE, exported / BASE, port=free_port()))
 
 
-def test_vllm_is_told_all_of_it(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_told_all_of_it(one_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    launch = prepare(ServerSettings(BASE, made / BASE, port=free_port()))
+    launch = prepare(ServerSettings(BASE, one_export / BASE, port=free_port()))
     assert "--served-model-name=jina-embeddings-v4" in launch.arguments
     assert {"--enable-lora", "--max-lora-rank=32", "--max-loras=3", "--max-cpu-loras=3"} <= set(launch.arguments)
     modules = launch.arguments[launch.arguments.index("--lora-modules") + 1 :]
     assert [json.loads(module) for module in modules] == [
-        {"name": f"jina-embeddings-v4-{task}", "path": str(made / task)} for task in TASKS
+        {"name": f"jina-embeddings-v4-{task}", "path": str(one_export / task)} for task in TASKS
     ]
     (overrides,) = (each.partition("=")[2] for each in launch.arguments if each.startswith("--hf-overrides="))
-    assert json.loads(overrides)["jina_v4_projectors"] == {task: str(made / task) for task in TASKS}
+    assert json.loads(overrides)["jina_v4_projectors"] == {task: str(one_export / task) for task in TASKS}
     assert launch.environment["JINA_V4_SERVED_TASKS"] == ",".join(TASKS)
     assert launch.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
     assert launch.banner.startswith("jina-embeddings-v4, one base for retrieval, text-matching, code, ")
@@ -184,8 +177,8 @@ def test_options_about_adapters_are_ours(option: str) -> None:
         check_options({option: 1}, {option: 2})
 
 
-def test_each_task_has_a_revision_of_its_own(made: Path) -> None:
-    base = base_of(made)
+def test_each_task_has_a_revision_of_its_own(one_export: Path) -> None:
+    base = base_of(one_export)
     found = {task: revision(base, "float32", None, each) for task, each in read_adapters(base).items()}
     assert len(set(found.values())) == 3
     assert all(text.endswith("-float32-602112") for text in found.values())
@@ -289,9 +282,9 @@ def test_whether_three_servers_fit_what_is_free_of_a_gpu(
 
 
 @pytest.mark.parametrize("step", [None, room.Step(2048, 1024)], ids=["CPU", "GPU"])
-def test_adapters_count_with_the_base(made: Path, step: room.Step | None) -> None:
-    base = base_of(made)
+def test_adapters_count_with_the_base(one_export: Path, step: room.Step | None) -> None:
+    base = base_of(one_export)
     adapters = read_adapters(base).values()
     alone, together = (room.needed_bytes(base, beside, base.dtype, step) for beside in ((), adapters))
-    files = [made / task / name for task in TASKS for name in (WEIGHTS, PROJECTOR)]
+    files = [one_export / task / name for task in TASKS for name in (WEIGHTS, PROJECTOR)]
     assert together - alone == sum(path.stat().st_size for path in files)
