@@ -40,7 +40,7 @@ class Golden:
 
 @pytest.fixture(scope="session", autouse=True)
 def _logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have servers that are started without a place for their log write none into the home of whoever tests."""
+    """Keep servers that are started without a folder for their log from writing one into the home folder."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
@@ -113,7 +113,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 class ByServer(LoadScopeScheduling):
-    """Give a file to one of pytest-xdist's processes; a folder, where its files share what is dear to start."""
+    """Give each file to one of pytest-xdist's processes, and a folder whose files share a server to one as well."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePosixPath(nodeid.partition("::")[0])

@@ -31,25 +31,25 @@ from typer.main import get_command
 PROJECTS = ("client", "merge", "serve")
 
 
-def test_the_version() -> None:
+def test_all_packages_have_the_version_of_the_changelog() -> None:
     root = Path(__file__).parents[1]
     projects = {tomllib.loads((root / name / "pyproject.toml").read_text())["project"]["version"] for name in PROJECTS}
     (newest, *_) = re.findall(r"^## (\S+)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert projects == {newest, serve_version}
 
 
-def test_tasks() -> None:
+def test_all_packages_know_the_same_tasks() -> None:
     assert merge_facts.TASKS == client_facts.TASKS == get_args(client_facts.Task) == TASKS
     assert serve_facts.TASKS == TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_prefixes(task: client_facts.Task) -> None:
+def test_all_packages_use_the_same_prefixes(task: client_facts.Task) -> None:
     expected = {name: client_facts.text_prefix(task, name) for name in client_facts.PROMPT_NAMES}
     assert merge_facts.text_prefixes(task) == expected
 
 
-def test_the_image_prompt(folded: Callable[[str], Path]) -> None:
+def test_all_packages_use_the_same_image_prompt(folded: Callable[[str], Path]) -> None:
     checkpoint = folded("float32") / "jina-embeddings-v4-code"
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert manifest["image_prompt"] == merge_facts.IMAGE_PROMPT
@@ -58,13 +58,13 @@ def test_the_image_prompt(folded: Callable[[str], Path]) -> None:
     assert tokens[before : len(tokens) - after] == ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
 
 
-def test_the_special_tokens(folded: Callable[[str], Path]) -> None:
+def test_all_packages_know_the_same_special_tokens(folded: Callable[[str], Path]) -> None:
     tokenizer = json.loads((folded("float32") / "jina-embeddings-v4-code" / "tokenizer.json").read_text())
     special = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
     assert set(client_facts.SPECIAL_TOKENS) == special
 
 
-def test_limits(folded: Callable[[str], Path]) -> None:
+def test_server_and_client_use_the_same_limits(folded: Callable[[str], Path]) -> None:
     settings = json.loads((folded("float32") / "jina-embeddings-v4-code" / "preprocessor_config.json").read_text())
     assert settings["min_pixels"] == client_facts.MIN_PIXELS
     assert settings["max_pixels"] == client_facts.MAX_PIXELS
@@ -72,7 +72,7 @@ def test_limits(folded: Callable[[str], Path]) -> None:
     assert serve_facts.PIXELS_PER_TOKEN == client_facts._PATCH**2
 
 
-def test_how_pdf_pages_are_rendered() -> None:
+def test_client_and_server_render_pdf_pages_alike() -> None:
     found = (serve_pdf.MAX_PIXELS, serve_pdf.MAX_PNG_BYTES, serve_pdf.SAFE_PIXELS)
     assert found == (client_pages._SERVER_PIXELS, client_pages._SERVER_BYTES, client_pages._SAFE_PIXELS)
     assert found[:2] == (Settings().max_image_pixels, Settings().max_image_bytes)
@@ -88,7 +88,7 @@ def test_the_manifest_is_the_one_that_the_launcher_reads(folded: Callable[[str],
         assert (found.task, found.dtype, found.random_weights) == (task, "bfloat16", False)
 
 
-def test_quantized_matrices() -> None:
+def test_merge_and_serve_name_quantized_matrices_alike() -> None:
     assert (
         tuple(merge_quantize.KINDS) == tuple(serve_checkpoint.QUANTIZED_DTYPES) == tuple(serve_canary.QUANTIZED_BOUNDS)
     )

@@ -95,7 +95,7 @@ def test_a_loss_that_a_second_reading_does_not_show_passes(gate: Any) -> None:
     assert measured["ratios"][0]["now"] == 0.97
 
 
-def test_a_machine_without_a_baseline_passes_and_is_told_so(gate: Any) -> None:
+def test_a_machine_without_a_baseline_passes_and_reads_so(gate: Any) -> None:
     code, said, measured = gate(0.1, baseline_ratio=None)
     assert code == 0
     assert f"there is no baseline for {KIND}" in said

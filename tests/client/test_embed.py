@@ -86,7 +86,7 @@ def test_tables_of_every_kind_give_their_rows_in_order(name: str, embed: Embed, 
     assert (vectors == vectors_of(server, ROWS)).all()
 
 
-def test_ids_that_nobody_gave_are_file_and_number_of_the_line(embed: Embed, server: Any) -> None:
+def test_a_row_without_an_id_gets_its_file_and_line_number_as_id(embed: Embed, server: Any) -> None:
     Path("a.txt").write_bytes("\ufefferste\r\n\r\nzweite ü\nlast".encode())
     write_csv(Path("b.csv"), [{"body": "in two\nlines"}, {"body": "one"}])
     assert embed("--text-column", "body", "a.txt", "b.csv", "out.parquet").code == 0
@@ -240,7 +240,7 @@ def test_a_pipe_is_utf_8_whatever_the_environment_says(encoding: str, server: An
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_behind_a_pipe_is_said_in_one_line(server: Any, tmp_path: Path) -> None:
+def test_a_full_disk_behind_a_pipe_is_reported_in_one_line(server: Any, tmp_path: Path) -> None:
     server.play_ours()
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     command = [sys.executable, "-m", "jina_v4_client.embed", "--base-url", server.url, "--task", "retrieval"]
@@ -433,12 +433,12 @@ def test_where_no_row_has_a_vector_the_same_command_tries_all_again(embed: Embed
     assert np.load("out.npy").shape == (2, HIDDEN)
 
 
-def test_an_image_that_a_table_names_in_vain_is_a_bad_row(embed: Embed) -> None:
+def test_an_image_of_a_table_that_does_not_exist_is_a_bad_row(embed: Embed) -> None:
     write_jsonl(Path("a.jsonl"), [{"image": "gone.png"}])
     ran = embed("--image-column", "image", "a.jsonl", "out.npy")
     why = "no such file, and neither an http(s) URL, a data URI nor the base64 of an image file"
     assert (ran.code, ran.line) == (1, f"error: row a.jsonl#1: 'gone.png': {why}")
-    assert not Path("out.npy.partial").exists()  # nothing was done that could be gone on with
+    assert not Path("out.npy.partial").exists()  # nothing was done that a later run could use
 
 
 @pytest.mark.parametrize("status", [400, 500])
@@ -466,7 +466,7 @@ def test_a_text_that_the_server_refuses_or_fails_at_costs_only_its_row(status: i
 @pytest.mark.parametrize(
     ("said", "kept"), [(": over 32768 tokens", "over 32768 tokens"), (".text is X", "input.text is X")]
 )
-def test_the_reason_of_a_skipped_row_counts_no_items_of_a_request(
+def test_the_reason_of_a_skipped_row_names_no_item_of_a_request(
     said: str, kept: str, embed: Embed, server: Any
 ) -> None:
     play = server.routes["/v1/embeddings"]
@@ -503,7 +503,7 @@ def fail_at(server: Any, *texts: str, breaks: bool = False) -> Callable[[], None
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_rows_behind_ten_at_which_the_server_fails_are_not_skipped(first: int, embed: Embed, server: Any) -> None:
+def test_rows_after_ten_that_fail_are_still_embedded(first: int, embed: Embed, server: Any) -> None:
     """The client gives up the rest of a call after ten."""
     rows = [{"id": str(i), "text": f"text {i}"} for i in range(16)]
     fail_at(server, *(row["text"] for row in rows[first : first + 10]))
@@ -553,7 +553,7 @@ def test_a_skipped_row_of_a_pipe_is_a_line_that_says_why(embed: Embed) -> None:
     assert ["error" in line for line in lines] == [False, True, False]
 
 
-def test_what_came_of_a_batch_before_the_server_died_is_kept(embed: Embed, server: Any) -> None:
+def test_vectors_of_a_batch_that_came_before_the_server_died_are_kept(embed: Embed, server: Any) -> None:
     """The client sends a batch of long texts as several requests."""
     write_jsonl(Path("rows.jsonl"), [{"text": f"{n} " + "word " * 6000} for n in range(4)])
     play, asked = server.routes["/v1/embeddings"], itertools.count()
@@ -583,7 +583,7 @@ def test_a_server_that_answers_nothing_stops_the_run_even_where_rows_are_skipped
     assert len(server.bodies("/v1/embeddings")) <= 2 * 5 + 2  # two an item, as the client promises, and the probe's
 
 
-def test_a_server_that_goes_away_leaves_what_is_done_to_be_gone_on_with(embed: Embed, server: Any) -> None:
+def test_a_run_whose_server_went_away_is_resumed_with_what_is_done(embed: Embed, server: Any) -> None:
     play = server.routes["/v1/embeddings"]
     answers = iter([True] * 3)
     server.routes["/v1/embeddings"] = lambda seen: play(seen) if next(answers, False) else server.json_answer({}, 503)
@@ -617,7 +617,7 @@ def lines_of(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def test_the_standard_input_in_another_order_is_not_gone_on_with(embed: Embed, server: Any) -> None:
+def test_a_run_is_not_resumed_with_the_standard_input_in_another_order(embed: Embed, server: Any) -> None:
     """Two rows of one text change places, so the digests are as they were."""
     rows = [{"id": "A", "text": "same"}, *ROWS[:20], {"id": "B", "text": "same"}]
     arguments = ("--id-column", "id", "--batch-size", 4, "--workers", 1, "-", "out.parquet")
@@ -632,7 +632,7 @@ def test_the_standard_input_in_another_order_is_not_gone_on_with(embed: Embed, s
     assert read(Path("out.parquet"))[0] == [row["id"] for row in rows]
 
 
-def test_a_failed_row_of_the_standard_input_is_compared_too(embed: Embed, server: Any) -> None:
+def test_a_run_is_not_resumed_where_a_failed_row_of_the_standard_input_changed(embed: Embed, server: Any) -> None:
     rows = [{"id": "A"}, *ROWS[:20]]
     arguments = ("--on-error", "skip", "--id-column", "id", "--batch-size", 4, "--workers", 1, "-", "out.parquet")
     live_again = die_after(server, 2)
@@ -643,7 +643,7 @@ def test_a_failed_row_of_the_standard_input_is_compared_too(embed: Embed, server
     assert embed(*arguments, stdin=lines_of(rows)).code == 3
 
 
-def test_a_file_that_was_in_a_folder_for_a_moment_is_not_gone_on_with(embed: Embed, server: Any) -> None:
+def test_a_run_is_not_resumed_where_a_file_was_in_a_folder_for_a_moment(embed: Embed, server: Any) -> None:
     Path("folder").mkdir()
     for i in range(40):
         Image.new("RGB", (40, 30), (i, 0, 0)).save(f"folder/page-{i:02}.png")
@@ -690,7 +690,7 @@ def test_an_input_that_changes_during_the_run_ends_it_without_an_output(change: 
     assert len(read(Path("out.parquet"))[0]) == 5
 
 
-def test_a_run_does_not_go_on_with_another_revision_of_the_model(embed: Embed, server: Any) -> None:
+def test_a_run_is_not_resumed_with_another_revision_of_the_model(embed: Embed, server: Any) -> None:
     old, new = "94ab5b9a669fa4df-bfloat16-602112", "0123456789abcdef-bfloat16-602112"
     server.revisions = {"retrieval": old}
     play = server.routes["/v1/embeddings"]
@@ -718,7 +718,7 @@ def test_a_run_does_not_go_on_with_another_revision_of_the_model(embed: Embed, s
     assert facts["revision"] == old
 
 
-def test_a_run_goes_on_with_what_another_did_since_it_read_the_job(
+def test_a_run_uses_what_another_run_did_since_it_read_the_job(
     embed: Embed, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.revisions = {"retrieval": "94ab5b9a669fa4df-bfloat16-602112"}
@@ -766,7 +766,7 @@ def test_an_output_that_is_the_input_by_another_name_is_refused(link: str, embed
     assert Path("corpus.parquet").read_bytes() == before
 
 
-def test_the_progress_is_silent_but_for_a_line_at_the_end_where_there_is_no_terminal(embed: Embed, server: Any) -> None:
+def test_without_a_terminal_the_progress_is_one_line_at_the_end(embed: Embed, server: Any) -> None:
     write_jsonl(Path("rows.jsonl"), ROWS)
     options = ["--base-url", server.url, "--task", "retrieval", "rows.jsonl", "out.parquet"]
     result = CliRunner().invoke(app, options)

@@ -97,7 +97,7 @@ def vector_of(server: Any, image: Image.Image) -> bytes:
     return np.asarray(server.vector(_images.prepare(image).data_uri()), np.float32).tobytes()
 
 
-def test_files_are_known_by_how_they_begin(embed: Embed, folder: Path, heif: bool) -> None:
+def test_the_type_of_a_file_is_known_by_its_first_bytes(embed: Embed, folder: Path, heif: bool) -> None:
     red = picture(*RED)
     files = {
         "B.JPG": written("JPEG", red),
@@ -144,7 +144,7 @@ def test_files_are_known_by_how_they_begin(embed: Embed, folder: Path, heif: boo
         assert why in line["error"]
 
 
-def test_heic_is_the_picture_in_it(server: Any, embed: Embed, folder: Path) -> None:
+def test_a_heic_file_has_the_vector_of_the_picture_in_it(server: Any, embed: Embed, folder: Path) -> None:
     (folder / "a.heic").write_bytes(written("HEIF", picture(*RED)))
     rows, code, _ = rows_of(embed, folder)
     decoded = Image.open(folder / "a.heic")
@@ -166,7 +166,7 @@ def test_many_files_that_are_left_out_are_counted_and_the_first_are_named(embed:
     assert not Path("out.parquet.errors.jsonl").exists()
 
 
-def test_in_a_pipe_what_is_left_out_has_a_line_behind_all_rows(embed: Embed, folder: Path) -> None:
+def test_in_a_pipe_files_that_are_left_out_have_lines_after_all_rows(embed: Embed, folder: Path) -> None:
     (folder / "b.png").write_bytes(written("PNG", picture(*RED)))
     (folder / "a.txt").touch()
     ran = embed("--quiet", folder, "-")
@@ -269,7 +269,7 @@ def test_frames_of_a_tiff_are_pages(server: Any, embed: Embed, folder: Path) -> 
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # Pillow says that these files are broken
-def test_a_tiff_that_breaks_off_fails_where_it_does(
+def test_a_tiff_that_breaks_off_gives_its_good_frames_and_an_error(
     content: Callable[[], bytes], n_good: int, embed: Embed, folder: Path
 ) -> None:
     (folder / "a.tif").write_bytes(content())
@@ -287,7 +287,9 @@ def test_a_tiff_whose_frames_loop_ends(embed: Embed, folder: Path) -> None:
     assert (list(rows), code) == (["folder/a.tif"], 0)
 
 
-def test_of_an_animation_the_first_frame_is_embedded_which_is_said(server: Any, embed: Embed, folder: Path) -> None:
+def test_of_an_animation_the_first_frame_is_embedded_and_a_line_says_so(
+    server: Any, embed: Embed, folder: Path
+) -> None:
     red, blue = picture(*RED), picture(*BLUE)
     for name, kind in (("a.gif", "GIF"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("phone.jpg", "MPO")):
         (folder / name).write_bytes(written(kind, red, blue))
@@ -305,7 +307,9 @@ def test_of_an_animation_the_first_frame_is_embedded_which_is_said(server: Any, 
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_pixels_of_more_than_8_bits_are_white_which_is_said(mode: str, server: Any, embed: Embed, folder: Path) -> None:
+def test_pixels_of_more_than_8_bits_are_white_and_a_line_says_so(
+    mode: str, server: Any, embed: Embed, folder: Path
+) -> None:
     kind = "PNG" if mode == "I;16" else "TIFF"
     for name, value in (("a", 5000), ("b", 60000)):
         (folder / name).write_bytes(written(kind, Image.new(mode, (40, 30), value)))

@@ -179,7 +179,7 @@ def test_work_that_may_not_be_written_stays_where_it_was(restart: bool, embed: E
 
 
 @needs_namespaces
-def test_a_run_on_a_full_disk_says_so_and_goes_on_when_it_is_not(embed: Embed, server: Any) -> None:
+def test_a_run_on_a_full_disk_says_so_and_resumes_once_there_is_room(embed: Embed, server: Any) -> None:
     script = f"""
 import json
 from pathlib import Path
@@ -206,7 +206,7 @@ print(json.dumps([(one.code, one.stderr) for one in ran]))
 
 
 @needs_namespaces
-def test_a_disk_that_is_full_before_the_first_row_is_said_in_one_line(server: Any) -> None:
+def test_a_disk_that_is_full_before_the_first_row_is_reported_in_one_line(server: Any) -> None:
     server.play_ours()
     server.revisions = {"retrieval": "94ab5b9a669fa4df-float32-602112"}  # which is noted in the work folder
     models = server.routes["/v1/models"]
@@ -237,7 +237,7 @@ def test_a_full_folder_for_temporary_files_ends_no_run_at_its_end(server: Any, t
     assert len(np.load(tmp_path / "out.npy")) == 8192
 
 
-def test_a_message_that_holds_a_name_that_is_not_utf_8_is_kept(embed: Embed) -> None:
+def test_a_message_with_a_name_that_is_not_utf_8_is_kept(embed: Embed) -> None:
     Path("scans").mkdir()
     for name in (b"ok.png", b"caf\xe9.png"):
         Image.new("RGB", (40, 30)).save(f"scans/{os.fsdecode(name)}")
@@ -250,7 +250,7 @@ def test_a_message_that_holds_a_name_that_is_not_utf_8_is_kept(embed: Embed) -> 
 
 
 @pytest.mark.parametrize("first_byte", [0, 8192], ids=["all of it", "its tables"])
-def test_a_database_that_is_damaged_is_called_so(first_byte: int, embed: Embed, server: Any) -> None:
+def test_a_damaged_database_is_reported_as_damaged(first_byte: int, embed: Embed, server: Any) -> None:
     assert embed("a.txt", "out.parquet").code == 1
     with Path("out.parquet.partial/journal.sqlite").open("r+b") as file:
         size = file.seek(0, os.SEEK_END)

@@ -275,7 +275,7 @@ def test_the_standard_input_is_resumed_if_it_is_the_same(runs: Runs, server: Any
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_ctrl_c_and_sigterm_end_with_a_line_that_says_how_to_go_on(
+def test_ctrl_c_and_sigterm_end_with_a_line_that_says_how_to_resume(
     number: signal.Signals, runs: Runs, server: Any, tmp_path: Path
 ) -> None:
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "out.parquet"
@@ -319,7 +319,7 @@ def test_two_runs_for_one_output_do_not_mix(runs: Runs, server: Any, tmp_path: P
     assert np.load(out).shape == (40, 256)
 
 
-def test_a_damaged_work_folder_is_not_gone_on_with(runs: Runs, server: Any, tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_from_a_damaged_work_folder(runs: Runs, server: Any, tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "out.npy"
     write_corpus(corpus, 40)
     runs.options += ["--workers", "1", "--batch-size", "4"]

@@ -31,7 +31,7 @@ def as_before(content: bytes, index: int = 0, scale: float = 2.0) -> NDArray[np.
 
 
 @pytest.mark.parametrize("case", SHOWN)
-def test_what_a_reader_shows_is_rendered(case: str) -> None:
+def test_a_page_is_rendered_as_a_pdf_reader_shows_it(case: str) -> None:
     without, with_it = map(pixels, SHOWN[case])
     assert without.shape == with_it.shape
     assert (without != with_it).any()
@@ -49,7 +49,7 @@ def test_a_field_that_a_reader_hides_is_not_rendered(flags: int) -> None:
     ids=["plain", "turned", "cropped"],
 )
 @pytest.mark.parametrize("scale", [0.37, 2.0, 3.3])
-def test_a_page_without_a_form_is_rendered_as_ever(more: bytes, size: tuple[int, int], scale: float) -> None:
+def test_a_page_without_a_form_is_rendered_as_before(more: bytes, size: tuple[int, int], scale: float) -> None:
     content = page_with(b"/Subtype/Square/F 4/C[1 0 0]", form=None, more=more)
     np.testing.assert_array_equal(pixels(content, scale=scale), as_before(content, scale=scale))
     assert render(content).size == size
@@ -90,7 +90,7 @@ def test_a_page_whose_file_would_be_too_large_for_a_server_is_rendered_smaller(m
 @pytest.mark.parametrize(
     ("width", "height", "message"), [(0.2, 0.2, "less than a pixel"), (90000, 10, "aspect ratios above 200")]
 )
-def test_a_page_of_no_use_is_refused(width: float, height: float, message: str) -> None:
+def test_a_page_that_the_model_does_not_take_is_refused(width: float, height: float, message: str) -> None:
     with pytest.raises(RowError, match=message):
         render(blank(width, height))
 

@@ -225,7 +225,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_is_what_it_is_on_one_machine(
+def test_a_folder_gives_the_same_rows_as_on_one_machine(
     cluster: Cluster, server: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.play_ours()
@@ -245,7 +245,7 @@ def test_a_folder_is_what_it_is_on_one_machine(
     assert f"{len(lines)} rows have no vector; out/errors says why" in ran.stderr
 
 
-def test_tables_are_what_they_are_on_one_machine(
+def test_tables_give_the_same_rows_as_on_one_machine(
     cluster: Cluster, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.play_ours()
@@ -317,7 +317,7 @@ def test_a_run_goes_on_with_its_options_and_its_revision_only(cluster: Cluster, 
     assert not list(tmp_path.glob("none.*"))
 
 
-def test_a_server_that_does_not_start_on_a_gpu_ends_the_run_in_words(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_on_a_gpu_ends_the_run_with_a_message(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("a text\n")
     ran = cluster.run("--checkpoint", "nowhere", "corpus.txt", "out", cwd=tmp_path)
     assert (ran.code, f"error: jina-v4-serve {TASK} ended with exit code" in ran.stderr) == (1, True), ran.stderr
@@ -353,7 +353,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             moto.kill()
 
 
-def test_from_an_object_store_to_an_object_store(cluster: Cluster, server: Any, store: Store, tmp_path: Path) -> None:
+def test_objects_of_a_store_are_embedded_into_a_store(
+    cluster: Cluster, server: Any, store: Store, tmp_path: Path
+) -> None:
     server.play_ours()
     n_rows = 3 * 128
     texts = [f"text {number}" for number in range(n_rows)]
@@ -405,7 +407,7 @@ def test_from_an_object_store_to_an_object_store(cluster: Cluster, server: Any, 
     assert [one.base_name for one in store.files.get_file_info(fs.FileSelector("bucket"))] == ["corpus", "out"]
 
 
-def test_no_row_passes_the_driver(cluster: Cluster, server: Any, tmp_path: Path, figure: Figure) -> None:
+def test_no_row_passes_through_the_driver(cluster: Cluster, server: Any, tmp_path: Path, figure: Figure) -> None:
     server.play_ours()
     found = {}
     for n_rows, dimensions in ((1024, 128), (1024, 2048), (4096, 2048)):
@@ -439,7 +441,7 @@ def lives(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * SLOW_TIMEOUT_S)
-def test_twenty_thousand_rows_with_real_servers_a_killed_worker_and_a_killed_driver(
+def test_twenty_thousand_rows_survive_a_killed_worker_and_a_killed_driver(
     folded: Callable[[str], Path], golden: Golden, tmp_path: Path, figure: Figure
 ) -> None:
     texts = [f"text {number} of the corpus" for number in range(N_ROWS)]

@@ -206,7 +206,7 @@ def test_two_endpoints_of_one_scheme_are_refused() -> None:
         list_files([f"{STORE}1", f"{STORE}2"], "out")
 
 
-def test_keys_are_in_no_fingerprint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_fingerprint_holds_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/a.png").touch()
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
@@ -245,7 +245,9 @@ def test_force_removes_a_whole_output_and_resumes_its_own_work(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("step", range(1, 5))
-def test_what_was_removed_by_half_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_an_output_that_was_removed_by_half_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     begun(tmp_path)
     part = write_part(tmp_path, "vectors", row=1)
     checkpoint = tmp_path / "out.partial/done/1.parquet"
@@ -273,7 +275,7 @@ def test_what_was_removed_by_half_is_not_resumed(tmp_path: Path, monkeypatch: py
     assert not checkpoint.exists()
 
 
-def test_without_rows_or_vectors_no_output_is_whole(tmp_path: Path) -> None:
+def test_an_output_without_rows_or_vectors_is_not_complete(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the input has no rows"):
         begun(tmp_path).finish()
     assert not (tmp_path / "out.partial").exists()

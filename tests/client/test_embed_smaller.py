@@ -33,7 +33,7 @@ def facts(path: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("multivector", [False, True], ids=["dense", "multi-vectors"])
 @pytest.mark.parametrize("dtype", ["int8", "binary"])
-def test_quantized_columns_hold_what_the_client_s_quantization_makes(
+def test_quantized_columns_equal_the_client_s_quantization(
     dtype: str, multivector: bool, embed: Embed, server: Any
 ) -> None:
     assert embed(*MULTI * multivector, "--dtype", dtype, "rows.jsonl", "out.parquet").code == 0
@@ -66,7 +66,7 @@ def test_pooled_multi_vectors_have_fewer_rows(embed: Embed, server: Any) -> None
     assert facts("out.parquet")["pool-factor"] == 2
 
 
-def test_a_run_of_other_smaller_vectors_does_not_go_on(embed: Embed, server: Any) -> None:
+def test_a_run_is_not_resumed_with_other_options_of_smaller_vectors(embed: Embed, server: Any) -> None:
     play, answers = server.routes["/v1/embeddings"], iter([True])
     server.routes["/v1/embeddings"] = lambda seen: play(seen) if next(answers, False) else server.json_answer({}, 503)
     arguments = [*MULTI, "--batch-size", 1, "--workers", 1, "rows.jsonl", "out.parquet"]

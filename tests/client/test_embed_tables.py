@@ -226,7 +226,9 @@ def test_a_row_group_of_parquet_is_not_read_as_a_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.txt", "-"])
-def test_a_table_in_utf_16_is_refused_with_the_mend(name: str, encoding: str, embed: Embed, server: Any) -> None:
+def test_a_table_in_utf_16_is_refused_with_the_way_to_convert_it(
+    name: str, encoding: str, embed: Embed, server: Any
+) -> None:
     content = ('{"text": "x"}\n' if name in ("a.jsonl", "-") else "text\nx\n").encode(encoding)
     if name != "-":
         Path(name).write_bytes(content)

@@ -74,7 +74,7 @@ def test_without_a_prompt_texts_stay_as_they_are(server: Any, make_client: Any, 
         client.encode(["a", ""], task=task, **told)
 
 
-def test_nor_does_a_stock_server_get_a_prefix(server: Any, make_client: Any) -> None:
+def test_a_stock_server_gets_no_prefix_without_a_prompt(server: Any, make_client: Any) -> None:
     server.play_stock()
     make_client(server.url).encode(["a", "b"])
     assert server.bodies("/pooling")[0]["input"] == ["a", "b"]
@@ -135,7 +135,7 @@ def test_the_path_of_an_image_that_cannot_be_read_is_an_error_and_never_a_text(
     assert server.seen == []
 
 
-def test_nor_is_that_of_a_file_that_cannot_be_opened(
+def test_the_path_of_a_file_that_cannot_be_opened_is_an_error_and_never_a_text(
     server: Any, make_client: Any, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.play_ours()
@@ -256,7 +256,7 @@ def test_a_stock_server_gives_both_from_one_request_too(server: Any, make_client
 
 
 @pytest.mark.parametrize("missing", ["dense", "multivector"])
-def test_half_of_both_is_refused(server: Any, make_client: Any, missing: str) -> None:
+def test_a_reply_with_only_one_of_both_kinds_is_refused(server: Any, make_client: Any, missing: str) -> None:
     server.play_ours(change=lambda tensors: tensors.pop(missing))
     with pytest.raises(BadReplyError, match="where dense and multivector and offsets was asked for"):
         make_client(server.url, max_retries=0).encode_both(["a", "b"], "query")
@@ -276,13 +276,15 @@ def test_progress_is_told_batch_by_batch(server: Any, make_client: Any) -> None:
     assert told == [(1, 3), (3, 3)]
 
 
-def test_a_bar_is_drawn_if_asked_for(server: Any, make_client: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_drawn_if_asked_for(
+    server: Any, make_client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.play_ours()
     make_client(server.url).encode(["a"] * 10, "query", show_progress_bar=True)
     assert "10/10" in capsys.readouterr().err
 
 
-def test_a_bar_needs_tqdm_and_nothing_else_does(server: Any, make_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_progress_bar_needs_tqdm(server: Any, make_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server.play_ours()
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     client = make_client(server.url)
@@ -300,7 +302,7 @@ def test_a_bar_needs_tqdm_and_nothing_else_does(server: Any, make_client: Any, m
     "name",
     ["__init__", "encode_text", "encode_image", "encode", "encode_both", "encode_pdf", "revision", "to", "close"],
 )
-def test_both_clients_take_the_same(name: str) -> None:
+def test_both_clients_take_the_same_arguments(name: str) -> None:
     sync, awaited = (getattr(kind, name) for kind in (EmbeddingsClient, AsyncEmbeddingsClient))
     assert inspect.signature(sync) == inspect.signature(awaited)
     assert sync.__doc__ == awaited.__doc__
@@ -308,7 +310,7 @@ def test_both_clients_take_the_same(name: str) -> None:
     assert not inspect.iscoroutinefunction(sync)
 
 
-def test_both_clients_offer_the_same() -> None:
+def test_both_clients_offer_the_same_methods() -> None:
     sync, awaited = (
         {name.replace("__a", "__") for name in dir(kind) if name.startswith("__") or not name.startswith("_")}
         for kind in (EmbeddingsClient, AsyncEmbeddingsClient)

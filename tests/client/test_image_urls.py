@@ -82,7 +82,7 @@ def test_urls_are_fetched_at_once_but_not_too_many(album: Album, make_client: An
     np.testing.assert_array_equal(found, getattr(client, call)(PICTURES))
 
 
-def test_a_dead_host_holds_up_nobody_and_the_order_is_kept(album: Album, make_client: Any) -> None:
+def test_a_dead_host_delays_no_other_url_and_the_order_is_kept(album: Album, make_client: Any) -> None:
     """The first, in one of two threads, breaks off when all others have been given."""
     others, held = threading.Semaphore(0), []
 
@@ -138,7 +138,7 @@ def test_the_time_limit_of_the_call_ends_all(album: Album, make_client: Any) -> 
     assert set(album.server.paths()) <= {"/0.png", "/1.png"}
 
 
-def test_what_was_on_its_way_before_an_error_is_seen_through(album: Album, make_client: Any) -> None:
+def test_a_fetch_that_began_before_an_error_is_finished(album: Album, make_client: Any) -> None:
     """It may fail as well, and is the first then; what is behind the error is given up."""
     failed = threading.Event()
     album.wait = lambda number: failed.wait(PATIENCE_S) if number == 0 else failed.set() if number == 1 else None

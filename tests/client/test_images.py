@@ -123,7 +123,7 @@ def test_a_file_that_the_server_would_read_otherwise_is_sent_as_rgb_png(name: st
     np.testing.assert_array_equal(as_served(prepared.content), as_published(content))
 
 
-def test_the_cases_above_are_needed() -> None:
+def test_the_server_would_see_other_pixels_in_those_files_untouched() -> None:
     """Sent untouched, the server would see other pixels in files with an orientation or transparency."""
     differing = {
         name

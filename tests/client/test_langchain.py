@@ -84,7 +84,7 @@ def test_task_dimensions_and_pixels_go_with_every_call(server: Any, make: Make) 
     assert [body.get("max_pixels") for body in bodies] == [None, None, 50_000]
 
 
-def test_of_nothing_nothing_is_asked(server: Any, make: Make) -> None:
+def test_an_empty_list_sends_no_request(server: Any, make: Make) -> None:
     embeddings = make()
     assert embeddings.embed_documents([]) == embeddings.embed_image([]) == []
     assert asyncio.run(embeddings.aembed_documents([])) == asyncio.run(embeddings.aembed_image([])) == []

@@ -224,7 +224,7 @@ def test_connections_that_the_caller_closed_are_an_error_in_words(server: Any) -
 
 @pytest.mark.parametrize("n_bad", [0, 3])
 def test_a_result_goes_when_the_caller_lets_go_of_it(server: Any, make_client: Any, n_bad: int) -> None:
-    """And not with the next collection of garbage, which arrays do not hurry."""
+    """At once, and not with the next garbage collection: large arrays do not make that come sooner."""
     server.play_ours()
     embed = server.routes["/v1/embeddings"]
 

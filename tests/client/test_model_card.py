@@ -28,7 +28,7 @@ def pictures(server: Any) -> list[str]:
     return [f"{server.url}/beach{number}.jpg" for number in range(2)]
 
 
-def test_all_sections_run(server: Any, make_client: Any, pictures: list[str]) -> None:
+def test_all_sections_of_the_model_card_run(server: Any, make_client: Any, pictures: list[str]) -> None:
     model = make_client(server.url, task=None)
     if hasattr(model, "client"):
         model.to = lambda *_: model  # the adapter of these tests awaits everything; `to` is no coroutine
@@ -64,7 +64,9 @@ def test_all_sections_run(server: Any, make_client: Any, pictures: list[str]) ->
         ),
     ],
 )
-def test_every_form_of_a_call(server: Any, make_client: Any, pictures: list[str], call: Any, form: Any) -> None:
+def test_every_form_of_a_call_of_the_model_card_works(
+    server: Any, make_client: Any, pictures: list[str], call: Any, form: Any
+) -> None:
     assert call(make_client(server.url, task=None), pictures[0]).shape == form
 
 
@@ -77,7 +79,7 @@ def test_every_form_of_a_call(server: Any, make_client: Any, pictures: list[str]
     ],
     ids=str,
 )
-def test_the_published_errors(make_client: Any, arguments: Any, message: str) -> None:
+def test_errors_are_those_of_the_published_model(make_client: Any, arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match="Invalid") as caught:
         make_client("http://127.0.0.1:9").encode_text(["a"], **arguments)
     assert str(caught.value) == message

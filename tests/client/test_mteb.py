@@ -105,7 +105,7 @@ def test_every_type_of_texts_and_images_has_an_adapter() -> None:
     assert len(OURS) == len(RANKED) + len(CROSS_MODAL) + len(SYMMETRIC)
 
 
-def test_what_maxsim_is_allowed_for_is_ranked_by_mteb_and_nothing_else_is() -> None:
+def test_maxsim_is_allowed_for_exactly_the_tasks_that_mteb_ranks() -> None:
     for task in mteb.get_tasks():
         if task.metadata.type in OURS and not isinstance(task, AbsTaskAggregate):
             assert isinstance(task, AbsTaskRetrieval) == (task.metadata.type in RANKED), task.metadata.name
@@ -125,7 +125,7 @@ def test_known_tasks_get_their_adapter(adapter: str) -> None:
         assert task_for(mteb.get_task(name).metadata) == adapter, name
 
 
-def test_programming_is_what_mteb_takes_for_it() -> None:
+def test_tasks_of_programming_are_those_that_mteb_lists() -> None:
     ours = {metadata.name for metadata in TASKS_OF_OURS if task_for(metadata) == "code"}
     theirs = {metadata.name for metadata in TASKS_OF_OURS if get_programming_task_override(metadata, None) == "code"}
     assert ours == theirs
@@ -322,7 +322,7 @@ def test_each_setting_and_each_model_has_results_of_its_own(make: Make, server: 
     assert place(batch_size=3, image_batch_size=2, max_concurrency=1) == place()
 
 
-def test_of_a_server_that_tells_nothing_no_result_is_found_again_unless_it_is_named(make: Make, server: Any) -> None:
+def test_results_of_a_server_without_a_revision_are_reused_only_if_it_is_named(make: Make, server: Any) -> None:
     server.revisions = {}
     assert make().mteb_model_meta.revision != make().mteb_model_meta.revision
     assert make(revision="mine").mteb_model_meta.revision == "mine"
@@ -382,7 +382,7 @@ def test_the_command_prints_a_score_a_task_and_the_mean(run: Run, server: Any, m
     assert f"retrieval {OLD}, text-matching {OLD}, code {NEW}" in stderr
 
 
-def test_what_is_done_is_not_run_again_unless_the_model_or_a_setting_is_another(run: Run, server: Any) -> None:
+def test_a_task_is_run_again_only_for_another_model_or_setting(run: Run, server: Any) -> None:
     def n_requests(*arguments: str) -> int:
         before = len(server.bodies("/v1/embeddings"))
         assert run("First", *arguments)[0] == 0

@@ -197,7 +197,7 @@ def test_the_total_time_limit_leaves_what_is_done(server: Any, make_client: Any)
     assert all(isinstance(error, ServerTimeoutError) for error in found.errors.values())
 
 
-def test_who_is_no_server_is_an_error_all_the_same(server: Any, make_client: Any) -> None:
+def test_skip_does_not_hide_that_there_is_no_server(server: Any, make_client: Any) -> None:
     server.routes["/v1/models"] = lambda _: server.html_answer()
     with pytest.raises(BadReplyError):
         make_client(server.url).encode_text(TEXTS, on_error="skip")
@@ -318,6 +318,6 @@ def test_a_single_item_gives_the_same_form(server: Any, make_client: Any) -> Non
     assert (len(found.vectors), found.errors) == (1, {})
 
 
-def test_another_word_is_refused(server: Any, make_client: Any) -> None:
+def test_on_error_takes_no_other_word(server: Any, make_client: Any) -> None:
     with pytest.raises(ArgumentError, match="on_error='ignore' is not offered; choose raise or skip"):
         make_client(server.url).encode_text("a", on_error="ignore")

@@ -113,7 +113,7 @@ def test_a_refusal_names_the_file(server: Any, client: EmbeddingsClient, tmp_pat
         client.encode_pdf([b"%PDF one", str(tmp_path / "bad.pdf")])
 
 
-def test_nothing_is_sent_of_what_cannot_be_read(server: Any, client: EmbeddingsClient) -> None:
+def test_nothing_is_sent_of_files_that_cannot_be_read(server: Any, client: EmbeddingsClient) -> None:
     play(server)
     for files, options, message in (
         ([], {}, "files is empty"),
@@ -151,7 +151,7 @@ def test_the_time_limit_of_a_call_is_that_of_all_its_pages(server: Any, make_cli
         make_client(server.url, total_timeout_s=1).encode_pdf(b"%PDF three")
 
 
-def test_a_stock_server_renders_nothing(server: Any, client: EmbeddingsClient) -> None:
+def test_a_stock_server_is_not_asked_for_pdf_pages(server: Any, client: EmbeddingsClient) -> None:
     server.play_stock()
     with pytest.raises(ArgumentError, match="is a stock vLLM, which takes no PDF files: send their pages as images"):
         client.encode_pdf(b"%PDF one")

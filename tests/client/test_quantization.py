@@ -65,7 +65,7 @@ def test_no_number_moves_by_more_than_half_a_step(rows: np.ndarray) -> None:
         np.float32, st.tuples(st.integers(1, 9), st.sampled_from([8, 24, 128])), elements=st.floats(-1, 1, width=32)
     )
 )
-def test_bits_are_those_of_packbits(rows: np.ndarray) -> None:
+def test_bits_are_those_of_numpy_packbits(rows: np.ndarray) -> None:
     rows[:, -1] = -0.5  # no row of zeros
     stored = quantize_binary(rows)
     np.testing.assert_array_equal(stored.codes, np.packbits(rows > 0, axis=-1, bitorder="big"))
@@ -160,7 +160,7 @@ def test_codes_in_fortran_order_are_counted_as_others(bit_counter: None) -> None
 # --- search ---
 
 
-def test_bits_only_is_the_cosine_of_the_signs(bit_counter: None) -> None:
+def test_a_search_in_bits_alone_scores_by_the_cosine_of_the_signs(bit_counter: None) -> None:
     documents, query = unit(60, 64), unit(64, seed=1)
     hits = search(query, quantize_binary(documents), 60, bits_only=True)
     expected = cosine(np.sign(query), np.sign(documents))[0]

@@ -183,7 +183,7 @@ def test_the_type_of_a_reply_may_have_parameters(server: Any, client: Embeddings
     assert len(client.encode_text(TEXTS)) == 3
 
 
-def test_ours_that_does_not_cut_is_refused(server: Any, client: EmbeddingsClient) -> None:
+def test_a_server_of_ours_that_does_not_cut_vectors_is_refused(server: Any, client: EmbeddingsClient) -> None:
     server.play_ours()
     embed = server.routes["/v1/embeddings"]
 

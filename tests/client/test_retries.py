@@ -26,7 +26,7 @@ TEXTS = [f"text {n}" for n in range(8)]
 
 
 class Busy:
-    """Notes when each request came; the first so many are refused with 429 and a wish to be left alone."""
+    """Notes when each request came; the first so many are refused with 429 and a Retry-After."""
 
     def __init__(self, server: Any, n_refused: int, retry_after_s: str) -> None:
         server.play_ours()

@@ -30,7 +30,7 @@ def test_behind_a_gateway_each_task_has_its_own(server: Any, make_client: Made) 
         assert client.encode_text("a", task=task).shape == (256,)
 
 
-def test_once_told_it_is_held_on_to(server: Any, make_client: Made) -> None:
+def test_a_client_keeps_to_the_revision_that_it_has_told(server: Any, make_client: Made) -> None:
     client = make_client(server.url)
     client.revision()
     client.encode_text("a")
@@ -39,7 +39,7 @@ def test_once_told_it_is_held_on_to(server: Any, make_client: Made) -> None:
         WrongServerError, match=f"served revision {OLD} and answered with {NEW}: its model was replaced"
     ):
         client.encode_text("a")
-    for ask in (lambda: client.encode_text("a"), client.revision):  # whoever calls again, too
+    for ask in (lambda: client.encode_text("a"), client.revision):  # later calls too
         with pytest.raises(
             WrongServerError, match=f"serves revision {NEW} for 'retrieval', and this client is held to {OLD}: "
         ):
@@ -64,7 +64,7 @@ def test_one_call_never_returns_vectors_of_two_revisions(server: Any, make_clien
     assert len(client.encode_text(["a", "b", "c"], batch_size=1)) == 3  # free: nobody asked
 
 
-def test_left_out_are_those_of_the_other_revision(server: Any, make_client: Made) -> None:
+def test_with_skip_the_items_of_the_other_revision_are_left_out(server: Any, make_client: Made) -> None:
     client = make_client(server.url, max_concurrency=1)
     play = server.routes["/v1/embeddings"]
 
@@ -87,7 +87,7 @@ def test_a_client_made_for_a_revision_refuses_others(server: Any, make_client: M
 
 
 @pytest.mark.parametrize("play", ["play_ours", "play_stock"])
-def test_a_server_that_tells_none_is_no_good_for_a_client_made_for_one(
+def test_a_client_made_for_a_revision_refuses_a_server_that_tells_none(
     play: str, server: Any, make_client: Made
 ) -> None:
     server.revisions = {}
@@ -98,7 +98,7 @@ def test_a_server_that_tells_none_is_no_good_for_a_client_made_for_one(
 
 
 @pytest.mark.parametrize("revision", ["", "main", 5, OLD + "\n", f"{OLD}, {NEW}"])
-def test_what_no_server_tells_is_refused(revision: Any, server: Any, make_client: Made) -> None:
+def test_a_revision_that_no_server_can_have_is_refused(revision: Any, server: Any, make_client: Made) -> None:
     with pytest.raises(ArgumentError, match="give what `revision\\(\\)` of a client returned"):
         make_client(server.url, revision=revision)
 

@@ -77,7 +77,7 @@ PROMPTS = pytest.mark.parametrize(
 
 
 @PROMPTS
-def test_ours_is_told_the_prompts_name_and_puts_the_prefix(
+def test_a_server_of_ours_gets_the_prompts_name_and_the_bare_text(
     server: Any, task: Any, prompt_name: str | None, prefix: str
 ) -> None:
     server.play_ours(task)
@@ -167,7 +167,7 @@ def test_every_sequence_of_texts_gives_a_list_of_vectors(server: Any, client: Em
     assert client.encode_text("a", return_numpy=True).shape == (256,)
 
 
-def test_integers_of_numpy_are_integers(server: Any, client: EmbeddingsClient) -> None:
+def test_integers_of_numpy_are_taken_as_integers(server: Any, client: EmbeddingsClient) -> None:
     server.play_ours()
     client.encode_text("a", truncate_dim=np.int64(128), max_length=np.int32(9), batch_size=np.uint8(3))
     assert server.bodies("/v1/embeddings")[0]["dimensions"] == 128

@@ -61,7 +61,7 @@ def test_equal_rows_go_together() -> None:
     np.testing.assert_allclose(pool_tokens(rows, 4), rows[[0, 4, 8]], atol=1e-6)
 
 
-def test_several_are_pooled_each_by_itself() -> None:
+def test_several_multi_vectors_are_pooled_each_by_itself() -> None:
     several = [unit(n, 16, seed=n) for n in (1, 5, 12)]
     pooled = pool_tokens(several, 3)
     assert [len(rows) for rows in pooled] == [1, 1, 4]
@@ -82,7 +82,7 @@ def test_many_are_never_copied_as_a_whole() -> None:
     assert peak_bytes < 8 * 2**20
 
 
-def test_a_long_one_is_clustered_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_multi_vector_is_clustered_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = unit(50, 16)
     monkeypatch.setattr(token_pooling, "_MAX_CLUSTERED_ROWS", 20)
     pooled = pool_tokens(rows, 3)
@@ -107,7 +107,7 @@ def test_without_scipy_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatc
         pool_tokens(unit(4, 8), 2)
 
 
-def test_importing_it_loads_no_scipy() -> None:
+def test_importing_token_pooling_loads_no_scipy() -> None:
     code = "import sys, jina_v4_client.token_pooling; print('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

@@ -428,7 +428,9 @@ def test_a_client_that_nobody_closed_leaves_no_connection(kept_connection: tuple
     assert next_bytes.result() == b""
 
 
-def test_nor_does_one_for_coroutines_while_its_loop_runs(kept_connection: tuple[str, Future[bytes]]) -> None:
+def test_a_client_for_coroutines_that_nobody_closed_leaves_no_connection(
+    kept_connection: tuple[str, Future[bytes]],
+) -> None:
     url, next_bytes = kept_connection
 
     async def use_and_forget() -> None:

@@ -65,7 +65,7 @@ def test_a_server_that_refuses_safetensors_and_base64_is_asked_for_numbers(serve
     assert formats.count("float") == 10
 
 
-def test_another_refusal_is_no_question_of_format(server: Any, make_client: Any) -> None:
+def test_a_refusal_for_another_reason_does_not_change_the_format(server: Any, make_client: Any) -> None:
     server.play_ours()
     server.routes["/v1/embeddings"] = lambda _: server.json_answer({"error": {"message": "no", "param": "input"}}, 400)
     with pytest.raises(ServerRefusedError):

@@ -38,7 +38,7 @@ def with_gateway() -> tuple[str, ...]:
     return (*TASKS, "gateway")
 
 
-def test_the_specification_s_parser_takes_it(project: Manifest) -> None:
+def test_the_parser_of_the_compose_specification_accepts_the_file(project: Manifest) -> None:
     PyCompose.from_json(json.dumps(project)).validate()
 
 
@@ -51,14 +51,16 @@ def test_the_specification_s_parser_takes_it(project: Manifest) -> None:
     ],
     ids=["an unknown key", "an unknown condition", "no duration"],
 )
-def test_that_parser_does_see_mistakes(compose: Callable[..., Manifest], change: Manifest, complaint: str) -> None:
+def test_the_parser_of_the_compose_specification_sees_mistakes(
+    compose: Callable[..., Manifest], change: Manifest, complaint: str
+) -> None:
     project = compose("compose.yaml")
     project["services"]["code"] |= change
     with pytest.raises(ValueError, match=complaint):
         PyCompose.from_json(json.dumps(project))
 
 
-def test_every_volume_secret_and_service_that_is_named_exists_and_the_reverse(project: Manifest) -> None:
+def test_volumes_secrets_and_services_are_exactly_those_that_are_used(project: Manifest) -> None:
     services = project["services"].values()
     named = [volume for service in services for volume in service.get("volumes", ()) if isinstance(volume, str)]
     assert {volume.split(":")[0] for volume in named} == set(project["volumes"])
@@ -79,7 +81,7 @@ def test_each_server_serves_its_task_from_the_volume_that_the_merge_writes(proje
     assert "models:/models" in project["services"]["merge"]["volumes"]
 
 
-def test_the_gateway_finds_them(project: Manifest, read_command) -> None:
+def test_the_gateway_finds_the_servers(project: Manifest, read_command) -> None:
     gateway = project["services"]["gateway"]
     command = read_command(gateway["command"])
     ports = {task: read_command(project["services"][task]["command"]).options["port"] for task in TASKS}
@@ -108,7 +110,7 @@ def test_each_starts_when_the_one_before_it_is_ready(project: Manifest) -> None:
         assert project["services"][name]["depends_on"] == {before: {"condition": condition}}
 
 
-def test_what_is_told_to_stop_may_finish_what_it_has(project: Manifest) -> None:
+def test_a_service_that_is_stopped_has_time_to_finish_its_requests(project: Manifest) -> None:
     for task in TASKS:
         assert seconds(project["services"][task]["stop_grace_period"]) > Policy().stop_s
     assert seconds(project["services"]["gateway"]["stop_grace_period"]) > GatewaySettings({}).drain_s + 5
@@ -133,7 +135,7 @@ def test_three_servers_share_one_gpu(compose: Callable[..., Manifest], read_comm
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
 
 
-def test_without_a_gpu_none_is_asked_for(compose: Callable[..., Manifest], read_command) -> None:
+def test_the_file_for_cpus_asks_for_no_gpu(compose: Callable[..., Manifest], read_command) -> None:
     services = compose(*FILES["cpu"])["services"]
     assert {service["image"] for service in services.values()} == {"jina-v4:cpu"}
     assert {service["build"]["target"] for service in services.values()} == {"cpu"}

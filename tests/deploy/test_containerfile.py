@@ -46,7 +46,7 @@ def test_the_gpu_image_is_of_the_pinned_vllm(stages, root: Path) -> None:
     assert list(stages)[-1] == "gpu", "the last stage is what is built where no target is named"
 
 
-def test_uv_is_the_makefile_s(stages, root: Path) -> None:
+def test_uv_has_the_version_of_the_makefile(stages, root: Path) -> None:
     (version,) = re.findall(r"^UV_VERSION := (.*)$", (root / "Makefile").read_text(), re.MULTILINE)
     assert any(f"uv=={version}" in line for line in stages["wheels"].get("RUN"))
 
@@ -165,7 +165,7 @@ def test_three_packages_are_not_brought_by_vllm(unmet: ModuleType) -> None:
     assert needed - brought == {"orjson", "pypdfium2", "scipy"}
 
 
-def test_where_all_is_there_nothing_is_added(root: Path) -> None:
+def test_nothing_is_installed_where_all_is_there(root: Path) -> None:
     for options in ([], ["--check"]):
         command = [sys.executable, root / "deploy/containers/unmet.py", *options, root / "requirements/cpu.txt"]
         done = subprocess.run(command, capture_output=True, text=True)

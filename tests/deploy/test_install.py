@@ -49,7 +49,7 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert install(tmp_path, "python3.99") == (1, line)
 
 
-def test_no_package_index(tmp_path: Path) -> None:
+def test_without_a_package_index_the_install_says_so(tmp_path: Path) -> None:
     program(tmp_path / "venv/bin/python", f'exec {sys.executable} "$@"')
     address = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
     code, line = install(tmp_path, PIP_TARGET=str(tmp_path / "target"), PIP_UPGRADE="1", **address)
@@ -66,14 +66,14 @@ def test_an_environment_without_pip_is_made_anew(tmp_path: Path) -> None:
     subprocess.run([python, "-m", "pip", "--version"], check=True, capture_output=True, timeout=PATIENCE_S)
 
 
-def test_a_python_without_venv(tmp_path: Path) -> None:
+def test_a_python_without_venv_is_named(tmp_path: Path) -> None:
     script = 'case $* in *venv*) echo "ensurepip is not available"; exit 1;; esac; echo 3.12'
     code, line = install(tmp_path, program(tmp_path / "python", script))
     said = "error: no virtual environment could be made, as said above; "
     assert (code, line) == (1, f"{said}Debian and Ubuntu have what it needs in python3-venv")
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_install_with_a_message(tmp_path: Path) -> None:
     full = 'echo "failed to write: No space left on device (os error 28)"; exit 2'
     program(tmp_path / "venv/bin/python", f"case $* in *--version) exit;; esac; {full}")
     assert install(tmp_path) == (1, f"error: the disk of {tmp_path} is full: about 8 GB are needed")

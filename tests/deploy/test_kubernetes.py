@@ -59,7 +59,9 @@ def deployments(manifests: list[Manifest]) -> dict[str, Manifest]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", [*KINDS, "merge", "autoscaling"])
-def test_kubernetes_schemas_take_it(rendered: Callable[[str], list[Manifest]], name: str, version: str) -> None:
+def test_the_schemas_of_kubernetes_accept_the_files(
+    rendered: Callable[[str], list[Manifest]], name: str, version: str
+) -> None:
     found = rendered(name)
     assert found
     for manifest in found:
@@ -67,7 +69,7 @@ def test_kubernetes_schemas_take_it(rendered: Callable[[str], list[Manifest]], n
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_those_schemas_do_see_mistakes(rendered: Callable[[str], list[Manifest]]) -> None:
+def test_the_schemas_of_kubernetes_see_mistakes(rendered: Callable[[str], list[Manifest]]) -> None:
     deployment = of_kind(rendered("gpu"), "Deployment")["jina-v4-code"]
     deployment["spec"]["template"]["spec"]["terminationGraceSeconds"] = 90
     with pytest.raises(kubernetes_validate.ValidationError, match="terminationGraceSeconds"):
@@ -164,7 +166,7 @@ def test_probes_ask_routes_that_need_no_key(deployments: dict[str, Manifest]) ->
         assert paths["readinessProbe"] == ("/health" if name == "jina-v4-gateway" else "/ready")
 
 
-def test_what_is_told_to_stop_may_finish_what_it_has(deployments: dict[str, Manifest]) -> None:
+def test_a_pod_that_is_stopped_has_time_to_finish_its_requests(deployments: dict[str, Manifest]) -> None:
     for name, deployment in deployments.items():
         (pod, container) = next(containers([deployment]))
         program, pause_s = container["lifecycle"]["preStop"]["exec"]["command"]
@@ -173,7 +175,7 @@ def test_what_is_told_to_stop_may_finish_what_it_has(deployments: dict[str, Mani
         assert pod["terminationGracePeriodSeconds"] > int(pause_s) + own_s
 
 
-def test_a_server_that_is_restarted_in_its_pod_is_given_the_time(deployments: dict[str, Manifest]) -> None:
+def test_probes_give_a_server_that_is_restarted_in_its_pod_time(deployments: dict[str, Manifest]) -> None:
     for task in TASKS:
         (_, container) = next(containers([deployments[f"jina-v4-{task}"]]))
         startup, liveness = container["startupProbe"], container["livenessProbe"]

@@ -145,7 +145,9 @@ def test_a_server_runs_without_a_name_a_right_or_a_place_to_write(
     figure(f"as user {UID}, all read-only but /tmp and /cache: dense differs by {difference:.1e} from the reference")
 
 
-def test_it_writes_where_the_volumes_are_and_to_no_shared_memory(container: Container, figure: Figure) -> None:
+def test_the_container_writes_only_to_its_volumes_and_not_to_shared_memory(
+    container: Container, figure: Figure
+) -> None:
     # Semaphores of 32 bytes, which some libraries make when they are imported, have their place there too.
     assert all(path.name.startswith("sem.") for path in container.path("/dev/shm").iterdir())  # noqa: S108
     assert "Traceback" not in container.server.log.read_text()
@@ -156,6 +158,6 @@ def test_it_writes_where_the_volumes_are_and_to_no_shared_memory(container: Cont
         figure(f"a server on a CPU leaves {len(files)} files in /{volume}: {', '.join(files[:5])}")
 
 
-def test_it_ends_when_it_is_told_to(container: Container) -> None:
+def test_the_container_ends_when_it_is_stopped(container: Container) -> None:
     os.kill(container.pid, signal.SIGTERM)
     assert container.server.process.wait(60) == 0

@@ -49,7 +49,9 @@ def mixed(golden: Golden) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["dense", "multi"])
-def test_every_row_of_every_task_with_tasks_mixed(one_base: Server, golden: Golden, kind: str, figure: Figure) -> None:
+def test_every_task_has_the_published_vectors_with_tasks_mixed(
+    one_base: Server, golden: Golden, kind: str, figure: Figure
+) -> None:
     async def embed() -> list[Rows]:
         async with AsyncEmbeddingsClient(base_url=one_base.base_url) as client:
 
@@ -72,7 +74,7 @@ def test_every_row_of_every_task_with_tasks_mixed(one_base: Server, golden: Gold
     assert difference <= BOUND
 
 
-def test_dense_and_multi_vector_of_one_pass(one_base: Server, golden: Golden) -> None:
+def test_dense_and_multi_vector_of_one_pass_are_the_published_ones(one_base: Server, golden: Golden) -> None:
     async def embed() -> dict[str, Any]:
         async with httpx2.AsyncClient(base_url=one_base.base_url, timeout=120, trust_env=False) as http:
 

@@ -21,7 +21,7 @@ BOUND = 1e-5
         pytest.param("--data-parallel-size=2", ("EngineCore_DP0", "EngineCore_DP1"), id="data parallel"),
     ],
 )
-def test_every_golden_row_from_two_workers(
+def test_two_workers_give_the_published_vectors(
     option: str,
     workers: tuple[str, str],
     golden: Golden,

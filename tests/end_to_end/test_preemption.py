@@ -54,7 +54,9 @@ def counted(server: Server, metric: str) -> int:
     return round(sum(map(float, re.findall(rf"^{metric}\{{.*\}} (\S+)$", page, re.MULTILINE))))
 
 
-def test_a_mixed_batch_in_small_steps(server: Server, golden: Golden, figure: Figure) -> None:
+def test_a_mixed_batch_in_small_steps_gives_the_published_vectors(
+    server: Server, golden: Golden, figure: Figure
+) -> None:
     with httpx2.Client(base_url=server.base_url, timeout=120, trust_env=False) as http:
         difference = Wire(server.base_url, http).golden_difference(golden)
     figure(f"largest difference {difference:.1e}")

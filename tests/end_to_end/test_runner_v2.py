@@ -35,7 +35,7 @@ def one_base(one_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield server
 
 
-def test_every_golden_row(folded_server: Server, golden: Golden, figure: Figure) -> None:
+def test_runner_v2_gives_the_published_vectors(folded_server: Server, golden: Golden, figure: Figure) -> None:
     """Texts with both prompts and images, each dense and as a multi-vector, from one batch."""
     assert runner_of(folded_server.log) == "V2"
     with httpx2.Client(base_url=folded_server.base_url, timeout=120, trust_env=False) as http:
@@ -44,7 +44,9 @@ def test_every_golden_row(folded_server: Server, golden: Golden, figure: Figure)
     assert difference <= BOUND
 
 
-def test_one_base_with_tasks_mixed(one_base: Server, golden: Golden, figure: Figure) -> None:
+def test_runner_v2_gives_the_published_vectors_of_one_base_with_tasks_mixed(
+    one_base: Server, golden: Golden, figure: Figure
+) -> None:
     """Every input of every task at once, the tasks in turn, each dense and as a multi-vector."""
     assert runner_of(one_base.log) == "V2"
     texts = [f"{prompt_name}/{i}" for prompt_name in ("query", "passage") for i in range(len(golden.texts))]

@@ -67,7 +67,7 @@ def test_a_server_takes_in_what_it_has_measured_that_it_computes(long_steps: Ser
     assert 2 * 32768 <= float(limit) <= 32 * LONG_STEP
 
 
-def test_a_text_and_an_image_over_many_steps(
+def test_a_text_and_an_image_over_many_steps_have_the_vectors_of_one_step(
     whole: EmbeddingsClient, stepwise: EmbeddingsClient, golden: Golden, figure: Figure
 ) -> None:
     text, page = golden.texts[3], golden.images[2]  # 459 and 747 tokens: 8 and 12 steps
@@ -77,7 +77,9 @@ def test_a_text_and_an_image_over_many_steps(
         assert difference <= BOUND
 
 
-def test_texts_and_images_at_once_over_many_steps(stepwise: EmbeddingsClient, golden: Golden, figure: Figure) -> None:
+def test_texts_and_images_at_once_over_many_steps_have_the_published_vectors(
+    stepwise: EmbeddingsClient, golden: Golden, figure: Figure
+) -> None:
     """Requests of all lengths in flight together: vLLM mixes their steps."""
 
     def embed(index: int) -> tuple[str, np.ndarray]:
@@ -106,7 +108,7 @@ def test_a_batch_equals_its_items_one_by_one(whole: EmbeddingsClient, golden: Go
     assert difference <= BOUND
 
 
-def test_dimensions_differ_within_one_step(whole: EmbeddingsClient, golden: Golden) -> None:
+def test_requests_of_one_step_may_have_different_dimensions(whole: EmbeddingsClient, golden: Golden) -> None:
     def embed(index: int) -> np.ndarray:
         return whole.encode_text(golden.texts[0], task="retrieval", truncate_dim=128 if index % 2 else None)
 

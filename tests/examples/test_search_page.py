@@ -531,7 +531,7 @@ CONTRAST = """(element) => {
 
 
 @pytest.mark.usefixtures("indexed")
-def test_a_server_that_is_away_is_said_with_what_to_do_and_noticed_when_it_is_back(
+def test_a_server_that_is_away_is_reported_with_what_to_do_until_it_is_back(
     open_page: Open, colours: ColourServer
 ) -> None:
     page = open_page()
@@ -599,7 +599,7 @@ def test_a_page_of_another_origin_cannot_use_it(http: httpx2.Client, app: Server
     assert not re.search(r"https?://", "".join(http.get(path).text for path in ("/", "/page.js", "/page.css")))
 
 
-def test_it_listens_on_this_machine_only(app: Server) -> None:
+def test_the_page_is_served_to_this_machine_only(app: Server) -> None:
     port = int(app.base_url.rpartition(":")[2])
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = [line[1] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
@@ -703,7 +703,7 @@ def test_a_map_needs_a_search_that_is_known(http: httpx2.Client) -> None:
     assert len(image_rows(draw("red", (0, 0, 9, 9)), 602112)) == 20 * 28 + N_BEFORE + N_BEHIND
 
 
-def test_an_index_of_another_model_and_no_index_are_said(
+def test_an_index_of_another_model_and_a_missing_index_are_reported(
     browser: Browser, colours: ColourServer, tmp_path: Path
 ) -> None:
     with page_server(colours.url, tmp_path) as server:
@@ -721,7 +721,7 @@ def test_an_index_of_another_model_and_no_index_are_said(
         context.close()
 
 
-def test_a_port_that_is_taken_is_said_in_a_line(app: Server, colours: ColourServer, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_reported_in_one_line(app: Server, colours: ColourServer, tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(ROOT / "examples/document_search"),

@@ -77,7 +77,7 @@ def test_a_folder_a_task_may_lack_the_tasks_that_are_not_asked_for(base: Path, o
     ],
     ids=["no folder", "no relative folder", "no adapters", "revision of a folder", "revision of nothing"],
 )
-def test_adapters_that_are_not_there(options: dict[str, str], message: str, out: Path) -> None:
+def test_adapters_that_cannot_be_found_are_an_error(options: dict[str, str], message: str, out: Path) -> None:
     with pytest.raises(SourceError, match=message):
         fold(str(BASE), out, **options)
     assert not out.exists()
@@ -103,7 +103,7 @@ def test_a_folder_that_only_has_the_name_of_a_task_is_no_adapter(
     assert content_of(made) == content_of(folded("bfloat16") / "jina-embeddings-v4-code")
 
 
-def test_a_folder_with_another_task_s_adapter(base: Path, out: Path) -> None:
+def test_a_folder_with_another_task_s_adapter_is_refused(base: Path, out: Path) -> None:
     tensors = load_file(base / "adapters" / "adapter_model.safetensors")
     split_adapters(base / "adapters")
     for task, other in (("code", "retrieval"), ("retrieval", "code")):
@@ -114,7 +114,7 @@ def test_a_folder_with_another_task_s_adapter(base: Path, out: Path) -> None:
     assert not out.exists()
 
 
-def test_adapters_of_a_larger_model(out: Path, tiny: Path) -> None:
+def test_adapters_of_a_larger_model_are_refused(out: Path, tiny: Path) -> None:
     with pytest.raises(LayoutError, match=rf"{tiny}: .*lora_A\.code\.weight is \[32, 2048\] and must be \[32, 256\]"):
         fold(str(BASE), out, adapters=str(tiny))
     assert not out.exists()

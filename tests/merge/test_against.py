@@ -97,7 +97,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.mark.parametrize("base", [None, BASE], ids=["alone", "with the base"])
-def test_the_same_is_equal(base: Path | None, ours: Path, other: Path) -> None:
+def test_a_checkpoint_is_equal_to_itself(base: Path | None, ours: Path, other: Path) -> None:
     compared = beside(ours, other, base)
     assert counts(compared) == (70, 0, 0)
     assert compared.same_vectors

@@ -54,7 +54,9 @@ def pickle(path: Path) -> Path:
 
 @pytest.mark.parametrize("content", [POINTER, PAGE], ids=["pointer", "web page"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_pointer_or_web_page_in_the_place_of_any_file(name: str, content: str, base: Path, out: Path) -> None:
+def test_a_pointer_or_web_page_in_the_place_of_any_file_is_named(
+    name: str, content: str, base: Path, out: Path
+) -> None:
     (base / name).write_text(content)
     with pytest.raises(SourceError) as caught:
         fold(str(base), out)
@@ -72,7 +74,7 @@ def test_the_command_says_how_to_fetch_what_a_pointer_points_to(name: str, base:
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_pointer_in_a_folder_of_one_task(name: str, base: Path, out: Path) -> None:
+def test_a_pointer_in_a_folder_of_one_task_is_named(name: str, base: Path, out: Path) -> None:
     split_adapters(base / "adapters", ["code"])
     path = base / "adapters" / "code" / name
     path.write_text(POINTER)
@@ -80,7 +82,7 @@ def test_a_pointer_in_a_folder_of_one_task(name: str, base: Path, out: Path) -> 
         fold(str(base), out, ["code"])
 
 
-def test_a_base_of_pickles(base: Path, out: Path, run: Run) -> None:
+def test_a_base_of_pickles_is_refused(base: Path, out: Path, run: Run) -> None:
     for path in base.glob("model-*.safetensors"):
         pickle(path).rename(base / f"pytorch_{path.stem}.bin")
     (base / "model.safetensors.index.json").rename(base / "pytorch_model.bin.index.json")
@@ -90,7 +92,7 @@ def test_a_base_of_pickles(base: Path, out: Path, run: Run) -> None:
     assert "torch.load(FILE, weights_only=True)" in line
 
 
-def test_an_index_of_pickles(base: Path, out: Path) -> None:
+def test_an_index_of_pickles_is_refused(base: Path, out: Path) -> None:
     for path in base.glob("model-*.safetensors"):
         pickle(path)
     index = base / "model.safetensors.index.json"
@@ -121,7 +123,7 @@ def test_adapters_that_are_pickles_fold_once_they_are_converted_as_the_page_says
     assert (out.with_name("made") / name).read_bytes() == (folded("bfloat16") / name).read_bytes()
 
 
-def test_a_pickle_that_was_only_renamed(base: Path, out: Path) -> None:
+def test_a_pickle_that_was_only_renamed_is_refused(base: Path, out: Path) -> None:
     pickle(base / WEIGHTS).rename(base / WEIGHTS)
     with pytest.raises(SourceError, match=f"{base / WEIGHTS}: this is a pickle of PyTorch"):
         fold(str(base), out)
@@ -149,7 +151,7 @@ def test_no_pickle_is_ever_loaded(base: Path, out: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [["verify", "folded", "--base"], ["export-adapters", "--out", "out", "--base"]])
 @pytest.mark.parametrize("name", ["tokenizer.json", WEIGHTS])
-def test_every_command_that_reads_a_base_says_so(
+def test_every_command_that_reads_a_base_names_a_pointer(
     name: str, command: list[str], base: Path, tmp_path: Path, folded: Callable[[str], Path], run: Run
 ) -> None:
     (base / name).write_text(POINTER)

@@ -141,7 +141,7 @@ def test_what_is_there_already_is_left_alone(one_export: Path, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["code"]
 
 
-def test_a_mistake_leaves_nothing(base: Path, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_nothing(base: Path, tmp_path: Path) -> None:
     shutil.rmtree(base / "adapters")
     with pytest.raises(SourceError, match=r"adapters/adapter_model.safetensors: no such file"):
         export_adapters(str(base), tmp_path / "out")

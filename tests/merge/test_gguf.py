@@ -203,7 +203,9 @@ def test_the_file_says_what_config_and_task_are(exported: Callable[[str], Path])
     }
 
 
-def test_a_config_of_transformers_5_says_the_same(base: Path, tmp_path: Path, exported: Callable[[str], Path]) -> None:
+def test_a_config_of_transformers_5_gives_the_same_file(
+    base: Path, tmp_path: Path, exported: Callable[[str], Path]
+) -> None:
     config = read_json(base / "config.json")
     text = config["text_config"]
     text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
@@ -275,7 +277,9 @@ SAME_TOKENS = {
 
 
 @pytest.mark.parametrize("change", SAME_TOKENS.values(), ids=SAME_TOKENS)
-def test_what_gives_the_same_tokens_is_known(change: Callable[[dict[str, Any]], object], with_words: Path) -> None:
+def test_a_tokenizer_that_gives_the_same_tokens_is_accepted(
+    change: Callable[[dict[str, Any]], object], with_words: Path
+) -> None:
     before = tokenizer_of(with_words)
     edit_tokenizer(with_words, change)
     after = tokenizer_of(with_words)
@@ -343,21 +347,21 @@ Edit = Callable[[Path, Callable[[Tensors], object]], None]
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [Q_PROJ, "model.embed_tokens.weight", "model.norm.weight"])
-def test_a_weight_that_is_not_finite(
+def test_a_weight_that_is_not_finite_is_refused(
     name: str, dtype: str, value: float, base: Path, edit_weights: Edit, refused: Callable[..., str]
 ) -> None:
     edit_weights(base, lambda tensors: tensors[name].view(-1)[-1].fill_(value))
     assert f"{name} holds a value that is not finite; the file is damaged" in refused(WeightError, dtype)
 
 
-def test_an_adapter_that_is_not_finite(base: Path, edit_adapters: Edit, refused: Callable[..., str]) -> None:
+def test_an_adapter_that_is_not_finite_is_refused(base: Path, edit_adapters: Edit, refused: Callable[..., str]) -> None:
     name = "base_model.model.model.language_model.layers.2.mlp.up_proj.lora_B.retrieval.weight"
     edit_adapters(base, lambda tensors: tensors[name].view(-1)[7].fill_(torch.nan))
     assert f"adapter_model.safetensors: {name} holds a value that is not finite" in refused(WeightError)
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("f16", 1e5), ("q8_0", 1e7)])
-def test_a_value_out_of_range(
+def test_a_value_out_of_range_is_refused(
     dtype: str, value: float, base: Path, edit_weights: Edit, refused: Callable[..., str]
 ) -> None:
     edit_weights(base, lambda tensors: tensors[Q_PROJ].view(-1)[3].fill_(value))
@@ -365,17 +369,17 @@ def test_a_value_out_of_range(
     assert message == f"{Q_PROJ}: a value does not fit {dtype}; choose a --dtype of more range (bf16, f32)"
 
 
-def test_a_task_that_there_is_no_adapter_of(base: Path, refused: Callable[..., str]) -> None:
+def test_a_task_without_an_adapter_is_refused(base: Path, refused: Callable[..., str]) -> None:
     split_adapters(base / "adapters", ["code"])
     assert "has no adapter of task retrieval; it has code" in refused(ConfigError)
 
 
-def test_a_missing_file(base: Path, refused: Callable[..., str]) -> None:
+def test_a_missing_file_is_named(base: Path, refused: Callable[..., str]) -> None:
     (base / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors is not there" in refused(MergeError)
 
 
-def test_rows_that_are_no_whole_blocks(with_words: Path) -> None:
+def test_rows_that_are_no_whole_blocks_are_refused(with_words: Path) -> None:
     config = read_json(with_words / "config.json")
     shapes = {"model.embed_tokens.weight": (1024, 200)}
     with pytest.raises(ConfigError, match=r"q8_0 is not possible: .*200.*choose --dtype f16, bf16 or f32"):
@@ -384,7 +388,7 @@ def test_rows_that_are_no_whole_blocks(with_words: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_theta", "rms_norm_eps", "max_position_embeddings"])
-def test_a_config_that_does_not_say_enough(key: str, base: Path, refused: Callable[..., str]) -> None:
+def test_a_config_without_a_needed_key_is_refused(key: str, base: Path, refused: Callable[..., str]) -> None:
     config = read_json(base / "config.json")
     del config["text_config"][key]
     (base / "config.json").write_text(json.dumps(config))
@@ -400,7 +404,7 @@ UNSAID = {
 
 
 @pytest.mark.parametrize("key", UNSAID)
-def test_a_config_of_another_model(key: str, base: Path, refused: Callable[..., str]) -> None:
+def test_a_config_of_another_model_is_refused(key: str, base: Path, refused: Callable[..., str]) -> None:
     config = read_json(base / "config.json")
     UNSAID[key](config["text_config"])
     (base / "config.json").write_text(json.dumps(config))
@@ -408,13 +412,15 @@ def test_a_config_of_another_model(key: str, base: Path, refused: Callable[..., 
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
-def test_a_projector_that_is_not_finite(part: str, base: Path, edit_weights: Edit, refused: Callable[..., str]) -> None:
+def test_a_projector_that_is_not_finite_is_refused(
+    part: str, base: Path, edit_weights: Edit, refused: Callable[..., str]
+) -> None:
     name = f"multi_vector_projector.{part}"
     edit_weights(base, lambda tensors: tensors[name].view(-1)[5].fill_(torch.nan))
     assert f"{name} holds a value that is not finite" in refused(WeightError)
 
 
-def test_a_tensor_without_a_place(with_words: Path) -> None:
+def test_a_tensor_without_a_place_is_refused(with_words: Path) -> None:
     config = read_json(with_words / "config.json")
     with pytest.raises(LayoutError, match=r"no place in a GGUF file of qwen2vl: model\.layers\.0\.other\.weight"):
         GgufFile(config, tokenizer_of(with_words), {"model.layers.0.other.weight": (2, 32)}, "f32", {})

@@ -181,7 +181,7 @@ def test_a_download_that_broke_off_goes_on_where_it_was(
     [(["--base", "no/such-model"], "no/such-model"), (["--base", NAME, "--revision", "v9"], f"{NAME} at revision v9")],
     ids=["model", "revision"],
 )
-def test_what_the_hub_does_not_have(
+def test_what_the_hub_does_not_have_is_named(
     arguments: list[str], what: str, hub: list[str], run: Run, out: Path, env: dict[str, str]
 ) -> None:
     done = run("fold", "--out", out, *arguments, **env)
@@ -216,7 +216,7 @@ def test_a_snapshot_in_the_cache_does_without_the_hub(run: Run, out: Path, env: 
 
 
 @pytest.mark.parametrize("name", ["someone/", "some one/some model"])
-def test_a_name_that_is_none_on_the_hub_either(name: str, run: Run, out: Path) -> None:
+def test_a_path_that_is_no_name_of_the_hub_either_is_an_error(name: str, run: Run, out: Path) -> None:
     done = run("fold", "--base", name, "--out", out)
     assert done.returncode == 1
     assert done.stderr == f"error: {name}: neither a folder here nor a possible name on the hub\n"

@@ -105,7 +105,7 @@ def test_two_spellings_of_one_adapter_tensor_are_not_chosen_from(base: Path, out
     assert {name, other} <= set(str(caught.value).split())
 
 
-def test_patterns_are_about_the_names_in_the_file(base: Path, out: Path, edit_json: Callable[..., None]) -> None:
+def test_patterns_match_the_names_in_the_file(base: Path, out: Path, edit_json: Callable[..., None]) -> None:
     respell_adapters(base, ADAPTERS["without PEFT's prefix, before 4.52"], False)
     edit_json(base / "adapters" / "adapter_config.json", alpha_pattern={r"^model\.layers\.1\.mlp\.up_proj": 16})
     manifest = fold(str(base), out, [TASK])[0].folder / "manifest.json"

@@ -43,7 +43,7 @@ def refusal(base: Path | str, out: Path, kind: type[MergeError], **options: str)
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.3.mlp.up_proj.weight", "visual.extra"])
-def test_an_unknown_tensor_of_the_base(name: str, base: Path, out: Path, edit_weights: Edit) -> None:
+def test_an_unknown_tensor_of_the_base_is_named(name: str, base: Path, out: Path, edit_weights: Edit) -> None:
     edit_weights(base, lambda tensors: tensors.update({name: torch.ones(2, 2)}))
     assert f"1 unknown: {name} (model" in refusal(base, out, LayoutError)
 
@@ -51,17 +51,17 @@ def test_an_unknown_tensor_of_the_base(name: str, base: Path, out: Path, edit_we
 @pytest.mark.parametrize(
     "name", [Q_PROJ, "model.norm.weight", "visual.merger.mlp.2.bias", "multi_vector_projector.bias"]
 )
-def test_a_missing_tensor_of_the_base(name: str, base: Path, out: Path, edit_weights: Edit) -> None:
+def test_a_missing_tensor_of_the_base_is_named(name: str, base: Path, out: Path, edit_weights: Edit) -> None:
     edit_weights(base, lambda tensors: tensors.pop(name))
     assert f"1 missing: {name}" in refusal(base, out, LayoutError)
 
 
-def test_a_misshapen_tensor_of_the_base(base: Path, out: Path, edit_weights: Edit) -> None:
+def test_a_misshapen_tensor_of_the_base_is_named(base: Path, out: Path, edit_weights: Edit) -> None:
     edit_weights(base, lambda tensors: tensors.update({Q_PROJ: torch.ones(256, 128)}))
     assert f"{Q_PROJ} is [256, 128] and must be [256, 256] (model" in refusal(base, out, LayoutError)
 
 
-def test_a_tensor_under_both_spellings(base: Path, out: Path, edit_weights: Edit) -> None:
+def test_a_tensor_under_both_spellings_is_refused(base: Path, out: Path, edit_weights: Edit) -> None:
     other = "model.language_model.norm.weight"
     edit_weights(base, lambda tensors: tensors.update({other: tensors["model.norm.weight"].clone()}))
     assert {"model.norm.weight", other} <= set(refusal(base, out, LayoutError).split())
@@ -77,13 +77,13 @@ def test_a_tensor_under_both_spellings(base: Path, out: Path, edit_weights: Edit
         "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_magnitude_vector",
     ],
 )
-def test_an_unknown_tensor_of_the_adapters(name: str, base: Path, out: Path, edit_adapters: Edit) -> None:
+def test_an_unknown_tensor_of_the_adapters_is_named(name: str, base: Path, out: Path, edit_adapters: Edit) -> None:
     edit_adapters(base, lambda tensors: tensors.update({name: torch.ones(32, 256)}))
     assert f"1 unknown: {name} (adapters/adapter_model.safetensors)" in refusal(base, out, LayoutError)
 
 
 @pytest.mark.parametrize("name", [LORA_A, PROJECTOR_LORA_B])
-def test_a_missing_tensor_of_the_adapters_of_a_task_not_even_asked_for(
+def test_a_missing_tensor_of_an_adapter_that_is_not_asked_for_is_named(
     name: str, base: Path, out: Path, edit_adapters: Edit
 ) -> None:
     edit_adapters(base, lambda tensors: tensors.pop(name))
@@ -91,14 +91,14 @@ def test_a_missing_tensor_of_the_adapters_of_a_task_not_even_asked_for(
         fold(str(base), out, ["text-matching"])
 
 
-def test_a_misshapen_tensor_of_the_adapters(base: Path, out: Path, edit_adapters: Edit) -> None:
+def test_a_misshapen_tensor_of_the_adapters_is_named(base: Path, out: Path, edit_adapters: Edit) -> None:
     edit_adapters(base, lambda tensors: tensors.update({LORA_A: torch.ones(16, 256)}))
     assert f"{LORA_A} is [16, 256] and must be [32, 256] (adapters/adapter_model.safetensors)" in refusal(
         base, out, LayoutError
     )
 
 
-def test_a_whole_task_missing_is_counted(base: Path, out: Path, edit_adapters: Edit) -> None:
+def test_the_tensors_of_a_missing_task_are_counted(base: Path, out: Path, edit_adapters: Edit) -> None:
     def drop(tensors: Tensors) -> None:
         for name in [name for name in tensors if ".code." in name]:
             del tensors[name]
@@ -109,14 +109,16 @@ def test_a_whole_task_missing_is_counted(base: Path, out: Path, edit_adapters: E
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", Q_PROJ, "multi_vector_projector.weight"])
-def test_a_weight_that_is_not_finite(name: str, value: float, base: Path, out: Path, edit_weights: Edit) -> None:
+def test_a_weight_that_is_not_finite_is_refused(
+    name: str, value: float, base: Path, out: Path, edit_weights: Edit
+) -> None:
     edit_weights(base, lambda tensors: tensors[name].view(-1)[-1].fill_(value))
     message = refusal(base, out, WeightError)
     assert message.startswith(f"{base}/model-0000")
     assert f"safetensors: {name} holds a value that is not finite" in message
 
 
-def test_an_adapter_that_is_not_finite(base: Path, out: Path, edit_adapters: Edit) -> None:
+def test_an_adapter_that_is_not_finite_is_refused(base: Path, out: Path, edit_adapters: Edit) -> None:
     edit_adapters(base, lambda tensors: tensors[PROJECTOR_LORA_B].view(-1)[7].fill_(torch.nan))
     message = refusal(base, out, WeightError)
     assert f"adapter_model.safetensors: {PROJECTOR_LORA_B} holds a value that is not finite" in message
@@ -155,14 +157,14 @@ def test_a_damaged_file_in_the_cache_of_the_hub(base: Path, out: Path, edit_weig
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", Q_PROJ])
-def test_a_value_too_large_for_float16(name: str, base: Path, out: Path, edit_weights: Edit) -> None:
+def test_a_value_too_large_for_float16_is_refused(name: str, base: Path, out: Path, edit_weights: Edit) -> None:
     edit_weights(base, lambda tensors: tensors[name].view(-1)[3].fill_(1e5))
     message = refusal(base, out, WeightError, dtype="float16")
     assert name in message
     assert "does not fit torch.float16" in message
 
 
-def test_a_value_too_large_for_float16_is_none_for_bfloat16(base: Path, tmp_path: Path, edit_weights: Edit) -> None:
+def test_a_value_too_large_for_float16_fits_into_bfloat16(base: Path, tmp_path: Path, edit_weights: Edit) -> None:
     edit_weights(base, lambda tensors: tensors[Q_PROJ].view(-1)[3].fill_(1e5))
     assert fold(str(base), tmp_path / "elsewhere", ["code"])
 
@@ -171,7 +173,7 @@ def test_a_value_too_large_for_float16_is_none_for_bfloat16(base: Path, tmp_path
     ("key", "value"),
     [("use_dora", True), ("bias", "all"), ("r", 0), ("modules_to_save", ["norm"]), ("peft_type", "LOHA")],
 )
-def test_an_adapter_config_that_is_not_plain_lora(
+def test_an_adapter_config_that_is_not_plain_lora_is_refused(
     key: str, value: object, base: Path, out: Path, edit_json: Callable[..., None]
 ) -> None:
     edit_json(base / "adapters" / "adapter_config.json", **{key: value})
@@ -181,7 +183,7 @@ def test_an_adapter_config_that_is_not_plain_lora(
 
 
 @pytest.mark.parametrize("section", [None, "text_config"])
-def test_a_config_that_would_quantise_the_folded_weights(section: str | None, base: Path, out: Path) -> None:
+def test_a_config_that_would_quantise_the_folded_weights_is_refused(section: str | None, base: Path, out: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (config[section] if section else config)["quantization_config"] = {"quant_method": "bitsandbytes"}
     (base / "config.json").write_text(json.dumps(config))
@@ -189,7 +191,7 @@ def test_a_config_that_would_quantise_the_folded_weights(section: str | None, ba
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
-def test_a_tokenizer_of_another_model(token: str, base: Path, out: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused(token: str, base: Path, out: Path) -> None:
     tokenizer = json.loads((base / "tokenizer.json").read_text())
     (added,) = (added for added in tokenizer["added_tokens"] if added["content"] == token)
     added["content"] = "<|other|>"
@@ -198,7 +200,7 @@ def test_a_tokenizer_of_another_model(token: str, base: Path, out: Path) -> None
     assert f"tokenizer.json: this tokenizer is of another model than config.json: {token} has id None and" in message
 
 
-def test_two_files_that_disagree_about_images(base: Path, out: Path) -> None:
+def test_two_files_that_disagree_about_images_are_refused(base: Path, out: Path) -> None:
     settings = json.loads((base / "preprocessor_config.json").read_text())
     settings |= {"max_pixels": None, "size": {"shortest_edge": 3136, "longest_edge": 1204224}}
     (base / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
@@ -207,23 +209,23 @@ def test_two_files_that_disagree_about_images(base: Path, out: Path) -> None:
     assert "max_pixels (1204224 and 602112). Loaders differ" in message
 
 
-def test_image_settings_that_are_none(base: Path, out: Path) -> None:
+def test_broken_image_settings_are_refused(base: Path, out: Path) -> None:
     (base / "processor_config.json").write_text('{"image_processor": "Qwen2VLImageProcessor"}')
     assert "processor_config.json: image_processor must be a JSON object" in refusal(base, out, ConfigError)
 
 
-def test_a_tokenizer_that_is_none(base: Path, out: Path) -> None:
+def test_a_broken_tokenizer_is_refused(base: Path, out: Path) -> None:
     (base / "tokenizer.json").write_text("{}")
     assert f"{base / 'tokenizer.json'}: no tokenizer: " in refusal(base, out, SourceError)
 
 
 @pytest.mark.parametrize("key", ["task_names", "matryoshka_dims", "multi_vector_projector_dim", "vision_config"])
-def test_a_config_of_some_other_model(key: str, base: Path, out: Path, edit_json: Callable[..., None]) -> None:
+def test_a_config_of_another_model_is_refused(key: str, base: Path, out: Path, edit_json: Callable[..., None]) -> None:
     edit_json(base / "config.json", **{key: None})
     assert key in refusal(base, out, ConfigError)
 
 
-def test_a_task_the_base_does_not_have(
+def test_a_task_that_the_base_does_not_have_is_refused(
     base: Path, out: Path, edit_json: Callable[..., None], edit_adapters: Edit
 ) -> None:
     edit_json(base / "config.json", task_names=["retrieval", "code"])
@@ -244,7 +246,7 @@ def test_a_task_the_base_does_not_have(
         "adapters/adapter_model.safetensors",
     ],
 )
-def test_a_missing_file(name: str, base: Path, out: Path) -> None:
+def test_a_missing_file_is_named(name: str, base: Path, out: Path) -> None:
     (base / name).unlink()
     assert name in refusal(base, out, SourceError)
 
@@ -256,7 +258,7 @@ def test_a_missing_shard_is_named_with_what_it_should_hold(base: Path, out: Path
     assert "model.layers.2.input_layernorm.weight" in message
 
 
-def test_a_single_file_beside_an_index_is_not_chosen_from(base: Path, out: Path) -> None:
+def test_a_single_file_beside_an_index_is_refused(base: Path, out: Path) -> None:
     (base / "model.safetensors").touch()
     message = refusal(base, out, SourceError)
     assert "model.safetensors.index.json and model.safetensors are both there" in message
@@ -264,7 +266,7 @@ def test_a_single_file_beside_an_index_is_not_chosen_from(base: Path, out: Path)
 
 @pytest.mark.parametrize("n_bytes", [0, 4, 1000, -1], ids=["empty", "no header", "half a header", "one byte short"])
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "adapters/adapter_model.safetensors"])
-def test_a_file_cut_short(name: str, n_bytes: int, base: Path, out: Path) -> None:
+def test_a_file_that_is_cut_short_is_named(name: str, n_bytes: int, base: Path, out: Path) -> None:
     size = (base / name).stat().st_size
     os.truncate(base / name, n_bytes % size)
     message = refusal(base, out, SourceError)
@@ -276,7 +278,7 @@ def test_a_file_cut_short(name: str, n_bytes: int, base: Path, out: Path) -> Non
     "name", ["config.json", "adapters/adapter_config.json", "model.safetensors.index.json", "tokenizer_config.json"]
 )
 @pytest.mark.parametrize("content", ["", "{", "[1]", '"x"'], ids=["empty", "cut short", "a list", "a string"])
-def test_a_file_that_is_not_the_json_expected(
+def test_a_file_that_is_not_the_json_expected_is_named(
     name: str, content: str, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (base / name).write_text(content)
@@ -284,7 +286,7 @@ def test_a_file_that_is_not_the_json_expected(
     assert Path(name).name in refusal(base, out, MergeError)
 
 
-def test_an_index_that_puts_a_tensor_into_the_wrong_shard(base: Path, out: Path) -> None:
+def test_an_index_that_puts_a_tensor_into_the_wrong_shard_is_refused(base: Path, out: Path) -> None:
     path = base / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"][Q_PROJ] = "model-00002-of-00002.safetensors"
@@ -292,7 +294,7 @@ def test_an_index_that_puts_a_tensor_into_the_wrong_shard(base: Path, out: Path)
     assert f"disagree about {Q_PROJ}" in refusal(base, out, LayoutError)
 
 
-def test_a_quantised_weight(base: Path, out: Path) -> None:
+def test_a_quantised_weight_is_refused(base: Path, out: Path) -> None:
     path = base / "model-00001-of-00002.safetensors"
     tensors = load_file(path)
     save_file(tensors | {Q_PROJ: torch.ones(256, 256, dtype=torch.int8)}, path)
@@ -313,21 +315,21 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_a_link_to_itself(name: str, base: Path, out: Path) -> None:
+def test_a_file_that_is_a_link_to_itself_is_named(name: str, base: Path, out: Path) -> None:
     (base / name).unlink()
     (base / name).symlink_to(base / name)
     assert Path(name).name in refusal(base, out, SourceError)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_a_folder(name: str, base: Path, out: Path) -> None:
+def test_a_folder_in_the_place_of_a_file_is_named(name: str, base: Path, out: Path) -> None:
     (base / name).unlink()
     (base / name).mkdir()
     assert Path(name).name in refusal(base, out, SourceError)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_cannot_be_read(name: str, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_named(name: str, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a disk that fails, or in a folder of somebody else's (root, which tests may be, can read those)."""
     for module, attribute in ((os, "open"), (builtins, "open"), (io, "open"), (weights, "safe_open")):
         real = getattr(module, attribute)
@@ -345,7 +347,7 @@ def test_a_file_that_cannot_be_read(name: str, base: Path, out: Path, monkeypatc
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "adapters/adapter_model.safetensors"])
 @pytest.mark.parametrize("place", [0, 7, 9, 200], ids=["length", "top of the length", "header", "an entry"])
-def test_a_flipped_byte_in_a_header(place: int, name: str, base: Path, out: Path) -> None:
+def test_a_flipped_byte_in_a_header_is_found(place: int, name: str, base: Path, out: Path) -> None:
     content = bytearray((base / name).read_bytes())
     content[place] ^= 0x85
     (base / name).write_bytes(content)
@@ -354,7 +356,7 @@ def test_a_flipped_byte_in_a_header(place: int, name: str, base: Path, out: Path
     assert name in message or "unknown" in message  # a name that has changed is another name
 
 
-def test_a_config_of_more_layers_than_the_weights_have(base: Path, out: Path) -> None:
+def test_a_config_of_more_layers_than_the_weights_have_is_refused(base: Path, out: Path) -> None:
     path = base / "config.json"
     config = json.loads(path.read_text())
     config["text_config"]["num_hidden_layers"] += 1
@@ -362,7 +364,7 @@ def test_a_config_of_more_layers_than_the_weights_have(base: Path, out: Path) ->
     assert "12 missing: model.layers.3.input_layernorm.weight" in refusal(base, out, LayoutError)
 
 
-def test_a_config_of_a_larger_vocabulary(base: Path, out: Path) -> None:
+def test_a_config_of_a_larger_vocabulary_is_refused(base: Path, out: Path) -> None:
     path = base / "config.json"
     config = json.loads(path.read_text())
     config["text_config"]["vocab_size"] += 8
@@ -370,7 +372,7 @@ def test_a_config_of_a_larger_vocabulary(base: Path, out: Path) -> None:
     assert "model.embed_tokens.weight is [" in refusal(base, out, LayoutError)
 
 
-def test_a_file_that_becomes_shorter_meanwhile(base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_becomes_shorter_meanwhile_is_named(base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(folder: Path) -> bool:
         os.truncate(base / "adapters" / "adapter_model.safetensors", 100_000)
         return True
@@ -393,7 +395,7 @@ COMMANDS = {
     ["model-00001-of-00002.safetensors", "adapters/adapter_model.safetensors", "adapters/adapter_config.json"],
 )
 @pytest.mark.parametrize("in_place", [True, False], ids=["written to", "replaced"])
-def test_a_file_that_becomes_another_meanwhile(
+def test_a_file_that_changes_meanwhile_is_named(
     in_place: bool, name: str, command: str, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change_and_hash(paths: Sequence[Path]) -> object:
@@ -411,21 +413,21 @@ def test_a_file_that_becomes_another_meanwhile(
     assert str(caught.value).startswith(f"{base / name}: changed while the base was read. Nothing was written")
 
 
-def test_a_base_folder_that_is_a_link_to_itself(tmp_path: Path, out: Path) -> None:
+def test_a_base_that_is_a_link_to_itself_is_named(tmp_path: Path, out: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert refusal(tmp_path / "loop", out, SourceError) == f"{tmp_path / 'loop'}: no such folder"
 
 
-def test_a_base_whose_name_is_too_long(tmp_path: Path, out: Path) -> None:
+def test_a_base_whose_name_is_too_long_is_refused(tmp_path: Path, out: Path) -> None:
     assert "File name too long" in refusal(tmp_path / ("x" * 300), out, SourceError)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "~/nowhere/at/all", "a/b/c", "nowhere"])
-def test_a_folder_that_is_not_there(name: str, out: Path) -> None:
+def test_a_folder_that_does_not_exist_is_named(name: str, out: Path) -> None:
     assert refusal(name, out, SourceError).endswith("no such folder")
 
 
-def test_a_revision_of_a_folder(base: Path, out: Path) -> None:
+def test_a_revision_of_a_folder_is_refused(base: Path, out: Path) -> None:
     assert "--revision is for a model on the hub" in refusal(base, out, SourceError, revision="main")
 
 
@@ -438,7 +440,7 @@ def test_an_output_that_exists_is_named_and_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == [target.name, "precious"]
 
 
-def test_an_output_that_cannot_be_a_folder(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write here"):
         fold(str(GOLDEN / "checkpoint"), tmp_path / "file")

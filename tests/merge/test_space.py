@@ -72,7 +72,9 @@ def test_room_that_is_one_block_short_is_an_error_before_anything_is_written(
     ],
     ids=["fold", "export-adapters", "export-gguf", "standin"],
 )
-def test_no_room_at_all(write: Callable[[Path], object], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_from_the_start_is_an_error(
+    write: Callable[[Path], object], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_room(monkeypatch, 0)
     for writer in ("writing.shards", "export.gguf_file"):
         monkeypatch.setattr(f"jina_v4_merge.{writer}.HashedFile", None)  # stopped before that

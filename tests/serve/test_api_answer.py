@@ -53,13 +53,13 @@ def test_floats_come_back_as_they_were(row: NDArray[np.float32]) -> None:
 
 
 @given(ROW)
-def test_bits(row: NDArray[np.float32]) -> None:
+def test_bits_are_the_signs_packed_into_bytes(row: NDArray[np.float32]) -> None:
     expected = [int("".join("1" if value > 0 else "0" for value in row[i : i + 8]), 2) for i in range(0, 128, 8)]
     assert encode(row, "ubinary") == expected
     assert encode(row, "binary") == [byte - 128 for byte in expected]
 
 
-def test_json_of_each_kind() -> None:
+def test_json_has_dense_and_multi_vectors_in_their_fields() -> None:
     items = [vectors(3, 0), vectors(5, 1)]
     both = in_json(asked(outputs=frozenset({"dense", "multivector"})), items)
     assert both["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
@@ -82,7 +82,7 @@ def test_late_chunks_are_items_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_safetensors(dtype: str) -> None:
+def test_safetensors_hold_dense_and_multi_vectors(dtype: str) -> None:
     items = [vectors(3, 0), vectors(5, 1)]
     body = as_safetensors(asked(outputs=frozenset({"dense", "multivector"})), items, dtype)
     found = load(body)

@@ -29,7 +29,7 @@ def asked(served: str = "retrieval", /, **fields: Any) -> EmbedRequest:
         ({"task": "retrieval.passage"}, "Passage: "),
     ],
 )
-def test_the_prefix(fields: dict[str, Any], prefix: str) -> None:
+def test_each_input_type_has_its_prefix(fields: dict[str, Any], prefix: str) -> None:
     assert asked(texts=["x"], **fields).prefix == prefix
 
 

@@ -32,7 +32,7 @@ def png(width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111"])
-def test_public_addresses(address: str) -> None:
+def test_a_public_address_is_known_as_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -45,7 +45,7 @@ def test_public_addresses(address: str) -> None:
         "fec0::1", "64:ff9b:1::7f00:1", "::7f00:1", "::ffff:0:127.0.0.1", "192.0.0.8", "192.0.0.192", "192.88.99.1",
     ],
 )  # fmt: skip
-def test_addresses_that_are_not_public(address: str) -> None:
+def test_an_address_that_is_not_public_is_known(address: str) -> None:
     assert not is_public(address)
 
 
@@ -159,7 +159,7 @@ SPELLINGS: dict[str, Callable[[bytes], str]] = {
 
 
 @pytest.mark.parametrize("write", SPELLINGS.values(), ids=SPELLINGS)
-def test_base64_in_any_spelling(write: Callable[[bytes], str]) -> None:
+def test_base64_is_read_in_any_spelling(write: Callable[[bytes], str]) -> None:
     for n in range(1, 100):
         content = random.Random(n).randbytes(n)  # noqa: S311 - not a secret
         assert read_base64(write(content)) == content
@@ -191,7 +191,7 @@ def test_what_is_not_base64_is_named_with_its_place(text: str, message: str) -> 
         "data:image/jpeg;charset=utf-8;base64,", "data: image/png ; base64 ,", "data:image/png;base64;name=x.png,",
     ],
 )  # fmt: skip
-def test_base64_of_a_file(head: str, write: Callable[[bytes], str]) -> None:
+def test_base64_and_data_uris_of_a_file_are_decoded(head: str, write: Callable[[bytes], str]) -> None:
     assert asyncio.run(ImageLoader(LIMITS).load(head + write(png(9, 7)), "input")).size == (9, 7)
 
 

@@ -42,7 +42,7 @@ def test_texts_are_tokenised_as_the_checkpoint_does(golden: Golden) -> None:
     ]
 
 
-def test_the_tail_is_cut_off() -> None:
+def test_a_long_text_loses_its_end() -> None:
     text = "The quick brown fox " * 50
     whole = TOKENIZER.encode(f"Query: {text}").ids
     assert MAKER.texts([text], "Query: ", 16)[0].token_ids == whole[:16]
@@ -61,7 +61,7 @@ def test_a_text_over_the_limit_is_named_with_how_much() -> None:
         MAKER.texts(["x" * 10**6], "Query: ", None)
 
 
-def test_the_image_prompt(golden: Golden) -> None:
+def test_an_image_has_the_published_prompt(golden: Golden) -> None:
     prompt = MAKER.image(lambda: nullcontext(Image.new("RGB", (28, 28))))
     expected = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
     assert prompt.token_ids == TOKENIZER.encode(expected).ids

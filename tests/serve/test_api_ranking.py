@@ -73,7 +73,7 @@ def test_maxsim_is_the_mean_of_the_best_however_it_is_cut_into_blocks(
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_dense_is_the_cosine() -> None:
+def test_a_ranking_by_dense_is_by_the_cosine() -> None:
     query, documents = vectors(3, 0), [vectors(2, 1), vectors(5, 2)]
     expected = [float(query.dense[0] @ document.dense[0]) for document in documents]
     np.testing.assert_allclose(ranking.scores([query], documents, "dense"), expected, atol=1e-6)
@@ -127,7 +127,7 @@ def test_each_side_has_its_own_limit_of_tokens() -> None:
 
 @pytest.mark.parametrize("first", ["queries", "text_1", "data_1"])
 @pytest.mark.parametrize("second", ["documents", "text_2", "data_2", "items"])
-def test_vllms_names_of_both_sides(first: str, second: str) -> None:
+def test_vllms_names_of_queries_and_documents_are_taken(first: str, second: str) -> None:
     found = scored(**{first: "q", second: ["a", {"content": [{"type": "text", "text": "b"}]}]})
     assert [item.text for item in found.queries.items] == ["q"]
     assert [item.text for item in found.documents.items] == ["a", "b"]
@@ -152,7 +152,7 @@ def replied(content: dict[str, Any]) -> Any:
     ("return_documents", "of_jina", "of_cohere"),
     [(None, (True, False), (False, False)), (True, (True, True), (True, True)), (False, (False,) * 2, (False,) * 2)],
 )
-def test_the_documents_of_a_reply(
+def test_a_reply_has_its_documents_where_they_are_asked_for(
     return_documents: bool | None, of_jina: tuple[bool, bool], of_cohere: tuple[bool, bool]
 ) -> None:
     request = asked(documents=["a", {"image": "data:y"}], return_documents=return_documents)
@@ -165,7 +165,7 @@ def test_the_documents_of_a_reply(
         ]
 
 
-def test_the_shapes_of_replies() -> None:
+def test_each_route_replies_in_its_own_shape() -> None:
     found = [vectors(3, 0), vectors(4, 1), vectors(5, 2)]
     body = replied(rankings.write_rerank(asked(top_n=1, model="our-name"), found, "some-id"))
     assert body | {"results": None} == {

@@ -48,7 +48,7 @@ def asked(served: str = "retrieval", /, **fields: Any) -> EmbedRequest:
         ({"prompt_name": "none", "task": "retrieval", "model": "jina-embeddings-v4-retrieval"}, ""),
     ],
 )
-def test_the_prefix(fields: dict[str, Any], prefix: str) -> None:
+def test_each_task_and_prompt_has_its_prefix(fields: dict[str, Any], prefix: str) -> None:
     assert asked(**fields).prefix == prefix
 
 
@@ -203,14 +203,14 @@ def test_a_field_that_changes_vectors_elsewhere_is_refused_unless_it_asks_for_wh
         assert asked(**{name: value}) == usual
 
 
-def test_vllms_name_of_max_length() -> None:
+def test_vllms_name_of_max_length_is_taken() -> None:
     assert asked(truncate_prompt_tokens=7).max_length == 7
     assert asked(truncate_prompt_tokens=-1).max_length == 1000
     assert asked(truncate_prompt_tokens=7, max_length=7).max_length == 7
     assert asked(truncate_prompt_tokens=None, truncate=True).max_length == 1000
 
 
-def test_nvidias_words_for_truncate() -> None:
+def test_nvidias_words_for_truncate_are_taken() -> None:
     assert asked(truncate="END") == asked(truncate=True)
     assert asked(truncate="NONE") == asked(truncate=False)
 
@@ -302,7 +302,7 @@ def test_without_a_prefix_a_later_part_of_a_text_may_be_empty() -> None:
         asked(input=["", "x"], **fields)
 
 
-def test_the_rest_of_a_request() -> None:
+def test_fields_of_a_request_are_read_into_their_settings() -> None:
     found = asked(
         input=["a", {"image": "b"}], dimensions=128, encoding_format="base64", outputs=["multivector", "dense"]
     )

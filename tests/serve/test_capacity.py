@@ -21,7 +21,7 @@ LONGEST = 32768
         pytest.param(8192, float("inf"), 262_144, id="a rate that nobody could measure"),
     ],
 )
-def test_what_is_taken_in_is_ten_seconds_of_work(step: int, rate: float, expected: int) -> None:
+def test_a_server_takes_in_ten_seconds_of_work(step: int, rate: float, expected: int) -> None:
     assert Capacity(step, LONGEST).budget(rate) == expected
     assert Capacity(step, LONGEST, n_engines=8).budget(8 * rate) == 8 * expected
     assert Capacity(step, LONGEST, n_processes=4).budget(rate) == expected // 4
@@ -44,7 +44,7 @@ def test_the_second_of_two_steps_is_timed(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [(16, 512)] * 2
 
 
-def test_an_engine_that_fails_leaves_the_steps_to_decide(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_that_fails_while_it_is_measured_gives_no_limit(caplog: pytest.LogCaptureFixture) -> None:
     async def embed(n_texts: int, n_tokens: int) -> None:
         raise RuntimeError("no")
 

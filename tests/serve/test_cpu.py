@@ -82,7 +82,7 @@ def test_a_server_takes_all_cores_of_a_small_machine(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"])
-def test_what_the_operator_has_set_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_operator_has_set_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
     assert (cpu.threads(1), cpu.threads(3), executor_option(1, ())) == ({}, {}, ())
     monkeypatch.setenv(name, "")  # as Compose's ${NAME:-} sets it

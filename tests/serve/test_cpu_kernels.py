@@ -272,7 +272,7 @@ def test_rows_that_are_added_change_no_product(shape: tuple[int, ...], any_dtype
 
 
 @pytest.mark.parametrize("n_rows", [1, 16, 17, 300])
-def test_nor_one_of_int8(n_rows: int, products) -> None:
+def test_rows_that_are_added_change_no_product_of_int8(n_rows: int, products) -> None:
     x = torch.randint(-40, 41, (n_rows, HIDDEN), dtype=torch.int8)  # so small that no processor cuts anything off
     weight = torch.randint(-40, 41, (96, HIDDEN), dtype=torch.int8)
     scale, of_weights = torch.rand(n_rows, 1), torch.rand(96, 1)
@@ -293,7 +293,7 @@ def test_products_of_int8_are_exact_where_the_launcher_serves_them(products) -> 
     assert is_exact == (int8_is_exact() and os.environ.get("ATEN_CPU_CAPABILITY") != "avx2")
 
 
-def test_vllm_s_linear_layers_use_them(products, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_s_linear_layers_use_our_products(products, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     seen: list[int] = []
@@ -314,7 +314,7 @@ def test_vllm_s_linear_layers_use_them(products, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="this is a processor in disguise")
 @pytest.mark.parametrize("instructions", LIBRARIES)
-def test_all_of_this_on_an_older_processor(instructions: str) -> None:
+def test_all_tests_of_this_file_pass_on_an_older_processor(instructions: str) -> None:
     if not (environment := disguise(instructions)):
         pytest.skip(f"this processor has no {instructions}")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]

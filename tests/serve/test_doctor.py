@@ -134,7 +134,7 @@ def test_each_plugin_is_found_once(group: str, monkeypatch: pytest.MonkeyPatch) 
         assert words in finding.found
 
 
-def test_a_missing_compiler_is_told_with_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_with_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", sys.executable)
     assert software.check_compiler(0).verdict == "ok"
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -200,7 +200,7 @@ def test_no_driver_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"driver": "570.9"}, "needs 580 or newer"),
     ],
 )
-def test_a_gpu_that_needs_a_setting_or_is_in_use_is_told(changed: dict[str, Any], words: str) -> None:
+def test_a_gpu_that_needs_a_setting_or_is_in_use_is_reported(changed: dict[str, Any], words: str) -> None:
     (good,) = machine.check_gpus([H100])
     (finding,) = machine.check_gpus([Gpu(**{**vars(H100), **changed})])
     assert (good.verdict, finding.verdict) == ("ok", "FAIL" if "driver" in changed else "warn")
@@ -213,7 +213,7 @@ def test_an_instance_of_a_gpu_that_was_named_is_fine(monkeypatch: pytest.MonkeyP
     assert finding.verdict == "ok"
 
 
-def test_memory_that_others_have_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_others_have_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "meminfo"
     monkeypatch.setattr(machine, "_MEMORY_INFO", info)
     whole_kib = cpu.memory_bytes() // 1024
@@ -242,7 +242,7 @@ def test_a_containers_limits_are_named(tmp_path: Path, monkeypatch: pytest.Monke
         ("libtcmalloc_minimal.so.4", "/opt/libjemalloc.so.2:libgomp.so.1", "/opt/libjemalloc.so.2"),
     ],
 )
-def test_the_allocator_is_told(
+def test_the_allocator_is_reported(
     installed: str | None, preloaded: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "tcmalloc", lambda: installed)
@@ -258,7 +258,7 @@ def test_the_allocator_is_told(
         ("sse2", "without AVX-512"),
     ],
 )
-def test_the_instructions_of_the_processor_are_told(
+def test_the_instructions_of_the_processor_are_reported(
     flags: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
@@ -290,7 +290,7 @@ def test_missing_shared_memory_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("limits", "verdict"),
     [((1024, 65536), "ok"), ((1024, 1024), "warn"), ((65536, 65536), "ok"), ((resource.RLIM_INFINITY,) * 2, "ok")],
 )
-def test_a_low_limit_of_open_files_is_told(
+def test_a_low_limit_of_open_files_is_reported(
     limits: tuple[int, int], verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine.resource, "getrlimit", lambda _: limits)
@@ -341,7 +341,7 @@ def closed_folder() -> Iterator[Path]:
             folder.chmod(0o700)
 
 
-def test_a_folder_that_may_not_be_looked_into_is_told(closed_folder: Path) -> None:
+def test_a_folder_that_may_not_be_looked_into_is_reported(closed_folder: Path) -> None:
     below = closed_folder / "jina-embeddings-v4-code"
     (found,) = checkpoints.check_checkpoints([below], "auto", [])
     assert (found.verdict, found.found.partition(". ")[0]) == ("FAIL", f"{below} cannot be read: Permission denied")
@@ -351,7 +351,7 @@ def test_a_folder_that_may_not_be_looked_into_is_told(closed_folder: Path) -> No
     assert cache.verdict == ("FAIL" if os.getuid() else "ok")  # it is the real user who is asked about
 
 
-def test_a_clock_behind_the_installation_is_told() -> None:
+def test_a_clock_behind_the_installation_is_reported() -> None:
     assert machine.check_clock(2e9).verdict == "ok"
     assert machine.check_clock(0).verdict == "warn"
 
@@ -359,7 +359,7 @@ def test_a_clock_behind_the_installation_is_told() -> None:
 # Checkpoints
 
 
-def test_whole_checkpoints_are_told_with_what_they_lack(all_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_checkpoints_are_reported_with_what_they_lack(all_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "available_bytes", lambda: 2**40)
     monkeypatch.setattr(cpu, "memory_bytes", lambda: 2**40)
     found = list(checkpoints.check_checkpoints(checkpoints.folders_in(all_tasks), "auto", []))
@@ -409,7 +409,7 @@ def test_a_folder_that_names_nothing_known_fails(tmp_path: Path) -> None:
     assert (finding.verdict, finding.subject) == ("FAIL", "checkpoint")
 
 
-def test_random_weights_and_unlike_folds_are_told(all_tasks: Path) -> None:
+def test_random_weights_and_unlike_folds_are_reported(all_tasks: Path) -> None:
     manifest = all_tasks / "jina-embeddings-v4-code" / "manifest.json"
     content = json.loads(manifest.read_text())
     content["sources"]["base"]["standin"] = {}
@@ -420,7 +420,7 @@ def test_random_weights_and_unlike_folds_are_told(all_tasks: Path) -> None:
     assert of(found, "tasks").verdict == "warn"
 
 
-def test_the_dtype_is_told_with_its_reason(all_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtype_is_reported_with_its_reason(all_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [read_checkpoint(all_tasks / f"jina-embeddings-v4-{TASKS[0]}", TASKS[0])]
     monkeypatch.setattr(cpu, "float32_is_faster", lambda _: True)
     assert "faster" in checkpoints.check_dtype(found, "auto", True, []).found
@@ -566,7 +566,7 @@ def test_a_variable_that_changes_vectors_is_found(monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_other_plugins_than_ours_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_plugins_than_ours_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "jina_v4")
     assert [finding.verdict for finding in settings.check_vllm_variables()] == ["ok"]
     monkeypatch.setenv("VLLM_PLUGINS", "lora_filesystem_resolver")
@@ -574,7 +574,7 @@ def test_other_plugins_than_ours_are_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert (finding.verdict, "lora_filesystem_resolver" in finding.found) == ("warn", True)
 
 
-def test_a_proxy_for_requests_to_this_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_for_requests_to_this_machine_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.check_proxies().verdict == "ok"
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
     assert settings.check_proxies().verdict == "warn"
@@ -627,7 +627,7 @@ def answering(statuses: Mapping[str, int], headers: Mapping[str, str]) -> Iterat
     ],
     ids=["ready", "no-folder", "not-ready", "stock-routes", "other-revision", "other-key", "other-program", "404"],
 )
-def test_what_listens_on_a_port_is_told(
+def test_what_listens_on_a_port_is_reported(
     statuses: Mapping[str, int], headers: Mapping[str, str], digests: Mapping[str, str], verdict: str, words: str
 ) -> None:
     with answering(statuses, headers) as port:

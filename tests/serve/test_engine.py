@@ -57,7 +57,7 @@ class Stub:
     ids=["dense", "cut", "both", "multi-vector"],
 )
 @pytest.mark.parametrize("extra", [0, 1, -1, 128, HIDDEN])
-def test_another_size_is_an_error(
+def test_a_vector_of_another_size_is_an_error(
     dense: bool, multivector: bool, dimensions: int | None, n_values: int, extra: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jina_v4_serve.api.prompts import Prompt

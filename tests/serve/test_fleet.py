@@ -141,7 +141,7 @@ def test_one_that_fails_ends_those_that_start_with_it(run: Callable[..., Running
     assert running.process.returncode == 3
 
 
-def test_ctrl_c_is_130(run: Callable[..., Running]) -> None:
+def test_ctrl_c_ends_with_130(run: Callable[..., Running]) -> None:
     running = run("code")
     running.wait_for({"code": "ready"})
     running.process.send_signal(signal.SIGINT)

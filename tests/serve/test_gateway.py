@@ -62,7 +62,7 @@ MODEL = "jina-embeddings-v4"
     ],
     ids=str,
 )
-def test_the_task_of_a_body(body: dict[str, Any], expected: str) -> None:
+def test_the_task_is_read_from_a_body(body: dict[str, Any], expected: str) -> None:
     assert find_task(json.dumps(body).encode(), TASKS) == expected
 
 
@@ -500,7 +500,7 @@ async def test_a_client_that_leaves_has_its_work_dropped() -> None:
             assert 'jina_v4_gateway_answers_total{status="499",task="code"} 1.0' in await page.text()
 
 
-async def test_one_server_down_is_503_at_once_and_the_others_none_the_wiser() -> None:
+async def test_one_server_that_is_down_is_503_at_once_and_the_others_answer() -> None:
     live, dead = Upstream("code"), Upstream("retrieval")
     async with listening(live):
         async with listening(dead):
@@ -524,7 +524,7 @@ async def test_one_server_down_is_503_at_once_and_the_others_none_the_wiser() ->
                 assert answer.headers["Retry-After"] == "5"
 
 
-async def test_a_server_that_dies_between_two_looks_is_503_and_comes_back() -> None:
+async def test_a_server_that_dies_between_two_checks_is_503_and_comes_back() -> None:
     upstream = Upstream("code")
     port = free_port()
     async with listening(upstream):
@@ -624,7 +624,7 @@ async def test_vectors_of_a_server_that_names_no_task_are_not_passed_on() -> Non
         (502, None, True),
     ],
 )
-def test_which_answers_are_passed_on(status: int, tasks: str | None, passed: bool) -> None:
+def test_answers_of_the_task_or_of_a_proxy_are_passed_on(status: int, tasks: str | None, passed: bool) -> None:
     assert may_answer("code", status, {} if tasks is None else {"x-jina-v4-task": tasks}) is passed
 
 

@@ -151,7 +151,7 @@ def test_the_sums_of_the_docs_are_the_code_s(published: Checkpoint) -> None:
         ("two L4", 2048, 0.415, False),
     ],
 )
-def test_what_a_start_does_by_the_card(
+def test_a_start_is_sized_by_the_gpu(
     name: str,
     tokens: int,
     share: float,
@@ -171,7 +171,7 @@ def test_what_a_start_does_by_the_card(
     assert fit(tmp_path).fits is fits
 
 
-def test_the_prompts_that_are_half_way_have_room(published: Checkpoint) -> None:
+def test_prompts_that_are_half_computed_have_room(published: Checkpoint) -> None:
     """vLLM's rule: what is running gets its part first, in order; what waits begins with what a step has left."""
     longest, draw = published.max_model_len, random.Random(0)  # noqa: S311 - lengths of texts
     for step in (Step(2048, 1024), Step(4096, 1024), Step(8192, 3000), Step(2048, 2048)):
@@ -224,7 +224,7 @@ def test_three_servers_and_their_restarts_ask_for_what_each_holds_alone(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_ours_follow_the_options_of_the_user(
+def test_our_settings_follow_the_options_of_the_user(
     options: tuple[str, ...],
     expected: Mapping[str, str | None],
     published: Checkpoint,
@@ -350,7 +350,7 @@ def test_the_doctor_takes_the_same_sums(
 
 
 @pytest.mark.parametrize(("machine", "code"), [("H100, 80 GB", 0), ("H100, MIG 2g.20gb", 1)])
-def test_fits_answers_make_serve(machine: str, code: int, small: Path, tmp_path: Path) -> None:
+def test_the_fits_command_answers_make_serve(machine: str, code: int, small: Path, tmp_path: Path) -> None:
     """The real command; 1 has `make serve` take one base, and where nothing tells it is 1 too."""
     variables = MACHINES[machine].install(tmp_path)
     if code:
@@ -383,7 +383,7 @@ def test_a_driver_that_is_too_old_is_named_before_anything_starts(small: Path, t
     assert (done.returncode, words.removesuffix(": ") in done.stdout) == (1, True)
 
 
-def test_make_install_names_it_and_goes_on(tmp_path: Path) -> None:
+def test_make_install_names_an_old_driver_and_continues(tmp_path: Path) -> None:
     """Without any of our distributions, as before an installation."""
     variables = MACHINES["H100, driver 550"].install(tmp_path)
     (line,) = [each for each in (ROOT / "Makefile").read_text().splitlines() if "launch.driver" in each]
@@ -407,7 +407,7 @@ def test_make_install_names_it_and_goes_on(tmp_path: Path) -> None:
         ("2.13.0+cpu", "", True),
     ],
 )
-def test_what_a_driver_must_be_follows_torchs_cuda(
+def test_the_driver_that_is_needed_follows_torchs_cuda(
     torch: str, compatible: str, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MACHINES["H100, driver 550"].use(tmp_path, monkeypatch)

@@ -134,7 +134,7 @@ def test_the_log_has_the_name_and_never_the_key(doors: dict[str, Server], file: 
         pytest.param("a: 1\nloose", {"a": "1", "default": "loose"}, id="with and without a name"),
     ],
 )
-def test_what_a_file_may_hold(text: str, expected: dict[str, str], tmp_path: Path) -> None:
+def test_a_key_file_holds_keys_with_or_without_names(text: str, expected: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(text)
     assert read_key_file(tmp_path / "keys") == expected
 
@@ -150,7 +150,7 @@ def test_what_a_file_may_hold(text: str, expected: dict[str, str], tmp_path: Pat
         ("a: 1\nb: \n", "has no key after b: write NAME: KEY"),
     ],
 )
-def test_what_a_file_may_not_hold(text: str, message: str, tmp_path: Path) -> None:
+def test_a_bad_key_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(text)
     with pytest.raises(OptionError, match=message):
         read_key_file(tmp_path / "keys")

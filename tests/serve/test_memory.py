@@ -40,7 +40,7 @@ def test_what_is_freed_between_blocks_in_use_is_given_back() -> None:
     assert float(program.stdout) > 60  # of some 95
 
 
-def test_one_thread_a_process_does_it() -> None:
+def test_memory_is_given_back_by_one_thread_of_a_process() -> None:
     memory.trim_regularly()
     n_threads = threading.active_count()
     memory.trim_regularly()

@@ -164,7 +164,7 @@ def test_a_request_is_counted_by_what_became_of_it(status: int, code: str | None
 
 
 @pytest.mark.usefixtures("served")
-def test_what_never_reaches_the_routes_is_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_never_reach_a_route_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError
 

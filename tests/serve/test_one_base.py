@@ -131,7 +131,7 @@ def test_what_would_be_served_wrongly_is_named(spoil: Callable[[Path], object], 
         prepare(ServerSettings(BASE, exported / BASE, port=free_port()))
 
 
-def test_vllm_is_told_all_of_it(one_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_started_with_all_adapters_and_projectors(one_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     launch = prepare(ServerSettings(BASE, one_export / BASE, port=free_port()))
     assert "--served-model-name=jina-embeddings-v4" in launch.arguments

@@ -84,7 +84,7 @@ def test_vllms_warm_up_names_no_task(engine: Any) -> None:
 
 
 @pytest.mark.parametrize("task", [None, "code"])
-def test_what_is_asked_comes_back_as_it_was(engine: Any, task: str | None) -> None:
+def test_a_pooling_request_passes_through_vllm_unchanged(engine: Any, task: str | None) -> None:
     from jina_v4_serve.pooling import PoolingRequest, Span
 
     for request in (
@@ -126,7 +126,7 @@ def test_each_token_gets_what_its_own_adapter_adds(slots: list[int], dtype: torc
     torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
 
 
-def test_vllm_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_takes_our_grouped_products(monkeypatch: pytest.MonkeyPatch) -> None:
     from jina_v4_serve.vllm_side import cpu_lora
     from vllm.lora.punica_wrapper import punica_selector
 

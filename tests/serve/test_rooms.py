@@ -14,7 +14,7 @@ from servers import BIN
 PACKAGE = Path(jina_v4_serve.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FENCE = PACKAGE / "vllm_side"
-# Names of vLLM's objects, and what hangs on them. Outside of the fence they are a sign that somebody reached over it.
+# Names of vLLM's objects and attributes: code outside vllm_side/ that uses one depends on vLLM.
 VLLMS = {
     "engine_client", "hf_config", "lora_config", "lora_requests", "mm_processor_kwargs", "model_config",
     "multimodal_config", "openai_serving_models", "parallel_config", "pooling_metadata", "renderer", "scheduler_config",

@@ -103,7 +103,7 @@ async def test_a_server_that_keeps_failing_is_started_again_a_few_times_and_then
     assert all_gone(tmp_path)
 
 
-async def test_pauses_grow(make: Make, tmp_path: Path) -> None:
+async def test_pauses_between_restarts_grow(make: Make, tmp_path: Path) -> None:
     supervisor = make("mortal", "broken-later", policy=Policy(max_restarts=3, first_pause_s=0.5))
     assert await supervisor.run() == 3
     moments = [moment for moment, *_ in starts(tmp_path)]
@@ -320,7 +320,7 @@ def test_a_full_disk_under_the_log_stops_no_restart(tmp_path: Path) -> None:
         ("localhost", ("--ssl_certfile=x",), "https://localhost:8001"),
     ],
 )
-def test_the_address_to_watch(host: str, options: tuple[str, ...], expected: str) -> None:
+def test_a_server_is_watched_at_an_address_that_reaches_it(host: str, options: tuple[str, ...], expected: str) -> None:
     assert server_url(host, 8001, options) == expected
 
 

@@ -75,7 +75,7 @@ def test_a_moved_name_is_found_where_a_version_has_it(name: str, version: str, m
     assert versions.moved(name) == f"{name} of {version}"
 
 
-def test_a_name_that_is_nowhere_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_no_version_has_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(versions.MOVED, "gone", ("jina_v4_serve.facts", "no.such.module"))
     with pytest.raises(OptionError, match=r"has no gone in jina_v4_serve\.facts, no\.such\.module; install a tested"):
         versions.moved("gone")

@@ -161,7 +161,7 @@ def test_a_store_s_quantization_finds_nearly_what_exact_search_finds(
         assert recall >= AT_LEAST[store][method], method
 
 
-def test_the_client_s_own_quantization_beside_them(figure: Figure) -> None:
+def test_the_client_s_own_quantization_finds_most_of_exact_search(figure: Figure) -> None:
     queries, pages = np.split(make_up(N_PAGES, N_QUERIES).dense, [N_QUERIES])
     exact = [{hit.index for hit in rank(query, pages, 10)} for query in queries]
     int8, bits, half = quantize_int8(pages), quantize_binary(pages), pages.astype(np.float16)

@@ -79,7 +79,7 @@ def test_mteb_reaches_the_adapter_of_a_tasks_type(fleet: Server) -> None:
     assert result.task_results[0].get_score() == pytest.approx(mteb_tasks.spearman(left, right, grades), abs=1e-5)
 
 
-def test_one_address_tells_of_all_servers(fleet: Server) -> None:
+def test_one_address_lists_all_servers(fleet: Server) -> None:
     with httpx2.Client(base_url=fleet.base_url) as client:
         names = [card["id"] for card in client.get("/v1/models").json()["data"]]
         assert {f"jina-embeddings-v4-{task}" for task in TASKS} <= set(names)

@@ -448,7 +448,7 @@ def test_a_smaller_image_has_fewer_tokens_and_another_vector(wire: Wire, golden:
     assert np.abs(array(answer["data"][0]["embedding"]) - golden_row(golden, "image/2")).max() > 100 * BOUND
 
 
-def test_truncate_cuts_to_the_limit(wire: Wire) -> None:
+def test_truncate_cuts_a_long_text_to_the_limit(wire: Wire) -> None:
     """One that is far over it, and in the same request one that is not."""
     answer = wire.ask({"input": ["a b " * 20_000, TEXTS[0]], "truncate": True})
     assert answer["usage"]["total_tokens"] == MAX_LENGTH + 10
@@ -499,7 +499,7 @@ def test_safetensors_hold_the_whole_answer(dtype: str, outputs: list[str], wire:
     }
 
 
-def test_safetensors_in_fewer_bytes(wire: Wire, golden: Golden) -> None:
+def test_safetensors_hold_quantized_vectors_in_fewer_bytes(wire: Wire, golden: Golden) -> None:
     """Pooled, and as codes: near what the client's functions make of the golden rows; to the bit in test_serve_pool."""
     names = ["passage/0", "passage/3", "image/1"]
     body = {
@@ -525,7 +525,7 @@ def test_safetensors_in_fewer_bytes(wire: Wire, golden: Golden) -> None:
     assert (np.unpackbits(bits["multivector"], axis=1) == (plain["multivector"] > 0))[far].all()
 
 
-def test_safetensors_of_a_cut_and_of_late_chunks(wire: Wire, golden: Golden) -> None:
+def test_safetensors_hold_cut_vectors_and_late_chunks(wire: Wire, golden: Golden) -> None:
     answer = wire.post({"input": TEXTS[0], "dimensions": 128}, accept=SAFETENSORS)
     assert_near(list(tensors_of(answer.content)[0]["dense"]), [golden_row(golden, "query/0/dense128")])
     answer = wire.post({"input": TEXTS[:3], "late_chunking": True}, accept=SAFETENSORS)

@@ -106,7 +106,9 @@ def test_a_url_and_a_file_with_a_broken_table_are_read(wire: Wire) -> None:
     assert_near([array(entry["embedding"]) for entry in found], [array(expected["embedding"])] * 3, BOUND)
 
 
-def test_the_command_of_the_page_gives_vectors(wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curl_command_of_the_page_gives_vectors(
+    wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("report.pdf").write_bytes(BOOK)
     page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text()
@@ -150,7 +152,7 @@ def test_the_client_gives_vectors_by_file_and_page(wire_format: Any, wire: Wire,
     assert_near([chosen[1], chosen[3]], [whole[0], whole[2]], BOUND)
 
 
-def test_the_other_client_gives_the_same(wire: Wire) -> None:
+def test_the_client_for_coroutines_gives_the_same(wire: Wire) -> None:
     async def embed() -> Any:
         async with AsyncEmbeddingsClient(base_url=wire.base_url, task=TASK) as client:
             return await asyncio.gather(client.encode_pdf(BOOK), client.encode_pdf([BOOK, FORM], pages=[1]))

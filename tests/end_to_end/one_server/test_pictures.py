@@ -139,7 +139,9 @@ def test_a_picture_that_is_turned_has_another_vector(wire: Wire, expected: dict[
 
 @pytest.mark.parametrize("way", ["base64", "data URI", "bare data URI", "URL"])
 @pytest.mark.parametrize("door", ["server", "gateway"])
-def test_by_http(door: str, way: str, wire: Wire, gateway: Wire, expected: dict[str, Array]) -> None:
+def test_every_picture_has_the_vector_of_its_pixels_by_http(
+    door: str, way: str, wire: Wire, gateway: Wire, expected: dict[str, Array]
+) -> None:
     with opened_site(CASES) as site:
         items: dict[str, list[Any]] = {
             "base64": [item(content) for content in CASES.values()],
@@ -154,7 +156,7 @@ def test_by_http(door: str, way: str, wire: Wire, gateway: Wire, expected: dict[
 @pytest.mark.parametrize("door", ["server", "gateway"])
 @pytest.mark.parametrize("source", ["bytes", "path", "PIL image", "data URI"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_by_the_client(
+def test_every_picture_has_the_vector_of_its_pixels_by_the_client(
     kind: str, source: str, door: str, wire: Wire, gateway: Wire, expected: dict[str, Array], tmp_path: Path
 ) -> None:
     base_url = (wire if door == "server" else gateway).base_url
@@ -179,7 +181,7 @@ def test_by_the_client(
     assert_same(dict(zip(CASES, found, strict=True)), expected)
 
 
-def test_by_the_command(
+def test_every_picture_has_the_vector_of_its_pixels_by_the_command(
     wire: Wire, expected: dict[str, Array], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -196,7 +198,7 @@ def test_by_the_command(
     assert_same({name: rows[f"pictures/{name}"] for name in CASES}, expected)
 
 
-def test_by_the_search_example(wire: Wire, tmp_path: Path) -> None:
+def test_every_picture_has_the_vector_of_its_pixels_by_the_search_example(wire: Wire, tmp_path: Path) -> None:
     """Its pages are pictures that pdfium makes; a camera's JPEG file, orientation and all, stands in the PDF file."""
     with pypdfium2.PdfDocument.new() as document:
         picture = pypdfium2.PdfImage.new(document)

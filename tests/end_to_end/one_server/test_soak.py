@@ -30,7 +30,7 @@ def test_a_line_has_its_slope_an_hour(module: Any) -> None:
 
 
 @pytest.mark.parametrize("times", [[], [1.0, 2.0], [3.0, 3.0, 3.0]])
-def test_no_line_is_drawn_through_too_little(module: Any, times: list[float]) -> None:
+def test_no_slope_is_given_for_too_few_points(module: Any, times: list[float]) -> None:
     assert module("soak").fit(times, times) is None
 
 
