@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN
+from damage import change_json
 from jina_v4_merge.errors import LayoutError, SourceError
 from jina_v4_merge.export.adapters import export_adapters
 from jina_v4_merge.fold import fold
@@ -90,12 +91,6 @@ def edit(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize("base", [None, BASE], ids=["alone", "with the base"])
 def test_a_checkpoint_is_equal_to_itself(base: Path | None, ours: Path, other: Path) -> None:
     compared = beside(ours, other, base)
@@ -143,10 +138,8 @@ def test_other_dtypes_differ_by_rounding_at_most(
 
 
 @pytest.mark.parametrize(("alpha", "scaling"), [(16, "0.5"), (64, "2")])
-def test_a_wrong_scaling_is_named(
-    alpha: int, scaling: str, ours: Path, base: Path, out: Path, edit_json: Callable[..., None]
-) -> None:
-    edit_json(base / "adapters" / "adapter_config.json", lora_alpha=alpha)
+def test_a_wrong_scaling_is_named(alpha: int, scaling: str, ours: Path, base: Path, out: Path) -> None:
+    change_json(base / "adapters" / "adapter_config.json", lambda config: config.update(lora_alpha=alpha))
     made = fold(str(base), out, [TASK])[0].folder
     compared = beside(ours, made)
     assert counts(compared) == (48, 0, 22)
@@ -240,7 +233,7 @@ def test_tensors_that_only_one_has_are_named(ours: Path, other: Path) -> None:
     edit(other, "model.norm.weight", lambda _: None)
     edit(other, UP, lambda weight: weight[:-1].clone())
     save_file({"model.extra.weight": torch.ones(2), "lm_head.weight": torch.ones(2)}, other / "model-more.safetensors")
-    edit_json(
+    change_json(
         other / "model.safetensors.index.json",
         lambda index: index["weight_map"].update(
             dict.fromkeys(("model.extra.weight", "lm_head.weight"), "model-more.safetensors")
@@ -258,7 +251,7 @@ def test_tensors_that_only_one_has_are_named(ours: Path, other: Path) -> None:
 def test_the_projector_may_be_among_the_weights(ours: Path, other: Path) -> None:
     (other / PROJECTOR).rename(other / "model-projector.safetensors")
     names = ["multi_vector_projector.weight", "multi_vector_projector.bias"]
-    edit_json(
+    change_json(
         other / "model.safetensors.index.json",
         lambda index: index["weight_map"].update(dict.fromkeys(names, "model-projector.safetensors")),
     )
@@ -280,31 +273,33 @@ def into_rope_parameters(config: dict[str, Any]) -> None:
 
 SAME = {
     "settings of the processor of transformers 5": into_processor_config,
-    "rope parameters of transformers 5": lambda o: edit_json(o / "config.json", into_rope_parameters),
-    "a text config at the top": lambda o: edit_json(
+    "rope parameters of transformers 5": lambda o: change_json(o / "config.json", into_rope_parameters),
+    "a text config at the top": lambda o: change_json(
         o / "config.json",
         lambda c: c.update({key: value for key, value in c.pop("text_config").items() if value is not None}),
     ),
-    "merges as text": lambda o: edit_json(
+    "merges as text": lambda o: change_json(
         o / "tokenizer.json", lambda t: t["model"].update(merges=[" ".join(pair) for pair in t["model"]["merges"]])
     ),
-    "other offsets": lambda o: edit_json(o / "tokenizer.json", lambda t: t["pre_tokenizer"].update(trim_offsets=False)),
-    "a template in the tokenizer's settings": lambda o: edit_json(
+    "other offsets": lambda o: change_json(
+        o / "tokenizer.json", lambda t: t["pre_tokenizer"].update(trim_offsets=False)
+    ),
+    "a template in the tokenizer's settings": lambda o: change_json(
         o / "tokenizer_config.json",
         lambda c: c.update(chat_template=(o / "chat_template.jinja").rename(o / "moved").read_text()),
     ),
-    "a tokenizer's settings as transformers 5 saves them": lambda o: edit_json(
+    "a tokenizer's settings as transformers 5 saves them": lambda o: change_json(
         o / "tokenizer_config.json", lambda c: c.update(tokenizer_class="Qwen2Tokenizer", add_prefix_space=None)
     ),
-    "a tokenizer that does what its file says": lambda o: edit_json(
+    "a tokenizer that does what its file says": lambda o: change_json(
         o / "tokenizer_config.json", lambda c: c.update(tokenizer_class="PreTrainedTokenizerFast", add_bos_token=False)
     ),
     "no settings of the tokenizer": lambda o: (o / "tokenizer_config.json").unlink(),
-    "settings that are the processor's defaults": lambda o: edit_json(
+    "settings that are the processor's defaults": lambda o: change_json(
         o / "preprocessor_config.json",
         lambda c: [c.pop(key, None) for key in ("do_resize", "do_rescale", "resample", "rescale_factor", "image_std")],
     ),
-    "a post-processor without a token": lambda o: edit_json(
+    "a post-processor without a token": lambda o: change_json(
         o / "tokenizer.json",
         lambda t: t.update(post_processor={"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}),
     ),
@@ -320,15 +315,15 @@ def test_settings_in_another_form_are_the_same(change: Callable[[Path], object],
 
 DIFFERENT = {
     "max_pixels": (
-        lambda o: edit_json(o / "preprocessor_config.json", lambda c: c.update(max_pixels=12845056)),
+        lambda o: change_json(o / "preprocessor_config.json", lambda c: c.update(max_pixels=12845056)),
         "preprocessor_config.json: max_pixels is 12845056 and ours 602112; larger images are reduced to this many",
     ),
     "resampling": (
-        lambda o: edit_json(o / "preprocessor_config.json", lambda c: c.update(resample=2)),
+        lambda o: change_json(o / "preprocessor_config.json", lambda c: c.update(resample=2)),
         "preprocessor_config.json: resample is 2 and ours 3",
     ),
     "another image size in the file of transformers 5": (
-        lambda o: edit_json(
+        lambda o: change_json(
             shutil.copy(o / "preprocessor_config.json", o / "processor_config.json"),
             lambda c: c.update(image_processor=c | {"max_pixels": 12845056}),
         ),
@@ -339,42 +334,42 @@ DIFFERENT = {
         "preprocessor_config.json is missing, so its settings are not compared",
     ),
     "rope": (
-        lambda o: edit_json(o / "config.json", lambda c: c["text_config"].update(rope_theta=1e4)),
+        lambda o: change_json(o / "config.json", lambda c: c["text_config"].update(rope_theta=1e4)),
         "config.json: rope_theta is 10000.0 and ours 1000000.0",
     ),
     "windows": (
-        lambda o: edit_json(o / "config.json", lambda c: c["vision_config"].update(fullatt_block_indexes=[0])),
+        lambda o: change_json(o / "config.json", lambda c: c["vision_config"].update(fullatt_block_indexes=[0])),
         "config.json: vision_config.fullatt_block_indexes is [0] and ours [1]",
     ),
     "vocabulary": (
-        lambda o: edit_json(o / "tokenizer.json", lambda t: t["model"]["vocab"].pop("!")),
+        lambda o: change_json(o / "tokenizer.json", lambda t: t["model"]["vocab"].pop("!")),
         "tokenizer.json: another vocabulary",
     ),
     "merges": (
-        lambda o: edit_json(o / "tokenizer.json", lambda t: t["model"]["merges"].reverse()),
+        lambda o: change_json(o / "tokenizer.json", lambda t: t["model"]["merges"].reverse()),
         "tokenizer.json: another list of merges",
     ),
     "a tokenizer of another class": (
-        lambda o: edit_json(o / "tokenizer_config.json", lambda c: c.update(tokenizer_class="LlamaTokenizerFast")),
+        lambda o: change_json(o / "tokenizer_config.json", lambda c: c.update(tokenizer_class="LlamaTokenizerFast")),
         "tokenizer_config.json: tokenizer_class is 'LlamaTokenizer' and ours 'Qwen2Tokenizer'",
     ),
     **{
         key: (
-            lambda o, key=key: edit_json(o / "tokenizer_config.json", lambda c: c.update({key: True})),
+            lambda o, key=key: change_json(o / "tokenizer_config.json", lambda c: c.update({key: True})),
             f"tokenizer_config.json: {key} is True and ours False",
         )
         for key in ("add_prefix_space", "split_special_tokens", "add_bos_token", "add_eos_token")
     },
     "words": (
-        lambda o: edit_json(o / "tokenizer.json", lambda t: t["pre_tokenizer"].update(use_regex=False)),
+        lambda o: change_json(o / "tokenizer.json", lambda t: t["pre_tokenizer"].update(use_regex=False)),
         "tokenizer.json: another pre-tokenizer",
     ),
     "normal form": (
-        lambda o: edit_json(o / "tokenizer.json", lambda t: t.update(normalizer={"type": "NFC"})),
+        lambda o: change_json(o / "tokenizer.json", lambda t: t.update(normalizer={"type": "NFC"})),
         "tokenizer.json: another normalizer",
     ),
     "a token at the end": (
-        lambda o: edit_json(
+        lambda o: change_json(
             o / "tokenizer.json",
             lambda t: t.update(
                 post_processor={
@@ -386,19 +381,19 @@ DIFFERENT = {
         "tokenizer.json: another post-processor",
     ),
     "truncation": (
-        lambda o: edit_json(o / "tokenizer.json", lambda t: t.update(truncation={"max_length": 8})),
+        lambda o: change_json(o / "tokenizer.json", lambda t: t.update(truncation={"max_length": 8})),
         "tokenizer.json: another truncation",
     ),
     "whole words first": (
-        lambda o: edit_json(o / "tokenizer.json", lambda t: t["model"].update(ignore_merges=True)),
+        lambda o: change_json(o / "tokenizer.json", lambda t: t["model"].update(ignore_merges=True)),
         "tokenizer.json: another order of merges",
     ),
     "yarn": (
-        lambda o: edit_json(o / "config.json", lambda c: c["text_config"]["rope_scaling"].update(rope_type="yarn")),
+        lambda o: change_json(o / "config.json", lambda c: c["text_config"]["rope_scaling"].update(rope_type="yarn")),
         "config.json: rope_type is 'yarn' and ours None",
     ),
     "a sliding window": (
-        lambda o: edit_json(o / "config.json", lambda c: c["text_config"].update(use_sliding_window=True)),
+        lambda o: change_json(o / "config.json", lambda c: c["text_config"].update(use_sliding_window=True)),
         "config.json: use_sliding_window is True and ours False",
     ),
     "a template with a system message": (
@@ -417,7 +412,7 @@ DIFFERENT = {
     ),
     "no template": (lambda o: (o / "chat_template.jinja").unlink(), "no chat template: for images the caller"),
     "prompts": (
-        lambda o: edit_json(
+        lambda o: change_json(
             o / "config_sentence_transformers.json", lambda c: c["prompts"].update(passage="passage: ")
         ),
         'the prompt passage is "passage: " and ours "Passage: "',
@@ -457,7 +452,7 @@ def test_the_command_says_what_differs_and_fails_then(
         f"{other}: 70 tensors equal, 0 differ by rounding, 0 differ",
         "  so its dense vectors are ours but for rounding",
     ]
-    edit_json(other / "preprocessor_config.json", lambda c: c.update(max_pixels=12845056))
+    change_json(other / "preprocessor_config.json", lambda c: c.update(max_pixels=12845056))
     shutil.copy(folded("bfloat16") / "jina-embeddings-v4-code" / PROJECTOR, other)
     done = run("verify", ours, "--against", other, "--base", BASE)
     assert (done.returncode, done.stderr) == (1, "")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TASKS
-from damage import edit_json, flip, split_adapters, truncate
+from damage import change_json, edit_json, flip, split_adapters, truncate
 from gguf import GGMLQuantizationType, GGUFReader
 from jina_v4_merge.errors import ConfigError, LayoutError, MergeError, OutputError, WeightError
 from jina_v4_merge.export.gguf import export_gguf
@@ -206,10 +206,11 @@ def test_the_file_says_what_config_and_task_are(exported: Callable[[str], Path])
 def test_a_config_of_transformers_5_gives_the_same_file(
     base: Path, tmp_path: Path, exported: Callable[[str], Path]
 ) -> None:
-    config = read_json(base / "config.json")
-    text = config["text_config"]
-    text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
-    (base / "config.json").write_text(json.dumps(config))
+    def as_transformers_5(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
+
+    change_json(base / "config.json", as_transformers_5)
     export_gguf(str(base), tmp_path / "out", TASK, "q8_0")
     for said, expected in zip(*(GGUFReader(file_of(f)).fields.values() for f in (tmp_path / "out", exported("q8_0")))):  # noqa: B905
         assert said.name == "jina_v4.sources" or said.contents() == expected.contents(), said.name
@@ -250,12 +251,6 @@ def test_the_tokenizer_of_qwen2_is_carried_over_whole(tiny: Path, tmp_path: Path
     assert said["tokens"][said["padding_token_id"]] == "<|endoftext|>"
 
 
-def edit_tokenizer(base: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads((base / "tokenizer.json").read_text())
-    change(content)
-    (base / "tokenizer.json").write_text(json.dumps(content))
-
-
 @pytest.fixture
 def with_words(tiny: Path, tmp_path: Path) -> Path:
     """The small files of a base with the published tokenizer's rules."""
@@ -281,7 +276,7 @@ def test_a_tokenizer_that_gives_the_same_tokens_is_accepted(
     change: Callable[[dict[str, Any]], object], with_words: Path
 ) -> None:
     before = tokenizer_of(with_words)
-    edit_tokenizer(with_words, change)
+    change_json(with_words / "tokenizer.json", change)
     after = tokenizer_of(with_words)
     assert after == before
     assert after.words == "qwen2"
@@ -289,7 +284,7 @@ def test_a_tokenizer_that_gives_the_same_tokens_is_accepted(
 
 def test_an_added_token_that_is_not_special_is_found_in_any_text(with_words: Path) -> None:
     tool = {"id": 1019, "content": "<tool>", "special": False}
-    edit_tokenizer(with_words, lambda content: content["added_tokens"].append(tool))
+    change_json(with_words / "tokenizer.json", lambda content: content["added_tokens"].append(tool))
     tokenizer = tokenizer_of(with_words)
     assert (tokenizer.tokens[1019], tokenizer.types[1019]) == ("<tool>", gguf.TokenType.USER_DEFINED)
 
@@ -315,7 +310,7 @@ OTHER_TOKENS = {
 def test_a_tokenizer_that_llama_cpp_has_not_is_refused(
     change: Callable[[dict[str, Any]], object], with_words: Path
 ) -> None:
-    edit_tokenizer(with_words, change)
+    change_json(with_words / "tokenizer.json", change)
     with pytest.raises(ConfigError, match=r"tokenizer\.json: no tokenizer of Qwen2: it cuts text in a way"):
         tokenizer_of(with_words)
 
@@ -389,9 +384,7 @@ def test_rows_that_are_no_whole_blocks_are_refused(with_words: Path) -> None:
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_theta", "rms_norm_eps", "max_position_embeddings"])
 def test_a_config_without_a_needed_key_is_refused(key: str, base: Path, refused: Callable[..., str]) -> None:
-    config = read_json(base / "config.json")
-    del config["text_config"][key]
-    (base / "config.json").write_text(json.dumps(config))
+    change_json(base / "config.json", lambda config: config["text_config"].pop(key))
     named = "mrope_section" if key == "rope_scaling" else key
     assert refused(ConfigError) == f"config.json: {named} missing in text_config, which a GGUF file has to say"
 
@@ -405,9 +398,7 @@ UNSAID = {
 
 @pytest.mark.parametrize("key", UNSAID)
 def test_a_config_of_another_model_is_refused(key: str, base: Path, refused: Callable[..., str]) -> None:
-    config = read_json(base / "config.json")
-    UNSAID[key](config["text_config"])
-    (base / "config.json").write_text(json.dumps(config))
+    change_json(base / "config.json", lambda config: UNSAID[key](config["text_config"]))
     assert f"config.json: {key} is " in refused(ConfigError)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import GOLDEN, TASKS
-from damage import edit, rehash
+from damage import change_json, edit, edit_json, rehash
 from jina_v4_merge.fold import fold
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.doctor.checkpoints import check_alike, check_checkpoints
@@ -137,15 +137,9 @@ def quantized(tmp_path: Path) -> Path:
     return made.folder
 
 
-def forget(path: Path, key: str) -> None:
-    content = json.loads(path.read_text())
-    del content[key]
-    path.write_text(json.dumps(content))
-
-
 SPOILT_INT8: dict[str, tuple[Callable[[Path], object], str]] = {
     "a manifest that does not say so": (
-        lambda c: forget(c / "manifest.json", "quantized"),
+        lambda c: change_json(c / "manifest.json", lambda content: content.pop("quantized")),
         "_proj.weight is I8, the manifest says bfloat16",
     ),
     "a manifest of another kind": (
@@ -157,7 +151,7 @@ SPOILT_INT8: dict[str, tuple[Callable[[Path], object], str]] = {
         "says quantized int4; it must be one of int8, fp8",
     ),
     "a config that does not say so": (
-        lambda c: forget(c / "config.json", "quantization_config"),
+        lambda c: change_json(c / "config.json", lambda content: content.pop("quantization_config")),
         "has weights of format None, the manifest says int8",
     ),
     "a config of another kind": (
@@ -186,8 +180,7 @@ def test_what_is_wrong_with_quantized_weights_is_named(
 
 
 def test_a_plain_checkpoint_that_says_it_is_quantized_is_refused(checkpoint: Path) -> None:
-    edit_manifest = json.loads((checkpoint / "manifest.json").read_text()) | {"quantized": "int8"}
-    (checkpoint / "manifest.json").write_text(json.dumps(edit_manifest))
+    edit_json(checkpoint / "manifest.json", quantized="int8")
     with pytest.raises(CheckpointError, match="the manifest says quantized int8, the weights do not"):
         read_checkpoint(checkpoint, TASK)
 
