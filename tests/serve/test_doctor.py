@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import TASKS
+from gpus import Machine
 from jina_v4_serve.checkpoint import read_checkpoint
 from jina_v4_serve.doctor import Finding, as_json, as_text, checkpoints, examine, machine, ports, settings, software
 from jina_v4_serve.doctor.finding import GIB
@@ -145,32 +146,25 @@ def test_a_missing_compiler_is_reported_with_what_it_is_for(monkeypatch: pytest.
 # Machine
 
 
-@contextmanager
-def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str, code: int = 0) -> Iterator[None]:
-    """Put a program of that name before all others."""
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\nexit {code}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    yield
-
-
 def test_gpus_are_read_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "NVIDIA H100 80GB HBM3, 580.1, 81920, 80896, 9.0, Disabled"
-    with nvidia_smi(tmp_path, monkeypatch, line):
-        assert gpu.read_gpus() == [H100]
+    lines = ("NVIDIA H100 80GB HBM3, 580.1, 81920, 80896, 9.0, Disabled", "NVIDIA L4, 580.1, 23034, 22500, 8.9, [N/A]")
+    Machine(lines).use(tmp_path, monkeypatch)
+    h100, l4 = gpu.read_gpus()
+    assert h100 == H100
+    assert not l4.mig
 
 
-def test_a_gpu_without_mig_says_so_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with nvidia_smi(tmp_path, monkeypatch, "NVIDIA L4, 580.1, 23034, 22500, 8.9, [N/A]"):
-        (found,) = gpu.read_gpus()
-    assert not found.mig
+def use_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str, code: int) -> None:
+    """Find a program of this name that always writes the same."""
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho '{output}'\nexit {code}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
 
 def test_a_damaged_inforom_hinders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = "NVIDIA H100 80GB HBM3, 580.1, 81920, 80896, 9.0, Disabled"
-    with nvidia_smi(tmp_path, monkeypatch, f"{line}\nWARNING: infoROM is corrupted at gpu 0000:04:00.0", 14):
-        assert gpu.read_gpus() == [H100]
+    use_nvidia_smi(tmp_path, monkeypatch, f"{line}\nWARNING: infoROM is corrupted at gpu 0000:04:00.0", 14)
+    assert gpu.read_gpus() == [H100]
 
 
 @pytest.mark.parametrize(
@@ -179,8 +173,8 @@ def test_a_damaged_inforom_hinders_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_driver_that_does_not_answer_fails(
     output: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with nvidia_smi(tmp_path, monkeypatch, output, code):
-        (finding,) = [each for each in examine(None, None, "127.0.0.1", None) if each.subject == "GPU"]
+    use_nvidia_smi(tmp_path, monkeypatch, output, code)
+    (finding,) = [each for each in examine(None, None, "127.0.0.1", None) if each.subject == "GPU"]
     assert finding.verdict == "FAIL"
     assert "nvidia-smi" in finding.found
 
@@ -591,11 +585,12 @@ DIGESTS = {"retrieval": REVISION[:16] + "0" * 48}
 
 
 @contextmanager
-def answering(statuses: Mapping[str, int], headers: Mapping[str, str]) -> Iterator[int]:
-    """A server on a port of its own that answers GET with a status by path."""
+def answering(statuses: Mapping[str, int], headers: Mapping[str, str], keys: list[str]) -> Iterator[int]:
+    """A server on a port of its own that answers GET with a status by path, and keeps the keys that came."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            keys.append(self.headers["Authorization"])
             self.send_response(statuses.get(self.path, 404))
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -630,7 +625,7 @@ def answering(statuses: Mapping[str, int], headers: Mapping[str, str]) -> Iterat
 def test_what_listens_on_a_port_is_reported(
     statuses: Mapping[str, int], headers: Mapping[str, str], digests: Mapping[str, str], verdict: str, words: str
 ) -> None:
-    with answering(statuses, headers) as port:
+    with answering(statuses, headers, []) as port:
         finding = ports.check_one_port("127.0.0.1", port, False, digests)
     assert finding.verdict == verdict
     assert words in finding.found
@@ -649,24 +644,10 @@ def test_a_free_port_is_fine_and_one_taken_by_a_silent_program_is_not(monkeypatc
 
 def test_the_key_is_sent_so_that_a_guarded_server_tells_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JINA_V4_API_KEY", "k" * 32)
-    seen: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(self.headers["Authorization"])
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        ports.check_one_port("127.0.0.1", server.server_address[1], False, {})
-        server.shutdown()
-        thread.join()
-    assert seen == [f"Bearer {'k' * 32}"]
+    keys: list[str] = []
+    with answering({}, {}, keys) as port:
+        ports.check_one_port("127.0.0.1", port, False, {})
+    assert set(keys) == {f"Bearer {'k' * 32}"}
 
 
 # The screen and the command
