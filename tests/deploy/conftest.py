@@ -105,7 +105,7 @@ def exit_code_of_health_check() -> Iterator[Callable[[str, int], int]]:
 
     status = 200
     with HTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield run
         server.shutdown()
 

@@ -105,7 +105,7 @@ def hub(base: Path, env: dict[str, str], breaks: set[str], resumed: dict[str, st
     asked: list[str] = []
     handler = type("HubOfOneTest", (Hub,), {"asked": asked, "breaks": breaks, "resumed": resumed})
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(base))) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         env["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
         try:

@@ -23,6 +23,11 @@ URL = "/v1/embeddings"
 JSON = {"Content-Type": "application/json"}
 
 
+@pytest.fixture(autouse=True)
+def polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jina_v4_serve.watched_file._POLL_S", 0.25)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.02)
@@ -138,7 +143,7 @@ async def test_a_broken_file_is_named_once_and_changes_nothing(
                     await asyncio.sleep(0.05)
                     told += capfd.readouterr().err
                 print(told)
-                await asyncio.sleep(2.5)
+                await asyncio.sleep(0.7)
                 told += capfd.readouterr().err
                 assert told.count("error: ") == 1
                 assert str(file) in told
@@ -194,18 +199,19 @@ async def test_what_an_old_server_says_late_is_not_the_new_ones_state() -> None:
         await servers.session.close()
 
 
-async def test_a_file_is_not_read_while_it_is_being_written(tmp_path: Path) -> None:
+async def test_a_file_is_not_read_while_it_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jina_v4_serve.watched_file._POLL_S", 0.5)
     path = tmp_path / "servers"
     path.write_text("one")
     file = WatchedFile(path)
     changed = asyncio.create_task(file.changed())
     for i in range(12):
         path.write_text("x" * i)
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.125)
         assert not changed.done()
     await changed
     changed = asyncio.create_task(file.changed())
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(1.25)
     assert not changed.done()
     file.read_again()
     await asyncio.sleep(0.05)
