@@ -108,19 +108,56 @@ if child: print(*shapes, os.waitpid(child, 0)[1])
 """
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_a_client_that_is_never_closed_ends_in_silence(version: str, server: Any, tmp_path: Path) -> None:
-    """Each Python ends its threads in its own way: from 3.12 on none can be started at a program's end."""
+# The vectors go with the result, and not with the next collection of garbage, which arrays do not hurry.
+LETS_GO = """
+import gc, sys, weakref
+from jina_v4_client import EmbeddingsClient
+with EmbeddingsClient(sys.argv[1], task="retrieval") as client:
+    gc.collect(); gc.disable()
+    found = client.encode_text(["good", "bad", "bad", "bad"], on_error="skip", batch_size=2)
+    errors, vector = found.errors, weakref.ref(found.vectors[0])
+    del found
+    print(len(errors), vector() is None)
+"""
+
+
+@pytest.fixture(scope="module", params=["3.11", "3.12", "3.13"])
+def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel alone in an environment of each Python that it promises to work with."""
+    version, folder = request.param, tmp_path_factory.mktemp("python")
     interpreter = shutil.which(f"python{version}")
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     interpreters = [*filter(None, [interpreter]), *pyenv.glob(f"{version}.*/bin/python")]
     if not interpreters:
         pytest.skip(f"there is no Python {version} here")
-    server.play_ours()
-    wheel, python = built_wheel(tmp_path), tmp_path / "venv" / "bin" / "python"
-    subprocess.run([BIN / "uv", "venv", "--quiet", "--python", interpreters[-1], tmp_path / "venv"], check=True)
+    wheel, python = built_wheel(folder), folder / "venv" / "bin" / "python"
+    subprocess.run([BIN / "uv", "venv", "--quiet", "--python", interpreters[-1], folder / "venv"], check=True)
     pins = PROJECT.parent / "requirements" / "cpu.txt"
     subprocess.run([BIN / "uv", "pip", "install", "--quiet", "--python", python, "-c", pins, wheel], check=True)
-    command = [python, "-W", "error", "-c", WHOLE_LIFE, server.url]
+    return python
+
+
+def said_by(python: Path, script: str, url: str) -> tuple[str, str, int]:
+    command = [python, "-W", "error", "-c", script, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.stdout, done.stderr, done.returncode) == ("(256,) (256,) (256,) 0\n", "", 0)
+    return done.stdout, done.stderr, done.returncode
+
+
+def test_a_client_that_is_never_closed_ends_in_silence(python: Path, server: Any) -> None:
+    """Each Python ends its threads in its own way: from 3.12 on none can be started at a program's end."""
+    server.play_ours()
+    assert said_by(python, WHOLE_LIFE, server.url) == ("(256,) (256,) (256,) 0\n", "", 0)
+
+
+def test_a_partial_result_lets_its_vectors_go(python: Path, server: Any) -> None:
+    """From Python 3.12 on the frames behind an error's cause lead to the frames of the call."""
+    server.play_ours()
+    embed = server.routes["/v1/embeddings"]
+
+    def play(seen: Any) -> Any:
+        bad = [n for n, item in enumerate(seen.body["input"]) if item["text"] == "bad"]
+        named = {"error": {"message": "no", "param": f"input[{bad[0]}]"}} if bad else None
+        return embed(seen) if named is None else server.json_answer(named, 422)
+
+    server.routes["/v1/embeddings"] = play
+    assert said_by(python, LETS_GO, server.url) == ("3 True\n", "", 0)
