@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from embed_command import Embed, embed_with, read, read_errors
-from jina_v4_client.embed.errors import StoppedError
+from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.journal import Journal, Settled
 from numpy.typing import NDArray
 from PIL import Image
@@ -176,6 +176,15 @@ def test_work_that_may_not_be_written_stays_where_it_was(restart: bool, embed: E
     assert embed("a.txt", "out.parquet").code == 0
     assert n_sent(server) - before == len(TEXTS) - 9
     check_output("out.parquet", server)
+
+
+def test_a_journal_that_cannot_be_opened_leaves_no_file_open(tmp_path: Path) -> None:
+    """While the error is held, the files of a failed run would be too, and with them its lock."""
+    (tmp_path / "journal.sqlite").write_bytes(bytes(4096))
+    n_open = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(UsageError, match="is damaged") as held:
+        Journal(tmp_path, "float32")
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_open, held
 
 
 @needs_namespaces

@@ -270,14 +270,19 @@ def _code(error: sqlite3.DatabaseError) -> int:
 
 def _open_database(path: Path, durable: bool) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=1, isolation_level=None)
-    database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    # One process at a time: a second run finds it locked, and SQLite needs no shared memory, which network disks lack.
-    database.execute("PRAGMA locking_mode = EXCLUSIVE")
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-    database.executescript(_TABLES)
-    database.execute("BEGIN EXCLUSIVE")
-    database.execute("COMMIT")
+    try:
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        # One process at a time: a second run finds it locked, and SQLite needs no shared memory, which network disks
+        # lack.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+        database.executescript(_TABLES)
+        database.execute("BEGIN EXCLUSIVE")
+        database.execute("COMMIT")
+    except BaseException:
+        database.close()  # its lock too, which otherwise stays until garbage is collected
+        raise
     return database
 
 
