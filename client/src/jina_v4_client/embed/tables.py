@@ -33,6 +33,8 @@ _PARQUET_ROWS = 1024  # decoded at a time
 # Characters. No text or image is longer, and a quote that is not closed must not take all memory.
 _MAX_CELL = 2**27
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
+# A time out of range, or of an unknown zone, which is a KeyError before pyarrow 26.
+_NOT_HELD = (ValueError, OverflowError, KeyError)
 _NO_UTF8 = "not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8"
 _LINE_ENDS = "a carriage return inside a line; if lines end with it, convert the file: tr '\\r' '\\n'"
 
@@ -308,13 +310,13 @@ class Parquet:
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group], columns=self.columns.all()):
             try:
                 yield from batch.to_pylist()
-            except (ValueError, OverflowError):
+            except _NOT_HELD:
                 for i in range(len(batch)):
                     try:
                         yield from batch.slice(i, 1).to_pylist()
                     except UnicodeDecodeError as error:
                         yield f"a text that is not UTF-8 ({error.reason} at byte {error.start + 1})"
-                    except (ValueError, OverflowError) as error:  # a time out of range, or of an unknown zone
+                    except _NOT_HELD as error:
                         types = ", ".join(f"{field.name}: {field.type}" for field in batch.schema)
                         yield f"a value that Python cannot hold ({error}) in {types}"
 
