@@ -289,7 +289,7 @@ def test_only_the_progress_bar_needs_tqdm(server: Any, make_client: Any, monkeyp
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     client = make_client(server.url)
     assert client.encode_text("a").shape == (256,)
-    with pytest.raises(ArgumentError, match="progress=True needs tqdm"):
+    with pytest.raises(ArgumentError, match=r"needs tqdm: pip install 'jina-v4-client\[progress\]'"):
         client.encode_text("a", progress=True)
     with pytest.raises(ArgumentError, match="progress=3 is not allowed"):
         client.encode_text("a", progress=3)

@@ -462,6 +462,15 @@ def test_without_the_extra_the_command_says_what_to_install() -> None:
     )
 
 
+def test_without_the_extra_the_encoder_says_what_to_install() -> None:
+    found = in_a_fresh_python(
+        "import sys; sys.modules['mteb'] = None; from jina_v4_client.integrations.mteb import JinaV4Encoder"
+    )
+    assert found.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: the evaluation needs mteb here; install it with: pip install 'jina-v4-client[mteb]'"
+    )
+
+
 def test_each_published_name_is_one_that_mteb_has_and_a_benchmarks_is_the_mean_of_its_tasks() -> None:
     known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
     for name in PUBLISHED.keys() - known:

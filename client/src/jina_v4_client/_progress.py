@@ -23,8 +23,9 @@ class Meter:
             try:
                 from tqdm.auto import tqdm  # type: ignore[import-untyped] # its types are a package of their own
             except ImportError as error:
-                message = "progress=True needs tqdm: install it, or pass a function (done, total) instead of True"
-                raise ArgumentError(message) from error
+                raise ArgumentError(
+                    "progress=True needs tqdm: pip install 'jina-v4-client[progress]', or pass a function (done, total)"
+                ) from error
             self._bar = tqdm(total=n_items, unit="item")
             self._report = lambda done, _: self._bar.update(done - self._bar.n)
         elif callable(progress):

@@ -20,8 +20,10 @@ EXTRA = ("mteb", "typer")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jina_v4_client.integrations.mteb import encoder
-
+    try:
+        from jina_v4_client.integrations.mteb import encoder
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(_missing(error), name=error.name) from error
     return getattr(encoder, name)
 
 
@@ -34,7 +36,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise
-        sys.stderr.write(
-            f"error: the evaluation needs {error.name} here; install it with: pip install 'jina-v4-client[mteb]'\n"
-        )
+        sys.stderr.write(f"error: {_missing(error)}\n")
         sys.exit(2)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    return f"the evaluation needs {error.name} here; install it with: pip install 'jina-v4-client[mteb]'"
