@@ -1,12 +1,15 @@
 """What `make install` says where it cannot install: a clear last line, and never success."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from servers import PATIENCE_S
+from servers import BIN, PATIENCE_S
 
 pytestmark = pytest.mark.long
 
@@ -18,10 +21,12 @@ PACKAGES = "error: the packages could not be installed, as said above; is a pack
 def install(folder: Path, python: str | Path = sys.executable, **environment: str) -> tuple[int, str]:
     """Run the script for a virtual environment in a folder; return its exit code and the last line of its errors."""
     (folder / "pins.txt").write_text(PINS)
+    chosen = re.compile(r"UV_.*INDEX.*|PIP_INDEX_URL|(http|https|all)_proxy", re.IGNORECASE)
+    own = {name: value for name, value in os.environ.items() if not chosen.fullmatch(name)}
     done = subprocess.run(
         [INSTALL, python, "venv", "pins.txt", "8", "0.13.9"],
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**own, **environment},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -54,6 +59,33 @@ def test_without_a_package_index_the_install_says_so(tmp_path: Path) -> None:
     address = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
     code, line = install(tmp_path, PIP_TARGET=str(tmp_path / "target"), PIP_UPGRADE="1", **address)
     assert (code, line) == (1, PACKAGES)
+
+
+@pytest.mark.parametrize("place", ["variable", "file"])
+def test_uv_asks_the_index_of_pip(tmp_path: Path, place: str) -> None:
+    """A mirror is often in pip's settings alone, which uv does not read."""
+    asked = []
+
+    class Index(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=PATIENCE_S)
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([BIN / "uv", "pip", "install", "--quiet", "--python", python, "uv==0.13.9"], check=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Index) as index:
+        threading.Thread(target=index.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{index.server_port}"
+        (tmp_path / "pip.conf").write_text(f"[global]\nindex_url = {url}\n" if place == "file" else "")
+        settings = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")} | ({"PIP_INDEX_URL": url} if place != "file" else {})
+        code, line = install(tmp_path, UV_NO_CACHE="1", **settings)
+        index.shutdown()
+    assert (code, line) == (1, PACKAGES)
+    assert asked == ["/requests/"]
 
 
 def test_an_environment_without_pip_is_made_anew(tmp_path: Path) -> None:
