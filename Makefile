@@ -166,7 +166,7 @@ bench-gpu: BASE := $(if $(filter file,$(origin BASE)),checkpoints/standin-full,$
 bench-gpu: $(INSTALLED) ## the same on a GPU, golden rows first: every size, output, concurrency, 30 minutes; BASE= for real weights
 	@test -e '$(BASE)' -o '$(BASE)' != checkpoints/standin-full || $(BIN)/jina-v4-merge standin '$(BASE)' --size full
 	@$(MAKE) --no-print-directory merge TASK=retrieval BASE='$(BASE)'
-	@$(BIN)/pytest -q -m 'not slow' tests/end_to_end/fleet/test_golden.py -k 'pooled in the engine'
+	@$(BIN)/pytest -q -m 'not slow' tests/end_to_end/fleet/test_golden.py -k engine
 	@$(BIN)/python benchmarks/throughput.py --checkpoint $(MERGED)/jina-embeddings-v4-retrieval --full --long --minutes 25 \
 	  --results $(RESULTS) $(ARGS)
 	@$(BIN)/python benchmarks/_plots.py $(RESULTS)/throughput.json >&2

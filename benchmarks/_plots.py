@@ -324,6 +324,9 @@ def main() -> None:
         if plot is None:
             print(f"{source}: there is no picture of {measured['benchmark']}")
             continue
+        if not measured.get("results", True):
+            print(f"{source}: nothing was measured, so there is no picture")
+            continue
         plot(measured, source.with_suffix(".png"))
         print(source.with_suffix(".png"))
 

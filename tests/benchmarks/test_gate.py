@@ -233,6 +233,17 @@ def test_a_picture_is_drawn_beside_the_json(
     assert (0, 0x72, 0xB2) in colours, "ours is not drawn"
 
 
+def test_a_run_whose_time_ended_before_its_first_case_has_no_picture(
+    module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "stored-here.json"
+    source.write_text(json.dumps({**throughput_json(2), "results": []}))
+    monkeypatch.setattr(sys, "argv", ["_plots.py", str(source)])
+    module("_plots").main()
+    assert "nothing was measured" in capsys.readouterr().out
+    assert not source.with_suffix(".png").exists()
+
+
 def test_too_many_cases_become_the_best_way_of_sending_of_each_size(module: Any) -> None:
     results = [throughput_row(case, "512", "served", rate) for case, rate in enumerate([*range(1, 14), 5.0])]
     cases = module("_plots")._cases(results)
