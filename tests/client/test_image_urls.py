@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient, ImageError
+from jina_v4_client._fetch import fetch_image
 from PIL import Image
 
 PATIENCE_S = 100.0  # until a test gives up what never comes
@@ -178,13 +180,17 @@ def test_an_event_loop_goes_on_meanwhile(album: Album) -> None:
     assert held == [True] * N
 
 
-def test_a_cancelled_task_fetches_no_more_and_the_loop_ends(album: Album) -> None:
+def test_a_cancelled_task_fetches_no_more_and_the_loop_ends(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, ended = threading.Semaphore(0), threading.Event()
-    ended_in_time = []
+    ended_in_time, begun = [], []
 
     def wait(_: int) -> None:
         arrived.release()
         ended_in_time.append(ended.wait(PATIENCE_S))
+
+    async def fetch(http: httpx2.AsyncClient, url: str, time_left_s: float) -> bytes:
+        begun.append(url)
+        return await fetch_image(http, url, time_left_s)
 
     async def call() -> None:
         async with AsyncEmbeddingsClient(album.server.url, task="retrieval", max_concurrency=2) as client:
@@ -196,9 +202,11 @@ def test_a_cancelled_task_fetches_no_more_and_the_loop_ends(album: Album) -> Non
                 await task
 
     album.wait = wait
+    monkeypatch.setattr("jina_v4_client._fetch.fetch_image", fetch)
     asyncio.run(call())  # waits for its threads; those that fetch are not among them
     assert not ended_in_time
     ended.set()
+    assert begun == album.urls[:2]
     assert album.fetched() == ["/0.png", "/1.png"]
 
 

@@ -152,6 +152,31 @@ def test_a_client_that_is_closed_in_the_middle_of_a_coroutine_says_so_too(server
     assert server.paths().count("/v1/embeddings") == 1
 
 
+def test_the_tasks_of_the_http_library_are_ended_by_their_call(server: Any) -> None:
+    """It knows the order that they need; ended by somebody else, they may leave warnings at a program's end."""
+    arrived, running = threading.Event(), []
+
+    class Waiting(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            task = asyncio.create_task(asyncio.sleep(PATIENCE_S))
+            try:
+                await asyncio.to_thread(arrived.set)
+                return await asyncio.Future()
+            finally:
+                running.append(not task.cancelling())
+                task.cancel()
+
+    client = EmbeddingsClient(server.url, task="retrieval", http_client=httpx2.AsyncClient(transport=Waiting()))
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.encode_text, "a")
+        assert arrived.wait(PATIENCE_S)
+        client.close()
+        with pytest.raises(ArgumentError):
+            call.result(PATIENCE_S)
+    assert running == [True]
+    assert client_threads() == []
+
+
 def hooked(server: Any, act: Callable[[], object]) -> EmbeddingsClient:
     """A client whose requests do something in its own loop first."""
 

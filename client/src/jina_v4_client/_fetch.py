@@ -50,7 +50,8 @@ async def fetch_images(
         tasks = {place: asyncio.create_task(fetch(place, http)) for place in urls}
         try:
             for place, task in tasks.items():
-                await task
+                await asyncio.wait([task])  # and not the task itself, which would be cancelled before the others
+                task.result()
                 if place in errors and not call.skip:
                     break
         finally:

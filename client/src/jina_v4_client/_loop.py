@@ -18,6 +18,7 @@ from jina_v4_client.errors import ArgumentError
 
 T = TypeVar("T")
 Close = Callable[[], Awaitable[None]]
+Calls = set[asyncio.Task[Any]]
 
 # Of this process, while one of its calls needs it; a forked child has none of the threads.
 _IMAGE_THREADS: weakref.WeakValueDictionary[int, ThreadPoolExecutor] = weakref.WeakValueDictionary()
@@ -50,6 +51,7 @@ class _Running(NamedTuple):
     thread: threading.Thread
     loop: asyncio.AbstractEventLoop
     ending: asyncio.Event
+    calls: Calls
 
 
 class BackgroundLoop:
@@ -78,10 +80,12 @@ class BackgroundLoop:
 
         def start() -> None:
             tasks.append(asyncio.create_task(work(posted.put)))
+            calls.add(tasks[0])
+            tasks[0].add_done_callback(calls.discard)
             tasks[0].add_done_callback(lambda _: posted.put(None))
 
         with self._changing:  # so that what is submitted is either run or cancelled by stop()
-            loop = self._started()
+            _, loop, _, calls = self._started()
             loop.call_soon_threadsafe(start)
         try:
             while (act := posted.get()) is not None:
@@ -114,12 +118,12 @@ class BackgroundLoop:
         self._changing = threading.RLock()
         return left
 
-    def _started(self) -> asyncio.AbstractEventLoop:
+    def _started(self) -> _Running:
         if self._stopped:
             raise ArgumentError("this client is closed; make a new one")
         if self._running is None:
-            loop, ending = asyncio.new_event_loop(), asyncio.Event()
-            arguments = (loop, ending, self._close)  # and not this object, which must be collected while it runs
+            loop, ending, calls = asyncio.new_event_loop(), asyncio.Event(), Calls()
+            arguments = (loop, ending, calls, self._close)  # and not this object, which must be collected while it runs
             thread = threading.Thread(target=_run_loop, args=arguments, name="jina-v4-client", daemon=True)
             try:
                 thread.start()
@@ -127,15 +131,15 @@ class BackgroundLoop:
                 loop.close()
                 raise
             if self._running is None:
-                self._running = _Running(thread, loop, ending)
+                self._running = _Running(thread, loop, ending, calls)
             else:  # a signal handler used the client in between
                 loop.call_soon_threadsafe(ending.set)
-        return self._running.loop
+        return self._running
 
 
-def _run_loop(loop: asyncio.AbstractEventLoop, ending: asyncio.Event, close: Close) -> None:
+def _run_loop(loop: asyncio.AbstractEventLoop, ending: asyncio.Event, calls: Calls, close: Close) -> None:
     """Run a loop until `ending` is set; asyncio.run would start a thread at its end, too late at a program's end."""
-    main = loop.create_task(_until_ended(ending, close))
+    main = loop.create_task(_until_ended(ending, calls, close))
     try:
         while not main.done():
             with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of a call: its waiting thread gets it
@@ -145,10 +149,17 @@ def _run_loop(loop: asyncio.AbstractEventLoop, ending: asyncio.Event, close: Clo
         loop.close()
 
 
-async def _until_ended(ending: asyncio.Event, close: Close) -> None:
+async def _until_ended(ending: asyncio.Event, calls: Calls, close: Close) -> None:
+    """End the calls first: each ends the tasks that the HTTP library began for it, in the order that these need."""
     await ending.wait()
-    calls = asyncio.all_tasks() - {asyncio.current_task()}
-    for call in calls:
-        call.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
-    await close()
+    await _cancel(calls)
+    try:
+        await close()
+    finally:
+        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
+
+
+async def _cancel(tasks: Calls) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
