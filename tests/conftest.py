@@ -18,9 +18,12 @@ from xdist.scheduler import LoadScopeScheduling
 
 Figure = Callable[[str], None]
 
-# A job in the background of a shell ignores SIGINT and hands that down; tests send it to what they start.
+# A job in the background of a shell ignores SIGINT, one under nohup SIGHUP, and both hand that down. Tests send these
+# signals to what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TASKS = ("retrieval", "text-matching", "code")
 GOLDEN = Path(__file__).parent / "golden"

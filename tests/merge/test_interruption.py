@@ -56,7 +56,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     with paused_fold(tmp_path / "out") as process:
         (remains,) = (tmp_path / "out").iterdir()

@@ -205,11 +205,12 @@ def test_a_checkpoint_without_canary_is_served_and_said_to_have_none(
         lambda content: content.pop("entries"),
         lambda content: content.update(entries=[]),
         lambda content: content.update(computed={"dtype": "int8"}),
+        lambda content: content.update(format=2),
         lambda content: content["entries"][0].update(dense="AAA"),
         lambda content: content["image"].pop("png"),
         lambda content: content["entries"][0].update(multivector=encoded(np.ones(100, np.float32))),
     ],
-    ids=["no entries", "no entry", "dtype", "base64", "no file", "half a row"],
+    ids=["no entries", "no entry", "dtype", "format", "base64", "no file", "half a row"],
 )
 def test_a_broken_canary_is_not_passed_over(spoil: Callable[[Any], object], checkpoint: Path) -> None:
     content = json.loads((checkpoint / "canary.json").read_text())

@@ -86,6 +86,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda c: replace(c / "manifest.json", '"dtype": "float32"', '"dtype": "int8"'),
         "says dtype int8; it must be one of bfloat16, float16, float32",
     ),
+    "another format": (
+        lambda c: replace(c / "manifest.json", '"format": 1', '"format": 2'),
+        "was written in format 2 of checkpoints, and this version of jina-v4-serve reads format 1",
+    ),
     "a canary of another checkpoint": (
         lambda c: (c / "canary.json").write_text('{"manifest_sha256": "0"}'),
         "canary.json was made for another checkpoint or an older fold",

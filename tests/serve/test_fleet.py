@@ -141,12 +141,29 @@ def test_one_that_fails_ends_those_that_start_with_it(run: Callable[..., Running
     assert running.process.returncode == 3
 
 
-def test_ctrl_c_ends_with_130(run: Callable[..., Running]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_ctrl_c_and_a_closed_terminal_end_all(
+    run: Callable[..., Running], tmp_path: Path, number: signal.Signals
+) -> None:
     running = run("code")
     running.wait_for({"code": "ready"})
-    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(number)
     running.end()
-    assert running.process.returncode == 130
+    assert running.process.returncode == 128 + number
+    assert (tmp_path / "code" / f"signal-{int(signal.SIGTERM)}").exists()
+
+
+def test_nohup_keeps_it_running(run: Callable[..., Running]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = run("code")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    running.wait_for({"code": "ready"})
+    running.process.send_signal(signal.SIGHUP)
+    running.process.send_signal(signal.SIGTERM)
+    running.end()
+    assert running.process.returncode == 0
 
 
 def test_a_server_that_does_not_start_ends_all(run: Callable[..., Running]) -> None:

@@ -226,8 +226,10 @@ def _values(tasks: list[Task] | None) -> Sequence[str]:
 
 @contextmanager
 def _errors_for_people() -> Iterator[None]:
-    """Print an error as one line, without a traceback, and let SIGTERM unwind the stack as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Print an error as one line, without a traceback, and let SIGTERM and SIGHUP unwind the stack as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _terminate)
     try:
         yield
     except MergeError as error:

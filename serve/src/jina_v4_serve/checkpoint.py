@@ -21,6 +21,7 @@ from jina_v4_serve.facts import MAX_MODEL_LEN, PROMPT_NAMES
 MANIFEST = "manifest.json"
 INDEX = "model.safetensors.index.json"
 CANARY = "canary.json"
+MANIFEST_FORMAT = CANARY_FORMAT = 1
 PROJECTOR = "multi_vector_projector.safetensors"
 # The task in an exported base's manifest; its adapters are in folders beside it (`exported`).
 BASE = "base"
@@ -147,10 +148,15 @@ def read_manifest(folder: Path, task: str) -> dict[str, Any]:
         )
     manifest = read_json(folder / MANIFEST)
     try:
-        manifest_task, _ = manifest["task"], manifest["dtype"]
+        manifest_format, manifest_task, _ = manifest["format"], manifest["task"], manifest["dtype"]
         sizes = {str(name): int(entry["size"]) for name, entry in manifest["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is not a manifest of `jina-v4-merge fold`: {error!r}") from error
+    if manifest_format != MANIFEST_FORMAT:
+        raise CheckpointError(
+            f"{folder} was written in format {manifest_format} of checkpoints, and this version of jina-v4-serve reads"
+            f" format {MANIFEST_FORMAT}: install the version that came with the jina-v4-merge that wrote it"
+        )
     if manifest_task != task:
         raise CheckpointError(f"{folder} is the checkpoint of task {manifest_task}, not of {task}")
     for name, size in sizes.items():

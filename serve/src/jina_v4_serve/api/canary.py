@@ -23,7 +23,7 @@ from jina_v4_serve.api.metrics import CANARY_DISTANCE, CANARY_OK
 from jina_v4_serve.api.request import EmbedRequest, Limits
 from jina_v4_serve.api.start_check import computed
 from jina_v4_serve.api.vectors import Floats, NonFiniteError, Vectors
-from jina_v4_serve.checkpoint import CANARY
+from jina_v4_serve.checkpoint import CANARY, CANARY_FORMAT
 from jina_v4_serve.errors import CheckpointError
 from jina_v4_serve.facts import PROJECTOR_DIM
 from jina_v4_serve.phases import reached
@@ -88,6 +88,8 @@ def read_canary(checkpoint: Path) -> Canary | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != CANARY_FORMAT:
+            raise ValueError(f"format {content['format']}")
         dtype = content["computed"]["dtype"]
         entries = [
             _entry("text", entry, {"input": {"text": entry["text"]}, "prompt_name": entry["prompt_name"]})

@@ -15,7 +15,7 @@ class Stop:
     Attributes:
         requested: set by the first call.
         at_once: set by the second call.
-        exit_code: of the program; 130 after Ctrl-C.
+        exit_code: of the program; 128 + its number after any signal but SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -31,16 +31,19 @@ class Stop:
 
 
 def on_signals(stop: Stop) -> None:
-    """Call a `Stop` at SIGTERM and SIGINT; the first signal sets its exit code."""
+    """Call a `Stop` at SIGTERM, Ctrl-C or the end of the terminal; the first signal sets its exit code."""
 
     def handle(number: int) -> None:
         if not stop.requested.is_set():
             say("stopping; requests in flight are answered first (a second signal stops at once)")
-            stop.exit_code = 130 if number == signal.SIGINT else 0
+            stop.exit_code = 0 if number == signal.SIGTERM else 128 + number
+        elif number == signal.SIGHUP:
+            return  # a terminal that closes sends it twice: the shell does, and then the system
         stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, handle, number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # as nohup wants it
+            asyncio.get_running_loop().add_signal_handler(number, handle, number)
 
 
 def when_stdin_ends(act: Callable[[], None]) -> None:
