@@ -690,6 +690,34 @@ def test_an_input_that_changes_during_the_run_ends_it_without_an_output(change: 
     assert len(read(Path("out.parquet"))[0]) == 5
 
 
+@pytest.mark.parametrize("how_it_ends", ["the run ends", "the server dies"])
+def test_no_row_of_an_input_that_was_changed_for_a_while_is_in_the_output(
+    how_it_ends: str, embed: Embed, server: Any
+) -> None:
+    """The input is written to in place, which no row's id shows, and put back as the command says."""
+    rows, path = [{"id": row["id"], "text": row["text"] + 999 * " long"} for row in ROWS[:30]], Path("rows.jsonl")
+    write_jsonl(path, rows)
+    before = path.stat()
+
+    def change(_: int) -> None:
+        with path.open("r+b") as file:  # the reader has the file open
+            file.write(lines_of(rows).replace(b"text number", b"TEXT NUMBER"))
+
+    live_again = die_after(server, 4 if how_it_ends == "the server dies" else 99, change)
+    arguments = ("--id-column", "id", "--batch-size", 4, "--workers", 1, path, "out.parquet")
+    assert embed(*arguments).code == 1
+    live_again()
+    if how_it_ends == "the server dies":
+        assert "was changed since" in embed(*arguments).line
+    path.write_bytes(lines_of(rows))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ran = embed(*arguments)
+    assert ran.code == 1
+    assert re.fullmatch(r"error: row doc-\d+ is not what it was in an earlier run; start anew with --restart", ran.line)
+    assert embed("--restart", *arguments).code == 0
+    assert (read(Path("out.parquet"))[1] == vectors_of(server, rows)).all()
+
+
 def test_a_run_is_not_resumed_with_another_revision_of_the_model(embed: Embed, server: Any) -> None:
     old, new = "94ab5b9a669fa4df-bfloat16-602112", "0123456789abcdef-bfloat16-602112"
     server.revisions = {"retrieval": old}

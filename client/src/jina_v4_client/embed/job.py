@@ -58,6 +58,11 @@ def check_same(then: Job, now: Job, folder: object) -> None:
         )
 
 
+def is_changed(then: Job, now: Job) -> bool:
+    """Tell whether the inputs are those of another job, and changed since."""
+    return _paths(then) == _paths(now) and then.inputs != now.inputs
+
+
 def check_unchanged(job: Job, fingerprints: Callable[[], Sequence[Mapping[str, object]]]) -> None:
     """Stop the run if an input has changed since it began: some rows may be old and some new."""
     try:
@@ -77,9 +82,8 @@ def _differences(then: Job, now: Job) -> Iterator[str]:
         old, new = then.options.get(name), now.options.get(name)
         if old != new:
             yield f"--{name} was {_said(old)} and is {_said(new)}"
-    paths_then, paths_now = ([str(entry["path"]) for entry in job.inputs] for job in (then, now))
-    if paths_then != paths_now:
-        yield f"the inputs were {' '.join(paths_then)} and are {' '.join(paths_now)}"
+    if _paths(then) != _paths(now):
+        yield f"the inputs were {' '.join(_paths(then))} and are {' '.join(_paths(now))}"
         return
     for before, after in zip(then.inputs, now.inputs, strict=True):
         counted = next((unit for unit in ("bytes", "files") if before.get(unit) != after.get(unit)), None)
@@ -87,6 +91,10 @@ def _differences(then: Job, now: Job) -> Iterator[str]:
             yield f"{after['path']} had {before.get(counted)} {counted} and has {after.get(counted)}"
         elif before != after:
             yield f"{after['path']} was changed since"
+
+
+def _paths(job: Job) -> list[str]:
+    return [str(entry["path"]) for entry in job.inputs]
 
 
 def _said(value: object) -> str:

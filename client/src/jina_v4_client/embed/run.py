@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jina_v4_client.embed.encoder import make_encode
-from jina_v4_client.embed.errors import StoppedError, UsageError
+from jina_v4_client.embed.errors import ChangedError, StoppedError, UsageError
 from jina_v4_client.embed.inputs import Inputs
 from jina_v4_client.embed.job import Job, check_unchanged
 from jina_v4_client.embed.journal import Journal, disk_errors
 from jina_v4_client.embed.output import Lines, beside, check_output, journal_dtype, write_output
 from jina_v4_client.embed.progress import Progress
 from jina_v4_client.embed.work import Names, Settings, Work
-from jina_v4_client.embed.work_folder import begin_work, discard_work, find_work, hold_revision
+from jina_v4_client.embed.work_folder import (
+    begin_work,
+    discard_work,
+    find_work,
+    hold_revision,
+    may_be_mixed,
+    note_change,
+)
 from jina_v4_client.errors import JinaV4Error
 
 if TYPE_CHECKING:
@@ -77,13 +84,18 @@ class Run:
                     with disk_errors(folder):
                         kept = hold_revision(folder, kept, revision, any_vectors=journal.n_vectors > 0)
                 with Progress(total, done, quiet=self.quiet) as progress:
-                    work = self._work(journal, progress.add)
+                    compare = self.inputs.has_stdin or may_be_mixed(folder)
+                    work = self._work(journal, progress.add, compare=compare)
                     n_rows = work.run(self.inputs.rows())
                 n_failed = _count_failed(journal, n_rows)
                 if n_failed == n_rows:
                     first = next(journal.recorded())
                     raise StoppedError(f"no row could be embedded; the first: {first.id}: {first.error}")
-                check_unchanged(job, self.inputs.fingerprints)
+                try:
+                    check_unchanged(job, self.inputs.fingerprints)
+                except ChangedError:
+                    note_change(folder)
+                    raise
             except BaseException:
                 has_vectors = journal.n_vectors > 0
                 journal.close()
@@ -127,7 +139,7 @@ class Run:
                 progress.add(n_rows)
                 lines.write_done()
 
-            work = self._work(journal, add)
+            work = self._work(journal, add, compare=False)
             n_rows = work.run(self.inputs.rows())
             n_failed = _count_failed(journal, n_rows)
             lines.write_left_out(self.inputs.left_out())
@@ -140,9 +152,10 @@ class Run:
         except JinaV4Error as error:
             raise StoppedError(str(error)) from error
 
-    def _work(self, journal: Journal, on_progress: Callable[[int], None]) -> Work:
+    def _work(self, journal: Journal, on_progress: Callable[[int], None], *, compare: bool) -> Work:
         encode = make_encode(self.client, self.options, self.settings.batch_sizes)
-        return Work(encode, journal, self.settings, compare=self.inputs.has_stdin, on_progress=on_progress)
+        is_piped = self.inputs.has_stdin
+        return Work(encode, journal, self.settings, compare=compare, is_piped=is_piped, on_progress=on_progress)
 
     def _warn(self, journal: Journal) -> None:
         """Warn of vectors and ids that vector stores refuse or mix up."""

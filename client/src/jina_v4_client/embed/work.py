@@ -78,6 +78,7 @@ class Work:
 
     Args:
         compare: whether to compare the content of rows that are done with what it was then; ids always are compared.
+        is_piped: whether rows come from the standard input, which can be fed again.
         on_progress: called with the number of rows that were done since the last call.
 
     Attributes:
@@ -91,10 +92,11 @@ class Work:
         settings: Settings,
         *,
         compare: bool,
+        is_piped: bool,
         on_progress: Callable[[int], None],
     ) -> None:
         self._encode, self._journal, self._settings = encode, journal, settings
-        self._compare, self._on_progress = compare, on_progress
+        self._compare, self._is_piped, self._on_progress = compare, is_piped, on_progress
         self.notes: defaultdict[str, Names] = defaultdict(Names)
         self._open: dict[bytes, _Open] = {}
         self._pending: dict[Kind, list[_Open]] = {"text": [], "image": []}
@@ -261,7 +263,7 @@ class Work:
     def _what_to_do(self) -> str:
         # A file has the size and time that it had when the work began: it changed during a run, and was put back. Rows
         # that are done may be of either state. The standard input alone can be fed again.
-        return f"{'feed the same rows again, or ' * self._compare}start anew with --restart"
+        return f"{'feed the same rows again, or ' * self._is_piped}start anew with --restart"
 
 
 def _named(batch: list[_Open]) -> str:

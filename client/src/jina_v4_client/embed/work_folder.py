@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from jina_v4_client.embed.errors import UsageError
-from jina_v4_client.embed.job import JOB_FILE, Job, check_same, load_job
+from jina_v4_client.embed.job import JOB_FILE, Job, check_same, is_changed, load_job
 from jina_v4_client.embed.journal import DATABASE, VECTORS, is_in_use, sync_folder
 
+# Empty; it is there once a run saw an input that had changed: rows that are done may be of either state of it.
+_CHANGED = "changed"
 # Besides the files of the database; a folder with anything else in it is not removed.
-_OWN_FILES = {JOB_FILE, f"{JOB_FILE}.tmp", VECTORS, "ids", "errors", "output"}
+_OWN_FILES = {JOB_FILE, f"{JOB_FILE}.tmp", VECTORS, _CHANGED, "ids", "errors", "output"}
 
 
 def begin_work(folder: Path, job: Job) -> None:
@@ -43,8 +45,20 @@ def find_work(folder: Path, job: Job) -> Job | None:
     except OSError as error:
         raise UsageError(f"{folder / JOB_FILE} cannot be read: {error.strerror}") from error
     then = load_job(content, folder)
+    if is_changed(then, job):
+        note_change(folder)
     check_same(then, job, folder)
     return then
+
+
+def note_change(folder: Path) -> None:
+    """Note for later runs that an input has changed since the work began, even if it is put back."""
+    (folder / _CHANGED).touch()
+
+
+def may_be_mixed(folder: Path) -> bool:
+    """Tell whether rows that are done may be of another state of the inputs."""
+    return (folder / _CHANGED).exists()
 
 
 def hold_revision(folder: Path, job: Job, revision: str | None, *, any_vectors: bool) -> Job:
