@@ -287,6 +287,24 @@ def test_an_output_without_rows_or_vectors_is_not_complete(tmp_path: Path) -> No
     assert not (tmp_path / "out.partial").exists()  # the same command tries all rows again
 
 
+@pytest.mark.parametrize("first", [None, "94ab5b9a669fa4df-float32-602112"])
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_server_that_tells_no_revision_does_not_go_with_one_that_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str | None, is_resumed: bool
+) -> None:
+    monkeypatch.setattr(f"{__name__}.JOB", replace(JOB, revision=None))
+    second = "94ab5b9a669fa4df-float32-602112" if first is None else None
+    output = begun(tmp_path)
+    output.hold(first)
+    output.hold(first)
+    if is_resumed:
+        write_part(tmp_path, "vectors", row=1)
+        output = begun(tmp_path)
+    with pytest.raises(StoppedError, match=f"a server has revision {second} of the model"):
+        output.hold(second)
+    output.hold(first)
+
+
 def test_the_last_error_of_a_chain_is_the_one_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = (
         "jina_v4_client.embed.errors.RowError: broken\n\nThe above exception was the direct cause\n\n"

@@ -30,6 +30,7 @@ class Output(BlockBasedFileDatasink):
     """The two folders, on any file system of pyarrow. As an actor it holds a run together; its name is a lock."""
 
     n_rows = 0  # that this run wrote
+    _is_held = False  # whether a worker of this run has told its revision, or that it knows none
 
     def __init__(self, name: str) -> None:
         scheme, filesystem, path = place(name)
@@ -63,7 +64,7 @@ class Output(BlockBasedFileDatasink):
     def hold(self, revision: str | None) -> None:
         """Hold the workers of all runs to the revision of the first one; raise StoppedError for any other."""
         job = self._read_job()
-        if job.revision is None and revision is not None:
+        if job.revision is None and not self._is_held and not self._files(self._vectors):
             self._write_job(replace(job, revision=revision))
         elif job.revision != revision:
             raise StoppedError(
@@ -71,12 +72,13 @@ class Output(BlockBasedFileDatasink):
                 " go together. Give every node the same checkpoint and the same --dtype in --server-args, or start"
                 " anew with --restart"
             )
+        self._is_held = True
 
     def checkpoints(self) -> CheckpointConfig:
         """Return where Ray Data notes which rows are done."""
         # An object store renames by copying. After a kill between the two steps Ray Data would find both names: it
         # would remove the part, and go on to count its rows as done.
-        names = {one.path for one in self.filesystem.get_file_info(fs.FileSelector(self._done, allow_not_found=True))}
+        names = self._files(self._done)
         for second in names & {f"{name.removesuffix('.parquet')}.pending.parquet" for name in names}:
             self.filesystem.delete_file(second)
         # Were they deleted by Ray Data, a kill in the middle of that would have rows done twice.
@@ -120,6 +122,9 @@ class Output(BlockBasedFileDatasink):
         self.filesystem.copy_file(self._job_file, self._whole)
         remove(self.filesystem, self._work)
         return n_failed
+
+    def _files(self, folder: str) -> set[str]:
+        return {one.path for one in self.filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))}
 
     def _remove(self) -> None:
         for old in self._all:
