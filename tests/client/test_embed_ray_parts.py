@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pytest
 import ray
 from embed_command import embed_with
-from jina_v4_client.embed.errors import StoppedError, UsageError
+from jina_v4_client.embed.errors import ChangedError, StoppedError, UsageError
 from jina_v4_client.embed.folder import Folder
 from jina_v4_client.embed.job import Job
 from jina_v4_client.embed.places import list_files, on_this_machine
@@ -303,6 +304,41 @@ def test_a_server_that_tells_no_revision_does_not_go_with_one_that_does(
     with pytest.raises(StoppedError, match=f"a server has revision {second} of the model"):
         output.hold(second)
     output.hold(first)
+
+
+@pytest.mark.parametrize("change", ["a file is written to", "a file is added"])
+def test_work_of_a_file_that_was_changed_for_a_while_is_not_resumed(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are done are known by their numbers alone, so nothing shows of which state of the file they are."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    page, added = corpus / "page.png", corpus / "zz.png"
+    page.write_bytes(b"before")
+    before = page.stat()
+
+    def embed(*_: object) -> None:
+        (page if change == "a file is written to" else added).write_bytes(b"during")
+        if not (tmp_path / "out/vectors/1.parquet").exists():
+            write_part(tmp_path, "vectors", row=0)
+
+    monkeypatch.setattr("jina_v4_client.embed.ray.run._connect", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("jina_v4_client.embed.ray.run._hold", lambda _: None)
+    monkeypatch.setattr("jina_v4_client.embed.ray.run._embed", embed)
+    a_plan = replace(plan(skip=True), inputs=[str(corpus)], output=str(tmp_path / "out"))
+    with pytest.raises(ChangedError):
+        run(a_plan, force=False, restart=False)
+    page.write_bytes(b"before")
+    os.utime(page, ns=(before.st_atime_ns, before.st_mtime_ns))
+    added.unlink(missing_ok=True)
+    monkeypatch.setattr("jina_v4_client.embed.ray.run._embed", lambda *_: None)
+    if change == "a file is written to":
+        with pytest.raises(UsageError, match=r"changed while it was read; start anew with --restart"):
+            run(a_plan, force=False, restart=False)
+        with pytest.raises(UsageError, match="the input has no rows"):  # nothing of it was kept
+            run(a_plan, force=False, restart=True)
+    else:
+        assert run(a_plan, force=False, restart=False) == 0
 
 
 def test_the_last_error_of_a_chain_is_the_one_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

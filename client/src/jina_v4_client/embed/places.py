@@ -27,11 +27,13 @@ class File(NamedTuple):
     Attributes:
         name: its absolute path or URI.
         in_folder: whether it was found in a folder.
+        state: its size and time.
         left_out: why it has no rows; "" if it may have some.
     """
 
     name: str
     in_folder: bool
+    state: str
     left_out: str = ""
 
 
@@ -90,9 +92,9 @@ def list_files(inputs: Sequence[str], output: str) -> tuple[list[File], FileSyst
         if is_in_output(f"{scheme}://{root}" if scheme else root):
             raise UsageError(f"INPUT {name} is in OUTPUT {without_keys(output)}; choose another OUTPUT")
         try:
-            for file, state in _stored(scheme, filesystem, path) if scheme else _local(path):
+            for file in _stored(scheme, filesystem, path) if scheme else _local(path):
                 if not is_in_output(file.name.rpartition("/")[0]):
-                    digest.update(f"{file.name}\0{state}\0".encode())
+                    digest.update(f"{file.name}\0{file.state}\0".encode())
                     files.append(file)
         except OSError as error:
             raise UsageError(f"{name} cannot be read: {error}") from error
@@ -117,15 +119,15 @@ def _within(output: str) -> Callable[[str], bool]:
     return is_within
 
 
-def _local(path: str) -> Iterator[tuple[File, str]]:
-    """Yield files on this machine, as a shell or the command without Ray finds them; each with its size and time."""
+def _local(path: str) -> Iterator[File]:
+    """Yield files on this machine, as a shell or the command without Ray finds them."""
     pattern = "*".join(map(glob.escape, path.split("*")))
     for found in sorted(glob.glob(pattern)):  # noqa: PTH207 - Path.glob finds hidden names too
         if not Path(found).is_dir():
-            yield File(found, in_folder=False), _state(found)
+            yield File(found, in_folder=False, state=_state(found))
         elif "*" not in path:
             for below, why_not in walk(found):
-                yield File(below, in_folder=True, left_out=why_not), why_not or _state(below)
+                yield File(below, in_folder=True, state=why_not or _state(below), left_out=why_not)
 
 
 def _state(path: str) -> str:
@@ -133,8 +135,8 @@ def _state(path: str) -> str:
     return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
-def _stored(scheme: str, filesystem: fs.FileSystem, path: str) -> Iterator[tuple[File, str]]:
-    """Yield files of an object store, each with its size and time."""
+def _stored(scheme: str, filesystem: fs.FileSystem, path: str) -> Iterator[File]:
+    """Yield files of an object store."""
     root = path.partition("*")[0].rpartition("/")[0] if "*" in path else path
     pattern = re.compile("[^/]*".join(map(re.escape, path.split("*"))) + ("" if "*" in path else "(/.*)?"), re.DOTALL)
     found = filesystem.get_file_info([root])
@@ -143,7 +145,7 @@ def _stored(scheme: str, filesystem: fs.FileSystem, path: str) -> Iterator[tuple
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     for one in sorted(found, key=lambda one: one.path):
         if one.type == fs.FileType.File and pattern.fullmatch(one.path) and "/." not in one.path[len(root) :]:
-            yield File(f"{scheme}://{one.path}", is_folder and "*" not in path), f"{one.size}\0{one.mtime_ns}"
+            yield File(f"{scheme}://{one.path}", is_folder and "*" not in path, f"{one.size}\0{one.mtime_ns}")
 
 
 def remove(filesystem: fs.FileSystem, path: str) -> None:

@@ -39,7 +39,7 @@ class Output(BlockBasedFileDatasink):
         self.name = without_keys(self.uri)
         self._whole, self._vectors, self._errors = (f"{path}/{part}" for part in (JOB_FILE, "vectors", "errors"))
         self._work = f"{path}.partial"
-        self._job_file, self._done = f"{self._work}/{JOB_FILE}", f"{self._work}/done"
+        self._job_file, self._done, self._changed = (f"{self._work}/{part}" for part in (JOB_FILE, "done", "changed"))
         # In the order of their removal: without the job, nobody resumes what is left after a kill.
         self._all = [self._job_file, self._whole, self._vectors, self._errors, self._work]
 
@@ -49,10 +49,12 @@ class Output(BlockBasedFileDatasink):
         Raises:
             UsageError: the output is there, or the work is that of another run.
         """
-        found = self.filesystem.get_file_info(self._all)
-        is_begun, is_whole, *has_parts, has_work = (one.type != fs.FileType.NotFound for one in found)
+        found = self.filesystem.get_file_info([*self._all, self._changed])
+        is_begun, is_whole, *has_parts, has_work, is_changed = (one.type != fs.FileType.NotFound for one in found)
         if is_begun and not is_whole and not restart:
             check_same(self._read_job(), job, f"{self.name}.partial")
+            if is_changed:
+                raise UsageError(f"{self.name}.partial: an input changed while it was read; start anew with --restart")
         elif force or not (is_whole or any(has_parts)) or (restart and has_work and not is_whole):
             self._remove()
             self._write_job(job)
@@ -60,6 +62,10 @@ class Output(BlockBasedFileDatasink):
             raise UsageError(f"{self.name} is there already; use --force to replace it")
         for folder in (self._vectors, self._errors):
             self.filesystem.create_dir(folder, recursive=True)
+
+    def note_change(self) -> None:
+        """Note that a file changed while it was read: no later run goes on with this work, even if it is put back."""
+        self.open_output_stream(self._changed).close()
 
     def hold(self, revision: str | None) -> None:
         """Hold the workers of all runs to the revision of the first one; raise StoppedError for any other."""

@@ -6,13 +6,14 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from jina_v4_client.embed.errors import StoppedError, UsageError
+from jina_v4_client.embed.errors import ChangedError, StoppedError, UsageError
 from jina_v4_client.embed.job import Job, check_unchanged
 from jina_v4_client.embed.places import File, FileSystems, list_files, without_keys
 from jina_v4_client.embed.progress import Progress
@@ -47,7 +48,7 @@ def run(plan: Plan, *, force: bool, restart: bool) -> int:
             holder = _hold(output)
             output.begin(job, force=force, restart=restart)
             _embed(plan, files, filesystems, output, holder)
-            check_unchanged(job, lambda: list_files(plan.inputs, plan.output)[2])
+            check_unchanged(job, partial(_list_again, plan, files, output))
             n_failed = output.finish()
     except ray.exceptions.RayError as error:
         # What workers met reaches us as text alone; the last error was raised from those before it, and names the row.
@@ -60,6 +61,20 @@ def run(plan: Plan, *, force: bool, restart: bool) -> int:
     if n_failed:
         sys.stderr.write(f"{n_failed:,} rows have no vector; {without_keys(plan.output)}/errors says why\n")
     return n_failed
+
+
+def _list_again(plan: Plan, files: Sequence[File], output: Output) -> Sequence[Mapping[str, object]]:
+    """List the inputs at the end of a run; return their fingerprints.
+
+    Raises:
+        ChangedError: a file that was to be read has changed: rows that are done may be of either state.
+    """
+    now, _, fingerprints = list_files(plan.inputs, plan.output)
+    unchanged = set(now)
+    if changed := next((file for file in files if file not in unchanged), None):
+        output.note_change()
+        raise ChangedError(f"{changed.name} changed during the run; start anew with --restart")
+    return fingerprints
 
 
 def _hold(output: Output) -> Any:
