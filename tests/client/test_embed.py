@@ -690,6 +690,16 @@ def test_an_input_that_changes_during_the_run_ends_it_without_an_output(change: 
     assert len(read(Path("out.parquet"))[0]) == 5
 
 
+def test_a_pipe_ends_with_an_error_where_a_file_changed_during_the_run(embed: Embed, server: Any) -> None:
+    write_jsonl(Path("a.jsonl"), ROWS[:5])
+    before = Path("a.jsonl").stat()
+    die_after(server, 9, lambda _: write_jsonl(Path("a.jsonl"), ROWS))
+    ran = embed("a.jsonl", "-")
+    assert (ran.code, len(ran.stdout.splitlines())) == (1, 5)
+    assert ran.line.startswith(f"error: an input changed during the run: a.jsonl had {before.st_size} bytes and has ")
+    assert ran.line.endswith(". The lines may be of either state of it: discard them and give the same command again")
+
+
 @pytest.mark.parametrize("how_it_ends", ["the run ends", "the server dies"])
 def test_no_row_of_an_input_that_was_changed_for_a_while_is_in_the_output(
     how_it_ends: str, embed: Embed, server: Any

@@ -9,6 +9,7 @@ from jina_v4_client.embed.errors import ChangedError, UsageError
 JOB_FILE = "job.json"
 # Of the work folder; another format is not resumed. Since 2, PDF pages show filled-in forms and TIFF frames are rows.
 _FORMAT = 2
+PUT_BACK = "Put it back as it was and give the same command again, or start anew with --restart"
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,16 @@ def is_changed(then: Job, now: Job) -> bool:
     return _paths(then) == _paths(now) and then.inputs != now.inputs
 
 
-def check_unchanged(job: Job, fingerprints: Callable[[], Sequence[Mapping[str, object]]]) -> None:
+def check_unchanged(
+    job: Job, fingerprints: Callable[[], Sequence[Mapping[str, object]]], what_to_do: str = PUT_BACK
+) -> None:
     """Stop the run if an input has changed since it began: some rows may be old and some new."""
     try:
         different = "; ".join(_differences(job, replace(job, inputs=fingerprints())))
     except UsageError as error:
         different = str(error)
     if different:
-        raise ChangedError(
-            f"an input changed during the run: {different}. Put it back as it was and give the same command again, or"
-            " start anew with --restart"
-        )
+        raise ChangedError(f"an input changed during the run: {different}. {what_to_do}")
 
 
 def _differences(then: Job, now: Job) -> Iterator[str]:

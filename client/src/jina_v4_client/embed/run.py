@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Of 128 numbers: a Qdrant server takes fewer than 1,048,576 numbers in a multi-vector.
 _QDRANT_ROWS = 8191
+_DISCARD = "The lines may be of either state of it: discard them and give the same command again"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Run:
             UsageError: the run cannot begin.
             StoppedError: it cannot go on.
         """
+        job = Job(self.options, self.inputs.fingerprints())
         total = self.inputs.count()
         self._hold_server()
         # A work folder all the same, to find equal content however far apart; it does not wait for the disk.
@@ -143,6 +145,7 @@ class Run:
             n_rows = work.run(self.inputs.rows())
             n_failed = _count_failed(journal, n_rows)
             lines.write_left_out(self.inputs.left_out())
+        check_unchanged(job, self.inputs.fingerprints, _DISCARD)
         return self._end(work, n_rows, n_failed, "their lines say why")
 
     def _hold_server(self) -> str | None:
