@@ -791,6 +791,31 @@ def test_an_output_that_is_there_is_replaced_only_by_force(embed: Embed, server:
     assert not Path("out.npy.errors.jsonl").exists()
 
 
+@pytest.mark.parametrize("n_done", range(2))
+def test_a_run_that_ends_while_it_replaces_an_output_leaves_no_old_vectors_beside_new_ids(
+    n_done: int, embed: Embed, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(Path("rows.jsonl"), ROWS[:3])
+    arguments = ("--id-column", "id", "rows.jsonl", "out.npy")
+    assert embed(*arguments).code == 0
+    write_jsonl(Path("rows.jsonl"), ROWS[3:6])
+    replace, calls = Path.replace, itertools.count()
+
+    def end_instead(part: Path, place: Path) -> Path:
+        if place.name.startswith("out.npy") and next(calls) == n_done:
+            raise KeyboardInterrupt
+        return replace(part, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", end_instead)
+        assert embed("--force", *arguments).code == 130
+    if Path("out.npy").exists():
+        vectors, ids = np.load("out.npy"), json.loads(Path("out.npy.ids.json").read_text())
+        assert (vectors == vectors_of(server, [row for row in ROWS[:6] if row["id"] in ids])).all()
+    assert embed("--force", *arguments).code == 0
+    assert (np.load("out.npy") == vectors_of(server, ROWS[3:6])).all()
+
+
 @pytest.mark.parametrize("link", ["symbolic", "hard"])
 def test_an_output_that_is_the_input_by_another_name_is_refused(link: str, embed: Embed, server: Any) -> None:
     parquet.write_table(Table.from_pylist(ROWS), "corpus.parquet")

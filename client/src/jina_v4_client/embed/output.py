@@ -103,6 +103,8 @@ def write_output(
     journal.mark_finishing()
     if errors not in parts:
         errors.unlink(missing_ok=True)  # of the output that is replaced
+    if path.suffix != ".parquet":
+        path.unlink(missing_ok=True)  # or a kill could leave old vectors beside new ids
     for place, part in parts.items():
         part.replace(place)
     sync_folder(path.parent)
