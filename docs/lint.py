@@ -1,4 +1,4 @@
-"""Find what makes a page hard to read: long sentences, long table cells, long lines, words that we do not use.
+"""Find what makes a page hard to read: long sentences, cells and lines, broken tables, words that we do not use.
 
     python docs/lint.py README.md docs/*.md
 
@@ -24,6 +24,7 @@ NOT_USED = (
     "is to be gone",
 )
 _BLOCK = re.compile(r"^```.*?^```\n?", re.MULTILINE | re.DOTALL)
+_SEPARATOR = re.compile(r"\|(?: *:?-+:? *\|)+")
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\)?\s+(?=[A-Z`\[\"(])")
 
@@ -38,6 +39,9 @@ def findings(page: str) -> Iterator[tuple[int, str]]:
     lines = prose.splitlines()
     for number, line in enumerate(lines, 1):
         if line.startswith("|"):
+            begins = number == 1 or not lines[number - 2].startswith("|")
+            if begins and not _SEPARATOR.fullmatch("".join(lines[number : number + 1])):
+                yield number, "no line of dashes below this row, so it begins no table"
             for cell in re.split(r"(?<!\\)\|", _LINK.sub(r"\1", line))[1:-1]:
                 if len(cell.strip()) > MOST_CELL:
                     yield number, f"a cell of {len(cell.strip())} characters: {cell.strip()[:40]}..."

@@ -16,10 +16,11 @@ WORDS = " ".join(["a"] * 41)
         (f"# Title\n\nShort.\n\nOne {WORDS}.\n", 5, "a sentence of 42 words"),
         (f"1. first\n2. {WORDS}.\n", 2, "a sentence of 42 words"),
         (f"| a | b |\n|---|---|\n| x | {'y' * 161} |\n", 3, "a cell of 161 characters"),
+        ("| a | b |\n\n|---|---|\n| x | y |\n", 1, "no line of dashes below this row"),
         ("x" * 121 + "\n", 1, "a line of 121 characters"),
         ("A sort\nof such of them\n", 2, '"such of"'),
     ],
-    ids=["a long sentence", "a long item", "a long cell", "a long line", "a phrase"],
+    ids=["a long sentence", "a long item", "a long cell", "a broken table", "a long line", "a phrase"],
 )
 def test_what_is_hard_to_read_is_found(tmp_path: Path, page: str, line: int, finding: str) -> None:
     path = tmp_path / "page.md"
