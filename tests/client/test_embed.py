@@ -591,7 +591,7 @@ def test_a_run_whose_server_went_away_is_resumed_with_what_is_done(embed: Embed,
     ran = embed("--batch-size", 5, "--workers", 2, "rows.jsonl", "out.parquet")
     assert ran.code == 1
     assert "503" in ran.line
-    assert ran.line.endswith("is kept in out.parquet.partial: give the same command again to go on")
+    assert ran.line.endswith("is kept in out.parquet.partial: run the same command again to resume")
     n_sent = len(sent(server))
     server.routes["/v1/embeddings"] = play
     assert embed("--batch-size", 5, "--workers", 2, "rows.jsonl", "out.parquet").code == 0

@@ -26,7 +26,7 @@ WIDTH = 8
 TEXTS = [f"text {number}" for number in range(200)]
 # The text of each row is sent in a request of its own; the server is down for the tenth, and for no other.
 OPTIONS = ("--task", "retrieval", "--max-retries", 0, "--workers", 1, "--batch-size", 1, "--quiet")
-GO_ON = "give the same command again to go on"
+GO_ON = "run the same command again to resume"
 
 
 class FullAfter:

@@ -295,7 +295,7 @@ def test_ctrl_c_and_sigterm_end_with_a_line_that_says_how_to_resume(
     assert code == 128 + number
     assert elapsed_s < PATIENCE_S / 2  # it did not wait for the requests that hang
     (line,) = runs.said()
-    how = f"what is done is kept in {out}.partial: give the same command again to go on"
+    how = f"what is done is kept in {out}.partial: run the same command again to resume"
     assert line == f"{'interrupted' if number == signal.SIGINT else 'ended by SIGTERM'}; {how}"
     assert runs.run(corpus, out) == 0
     assert runs.said()[0].startswith("resuming: ")

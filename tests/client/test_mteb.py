@@ -409,7 +409,7 @@ def test_a_server_that_is_gone_ends_the_run(run: Run, server: Any) -> None:
     server.routes["/v1/embeddings"] = lambda _: server.dropped()
     code, stdout, stderr = run("First", "Second")
     assert (code, stdout) == (1, "")
-    assert stderr.endswith("give the same command again to go on\n")
+    assert stderr.endswith("run the same command again to resume\n")
 
 
 def test_a_command_that_cannot_be_run_says_why(run: Run) -> None:

@@ -41,7 +41,7 @@ def test_force_replaces_what_is_there_and_makes_what_is_not(old: Path, run: Run,
 
 def test_without_force_the_old_ones_are_an_error_and_stay(old: Path) -> None:
     before = files_of(old)
-    with pytest.raises(OutputError, match="exists already; remove it, replace it with --force"):
+    with pytest.raises(OutputError, match="exist already; remove them, add --force"):
         fold(BASE, old)
     assert files_of(old) == before
 

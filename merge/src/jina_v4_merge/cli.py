@@ -17,17 +17,22 @@ import typer
 from jina_v4_merge.errors import ConfigError, MergeError
 from jina_v4_merge.prompts import TASKS, Task
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 # Options of several commands. typer has no list of literals, so tasks are an enum.
-Base = Annotated[str, typer.Option(help="A folder, or the name of a model on the hub.")]
-Revision = Annotated[str | None, typer.Option(help="Of a base on the hub: branch, tag or commit.")]
+Base = Annotated[str, typer.Option(help="Folder of the base, or the name of a model on the hub.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a base on the hub.")]
 Adapters = Annotated[
-    str | None, typer.Option(help="Where the adapters are, if not beside the base: a folder, or a name on the hub.")
+    str | None, typer.Option(help="Folder of the adapters, or a name on the hub.", show_default="beside the base")
 ]
-AdaptersRevision = Annotated[str | None, typer.Option(help="Of --adapters on the hub.")]
-SomeTasks = Annotated[list[Task] | None, typer.Option(help="May be given several times; all tasks without it.")]
+AdaptersRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of --adapters on the hub.")]
+SomeTasks = Annotated[list[Task] | None, typer.Option(help="Only this task; repeatable.", show_default="all")]
 
 
 @app.callback()
@@ -38,24 +43,24 @@ def main() -> None:
 @app.command()
 def fold(
     base: Base,
-    out: Annotated[Path, typer.Option(help="The folder in which the checkpoints' folders are made.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the checkpoints into.")],
     task: SomeTasks = None,
     dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights written.")
+        Literal["bfloat16", "float16", "float32"], typer.Option(help="Precision of the weights.")
     ] = "bfloat16",
     revision: Revision = None,
     adapters: Adapters = None,
     adapters_revision: AdaptersRevision = None,
     quantize: Annotated[
         Literal["int8", "fp8"] | None,
-        typer.Option(help="Half the weights: the language model's matrices, a scale a row."),
+        typer.Option(help="Write the language model's matrices in 8 bits: half the memory."),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace checkpoints that are there already, each when the new one is whole."),
+        typer.Option("--force", help="Replace existing checkpoints once the new ones are complete."),
     ] = False,
 ) -> None:
-    """Fold the task adapters into the base: one stock checkpoint a task."""
+    """Fold the adapters into the base: write a stock checkpoint for each task."""
     with _errors_for_people():
         with _quiet_ctrl_c():
             from jina_v4_merge.fold import fold as fold_base
@@ -80,22 +85,25 @@ def fold(
 
 @app.command()
 def verify(
-    folder: Annotated[
-        Path, typer.Argument(help="A checkpoint's folder, or the one that holds the three, or an export.")
-    ],
-    base: Annotated[str | None, typer.Option(help="Fold it once more and compare bit by bit; not for exports.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint, of all three, or of an export.")],
+    base: Annotated[
+        str | None, typer.Option(help="Fold this base again and compare every bit; not for exports.")
+    ] = None,
     revision: Revision = None,
     adapters: Adapters = None,
     adapters_revision: AdaptersRevision = None,
     against: Annotated[
         str | None,
-        typer.Option(help="A checkpoint that somebody else merged, to compare with: a folder, or a name on the hub."),
+        typer.Option(help="Compare with someone else's checkpoint: a folder, or a name on the hub."),
     ] = None,
     canary: Annotated[
-        bool, typer.Option("--canary", help="If all is well, store what servers check themselves by.")
+        bool,
+        typer.Option(
+            "--canary", help="If nothing is wrong, store vectors that a server must reproduce when it starts."
+        ),
     ] = False,
 ) -> None:
-    """Check checkpoints: every file, tensor and value, and with --base against a second folding."""
+    """Check every file, tensor and value of checkpoints; with --base, also fold again and compare."""
     with _errors_for_people():
         with _quiet_ctrl_c():
             from jina_v4_merge.reading.model import open_model
@@ -152,14 +160,14 @@ def verify(
 @app.command()
 def export_adapters(
     base: Base,
-    out: Annotated[Path, typer.Option(help="The folder in which the adapters' folders are made.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the adapters into.")],
     task: SomeTasks = None,
     revision: Revision = None,
     adapters: Adapters = None,
     adapters_revision: AdaptersRevision = None,
-    with_base: Annotated[bool, typer.Option("--with-base", help="The base as a stock checkpoint, too.")] = False,
+    with_base: Annotated[bool, typer.Option("--with-base", help="Also write the base, as a stock checkpoint.")] = False,
 ) -> None:
-    """Write the task adapters as ordinary PEFT adapters, for one base with all of them."""
+    """Write the adapters as PEFT adapters, to serve all tasks from one base."""
     with _errors_for_people():
         with _quiet_ctrl_c():
             from jina_v4_merge.export.adapters import export_adapters as export
@@ -182,16 +190,17 @@ def export_adapters(
 @app.command()
 def export_gguf(
     base: Base,
-    task: Annotated[Task, typer.Option(help="Whose adapter is folded.")],
-    out: Annotated[Path, typer.Argument(help="The folder that is made; must not exist yet.")],
+    task: Annotated[Task, typer.Option(help="Task of the adapter to fold.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create; it must not exist.")],
     dtype: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="Of the matrices; norms and biases are float32.")
+        Literal["f32", "f16", "bf16", "q8_0"],
+        typer.Option(help="Precision of the matrices; norms and biases are float32."),
     ] = "bf16",
     revision: Revision = None,
     adapters: Adapters = None,
     adapters_revision: AdaptersRevision = None,
 ) -> None:
-    """Write a task's folded language model as a GGUF file for llama.cpp, and its projector."""
+    """Write a task's folded language model as a GGUF file for llama.cpp, and its projector beside it."""
     with _errors_for_people():
         with _quiet_ctrl_c():
             from jina_v4_merge.export.gguf import export_gguf as export
@@ -204,11 +213,11 @@ def export_gguf(
 
 @app.command()
 def standin(
-    folder: Annotated[Path, typer.Argument(help="Where to put it; must not exist yet.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to create; it must not exist.")],
     size: Annotated[
-        Literal["tiny", "full"], typer.Option(help="tiny is 60 MB, full has the published shapes and is 8 GB.")
+        Literal["tiny", "full"], typer.Option(help="tiny: 60 MB; full: the published shapes, 8 GB.")
     ] = "tiny",
-    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write a model with random weights in the published file layout."""
     with _errors_for_people():

@@ -82,7 +82,7 @@ def fold(
         for target in targets:
             require_replaceable(target)
     else:
-        require_absent(targets, ", replace it with --force")
+        require_absent(targets, ", add --force")
     model = open_model(base, revision, adapters, adapters_revision)
     model.require_tasks(folders)
     plain = {task: plain_files(model, task, dtype, quantized) for task in folders}

@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 SKIPPED = 3
 BASE_URL = "http://127.0.0.1:8000"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command()
@@ -50,7 +54,7 @@ def embed(
     output: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="A .parquet, .npy or .safetensors file, or - for lines of JSON.")
     ],
-    task: Annotated[Task, typer.Option(help="What the vectors are for.")],
+    task: Annotated[Task, typer.Option(help="Task of the vectors.")],
     base_url: Annotated[
         str | None,
         typer.Option(
@@ -71,9 +75,10 @@ def embed(
     server_args: Annotated[
         str, typer.Option(help="With --ray: arguments of jina-v4-serve, as in '--dtype bfloat16'.")
     ] = "",
-    prompt_name: Annotated[PromptName, typer.Option(help="Which prefix the texts get.")] = "passage",
+    prompt_name: Annotated[PromptName, typer.Option(help="Prompt of the texts.")] = "passage",
     dimensions: Annotated[
-        int | None, typer.Option(help=f"Of each vector: {', '.join(map(str, TRUNCATE_DIMS))}; all of them without it.")
+        int | None,
+        typer.Option(help=f"Size of each vector: {', '.join(map(str, TRUNCATE_DIMS))}.", show_default="all"),
     ] = None,
     multivector: Annotated[bool, typer.Option("--multivector", help="One vector of 128 dimensions per token.")] = False,
     pool_factor: Annotated[
@@ -81,13 +86,13 @@ def embed(
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "int8", "binary"],
-        typer.Option(help="Of the numbers that are written; int8 and binary (a bit a number) for .parquet only."),
+        typer.Option(help="Type of the written numbers; int8 and binary (bits) for .parquet only."),
     ] = "float32",
     text_column: Annotated[
-        str | None, typer.Option(help='Column of texts in tables; "text" without this and --image-column.')
+        str | None, typer.Option(help="Column of texts in tables.", show_default="text, if no --image-column is set")
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of images: paths, URLs, data URIs or bytes.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of ids; without it an id is FILE#NUMBER.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of ids.", show_default="FILE#NUMBER is the id")] = None,
     input_format: Annotated[
         TableFormat | None,
         typer.Option(help="Format of tables whose name does not show it; jsonl for the standard input."),
@@ -105,28 +110,30 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts per request.")] = 16,
     image_batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Images per request.")] = 4,
     max_length: Annotated[
-        int, typer.Option(min=1, max=MAX_LENGTH, help="Tokens of a text that are read, its prefix included.")
+        int, typer.Option(min=1, max=MAX_LENGTH, help="Texts are cut to so many tokens, the prompt included.")
     ] = MAX_LENGTH,
     max_pixels: Annotated[int | None, typer.Option(min=MIN_PIXELS, help="Larger images are scaled down.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the served model; without it the task decides.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the served model.", show_default="by the task")] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
             envvar="JINA_V4_API_KEY_FILE",
-            help="File with the API key; without it JINA_V4_API_KEY is the key.",
+            help="File with the API key; else the key is in JINA_V4_API_KEY.",
         ),
     ] = None,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Timeout of a request in seconds.")] = 600.0,
-    max_retries: Annotated[int, typer.Option(min=0, max=100, help="Of a request; 6 bridge about 20 seconds.")] = 6,
+    max_retries: Annotated[
+        int, typer.Option(min=0, max=100, help="Retries of a request; 6 last about 20 s without a server.")
+    ] = 6,
     on_error: Annotated[
-        Literal["stop", "skip"], typer.Option(help="Whether a row that cannot be embedded ends the run or is left out.")
+        Literal["stop", "skip"], typer.Option(help="Stop at a row that cannot be embedded, or skip it.")
     ] = "stop",
-    encoding: Annotated[Literal["float", "base64"], typer.Option(help="How lines of JSON hold vectors.")] = "float",
+    encoding: Annotated[Literal["float", "base64"], typer.Option(help="Form of vectors in lines of JSON.")] = "float",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Discard the work of an earlier run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Embed a corpus. After a run that was ended, the same command goes on where it was."""
+    """Embed a corpus. If a run is stopped, run the same command again and it resumes."""
     with _ended_in_words(None if output == STDIN else output):
         if dimensions is not None and dimensions not in TRUNCATE_DIMS:
             raise UsageError(f"--dimensions {dimensions} is not offered; choose {', '.join(map(str, TRUNCATE_DIMS))}")
@@ -266,7 +273,7 @@ def _ended_in_words(output: str | None) -> Iterator[None]:
 def _how_to_go_on(output: str | None) -> str:
     if output is None or not os.path.exists(f"{output}.partial"):  # noqa: PTH110 - Path.exists raises for a name that is too long
         return ""
-    return f"; what is done is kept in {output}.partial: give the same command again to go on"
+    return f"; what is done is kept in {output}.partial: run the same command again to resume"
 
 
 def _end(line: str, code: int) -> None:

@@ -63,7 +63,6 @@ def export_gguf(
             "install jina-v4-merge[gguf]"
         ) from error
     require_absent([out])
-    out = out.absolute()
     model = open_model(base, revision, adapters, adapters_revision)
     model.require_tasks([task])
     tensors = {name: tensor for name, tensor in model.tensors.items() if is_language_model(name)}

@@ -47,8 +47,9 @@ def require_absent(targets: Sequence[Path], or_else: str = "") -> None:
     """
     existing = [str(target) for target in targets if os.path.lexists(target)]
     if existing:
+        verb, it = ("exists", "it") if len(existing) == 1 else ("exist", "them")
         raise OutputError(
-            f"{named(existing)} exists already; remove it{or_else} or choose another place. Nothing was written"
+            f"{named(existing)} {verb} already; remove {it}{or_else} or choose another place. Nothing was written"
         )
 
 

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 FAILED = 3
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command()
@@ -30,36 +34,46 @@ def evaluate(
         list[str],
         typer.Argument(metavar="TASK...", help='Tasks or benchmarks of mteb: STS12, NanoBEIR, JinaVDR, "ViDoRe(v1)".'),
     ],
-    base_url: Annotated[str, typer.Option(help="The address of the server or gateway.")] = "http://127.0.0.1:8000",
-    out: Annotated[Path, typer.Option(help="The folder of results; what it has is not run again.")] = Path("results"),
+    base_url: Annotated[str, typer.Option(help="Address of the server or gateway.")] = "http://127.0.0.1:8000",
+    out: Annotated[Path, typer.Option(help="Folder of results; a task with a result there is not run again.")] = Path(
+        "results"
+    ),
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", help="Of a benchmark's tasks: Retrieval, STS, ...; repeatable."),
+        typer.Option(
+            "--type", help="Only a benchmark's tasks of this type: Retrieval, STS, ...; repeatable.", show_default="all"
+        ),
     ] = None,
     multivector: Annotated[bool, typer.Option("--multivector", help="Rank by MaxSim over a vector a token.")] = False,
     dimensions: Annotated[
-        int | None, typer.Option(help=f"{', '.join(map(str, TRUNCATE_DIMS))}; all that the model has without it.")
+        int | None,
+        typer.Option(help=f"Size of each vector: {', '.join(map(str, TRUNCATE_DIMS))}.", show_default="all"),
     ] = None,
     max_length: Annotated[
-        int, typer.Option(min=1, max=MAX_LENGTH, help="Tokens of a text that are read, the prompt included.")
+        int, typer.Option(min=1, max=MAX_LENGTH, help="Texts are cut to so many tokens, the prompt included.")
     ] = MAX_LENGTH,
     max_pixels: Annotated[int | None, typer.Option(min=MIN_PIXELS, help="Larger images are scaled down.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Requests in flight.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts a request.")] = 16,
-    image_batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Images a request.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Texts per request.")] = 16,
+    image_batch_size: Annotated[int, typer.Option(min=1, max=2048, help="Images per request.")] = 4,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(envvar="JINA_V4_API_KEY_FILE", help="Holds the server's key; JINA_V4_API_KEY without it."),
+        typer.Option(envvar="JINA_V4_API_KEY_FILE", help="File with the API key; else the key is in JINA_V4_API_KEY."),
     ] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Of a request.")] = 600.0,
-    max_retries: Annotated[int, typer.Option(min=0, max=100, help="Of a request; 6 bridge about 20 seconds.")] = 6,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Timeout of a request in seconds.")] = 600.0,
+    max_retries: Annotated[
+        int, typer.Option(min=0, max=100, help="Retries of a request; 6 last about 20 s without a server.")
+    ] = 6,
     revision: Annotated[
-        str | None, typer.Option(help="Names what a server serves that does not tell, such as a stock vLLM.")
+        str | None,
+        typer.Option(help="Revision to file results under, for a server that reports none, such as a stock vLLM."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what the folder has.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run tasks again whose result is in the folder.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no bars.")] = False,
 ) -> None:
-    """Evaluate a server by tasks of MTEB. A run that was ended goes on when the same command is given again."""
+    """Run tasks of MTEB against a server. If a run is stopped, run the same command again and it resumes."""
     # mteb takes three seconds to import; mistaken options shall answer at once.
     from jina_v4_client.integrations.mteb.encoder import JinaV4Encoder
     from jina_v4_client.integrations.mteb.run import evaluate as run
@@ -96,9 +110,9 @@ def evaluate(
                 sys.stdout.flush()
                 failed += row.error is not None
     except ServerError as error:
-        _end(f"error: {error}; what is done is kept in {out}: give the same command again to go on", 1)
+        _end(f"error: {error}; what is done is kept in {out}: run the same command again to resume", 1)
     except KeyboardInterrupt:
-        _end(f"interrupted; what is done is kept in {out}: give the same command again to go on", 130)
+        _end(f"interrupted; what is done is kept in {out}: run the same command again to resume", 130)
     if failed:
         raise typer.Exit(FAILED)
 
