@@ -57,6 +57,16 @@ def test_quantized_columns_equal_the_client_s_quantization(
     assert (facts("out.parquet")["dtype"], facts("out.parquet")["quantization"]) == (dtype, told[dtype])
 
 
+@pytest.mark.parametrize("multivector", [False, True], ids=["dense", "multi-vectors"])
+@pytest.mark.parametrize("dtype", ["int8", "binary"])
+def test_a_quantized_code_takes_a_byte_of_the_file(dtype: str, multivector: bool, embed: Embed) -> None:
+    write_jsonl(Path("rows.jsonl"), [{"text": "word " * n} for n in range(1, 101)])
+    assert embed(*MULTI * multivector, "--dtype", dtype, "rows.jsonl", "out.parquet").code == 0
+    (group,) = [parquet.ParquetFile("out.parquet").metadata.row_group(0)]
+    codes = next(group.column(i) for i in range(group.num_columns) if "vector." in group.column(i).path_in_schema)
+    assert codes.total_compressed_size < 1.5 * codes.num_values + 3000  # and lengths of lists, and a dictionary
+
+
 def test_pooled_multi_vectors_have_fewer_rows(embed: Embed, server: Any) -> None:
     assert embed(*MULTI, "--pool-factor", 2, "rows.jsonl", "out.parquet").code == 0
     found = [np.stack(page) for page in parquet.read_table("out.parquet")["vector"].to_numpy()]

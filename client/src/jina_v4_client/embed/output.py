@@ -195,7 +195,7 @@ def facts(options: Mapping[str, Any], revision: str | None) -> str:
     return json.dumps({name: value for name, value in made_with.items() if value is not None})
 
 
-# Dictionaries and compression do not make the numbers of an embedding smaller; reading is faster without.
+# Dictionaries and compression do not make floats of an embedding smaller; reading is faster without.
 PARQUET_OPTIONS = {"compression": "none", "use_dictionary": False, "write_statistics": ["id"]}
 
 
@@ -245,7 +245,10 @@ def _write_parquet(journal: Journal, options: Mapping[str, Any], revision: str |
         [pyarrow.field(name, column.type, nullable=False) for name, column in _columns(one, options).items()],
         metadata={"jina_v4": facts(options, revision)},
     )
-    with parquet.ParquetWriter(file, schema, store_schema=True, **PARQUET_OPTIONS) as writer:
+    encoding: dict[str, Any] = dict(PARQUET_OPTIONS)
+    if options["dtype"] in QUANTIZED:  # parquet has no type of 8 bits: without a dictionary each code takes 4 bytes
+        encoding["use_dictionary"] = ["vector" + ".list.element" * (2 if options["multivector"] else 1)]
+    with parquet.ParquetWriter(file, schema, store_schema=True, **encoding) as writer:
         for group in _groups(journal):
             table = pyarrow.table(_columns(group, options), schema)
             writer.write_table(table, row_group_size=len(group.ids))
