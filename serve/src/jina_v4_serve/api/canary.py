@@ -131,7 +131,9 @@ async def canary_failure(
         canary = read_canary(checkpoint)
         distances = await _largest_distances(canary.entries if canary else (), limits, embed)
         if canary is None or not distances:
-            logger.warning("no canary in the checkpoint: vectors are not checked (`jina-v4-merge verify DIR --canary`)")
+            none = "there is no canary (`jina-v4-merge verify DIR --canary`)"
+            reason = "this server accepts none of the canary's texts" if canary else none
+            logger.warning("%s vectors are not checked: %s", task, reason)
             return None
         precision = "+".join((dtype, *quantized))
         CANARY_DISTANCE.labels(task).set(float(np.max([*distances.values()])))

@@ -54,8 +54,8 @@ def check_settings(host: str) -> Iterator[Finding]:
     except OptionError as error:
         yield Finding("FAIL", "settings", str(error), "correct or unset it: a server would not start")
     else:
-        tokens = settings.max_tokens_in_flight or "10 s of"
-        found = f"{settings.max_items} items, {settings.max_body_bytes} bytes per request; {tokens} tokens in flight"
+        work = f"{settings.max_tokens_in_flight} tokens" if settings.max_tokens_in_flight else "10 s of work"
+        found = f"{settings.max_items} items, {settings.max_body_bytes / 2**20:g} MiB per request; {work} in flight"
         yield Finding("ok", "settings", found)
         yield from check_keys(keys, settings, host)
         yield from check_image_hosts(settings)
@@ -121,23 +121,23 @@ def check_vllm_variables() -> list[Finding]:
     """Find variables that make vLLM do what this deployment excludes."""
     values = {name: value for name, value in os.environ.items() if value not in _OFF}
     findings = [
-        Finding("FAIL", "vLLM's", f"{name}={values[name]}: {effect}", f"unset {name}")
+        Finding("FAIL", "vLLM variables", f"{name}={values[name]}: {effect}", f"unset {name}")
         for name, effect in HARMFUL.items()
         if name in values
     ]
     findings += [
-        Finding("FAIL", "vLLM's", f"{name}={os.environ[name]}: {effect}; no server starts", f"unset {name}")
+        Finding("FAIL", "vLLM variables", f"{name}={os.environ[name]}: {effect}; no server starts", f"unset {name}")
         for name, effect in harmful(os.environ)
     ]
     findings += [
-        Finding("warn", "vLLM's", f"{name} is set: {effect}", "unset it unless you mean it")
+        Finding("warn", "vLLM variables", f"{name} is set: {effect}", "unset it unless you mean it")
         for name, effect in NOTEWORTHY.items()
         if name in values
     ]
     if others := [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", "jina_v4")]:
         found = f"VLLM_PLUGINS: {', '.join(others)} will be loaded in addition to ours"
-        findings.append(Finding("warn", "vLLM's", found, "unset it unless you trust these with every request"))
-    return findings or [Finding("ok", "vLLM's", "no harmful variable of vLLM's is set")]
+        findings.append(Finding("warn", "vLLM variables", found, "unset it unless you trust these with every request"))
+    return findings or [Finding("ok", "vLLM variables", "none that does harm is set")]
 
 
 def check_proxies() -> Finding:
