@@ -155,7 +155,7 @@ def main() -> None:
             embed(client)
     print()
     if has_random_weights(options.checkpoint):
-        print("These weights are RANDOM (the stand-in's): the table shows that the plumbing works, and means nothing.")
+        print("These weights are RANDOM (the stand-in's): everything works, and the numbers mean nothing.")
         print("With the real ones: make demo BASE=jinaai/jina-embeddings-v4 (or a folder that holds them).")
     print(f"server stopped; the whole demo took {time.time() - options.started:.0f} s")
     print(NEXT)
