@@ -31,7 +31,6 @@ STORED_DTYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F3
 QUANTIZED_DTYPES = {"int8": ("I8", 1), "fp8": ("F8_E4M3", 1)}
 FORMATS = {"int8": "int-quantized", "fp8": "float-quantized"}
 SCALE = "_scale"  # the scales of a quantized matrix have its name with this ending; they are float32
-_ITEM_BYTES = dict([*STORED_DTYPES.values(), *QUANTIZED_DTYPES.values()])
 # A loader may read any file with such an ending, even an unlisted one: weights, settings (processor_config.json wins
 # over preprocessor_config.json), chat templates, vocabularies, code.
 _LOADED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".jinja", "_templates", ".txt", ".model", ".py")
@@ -196,13 +195,8 @@ def _check_weights(folder: Path, dtype: str, quantized: str | None, files: Colle
     stored: set[tuple[str, str]] = set()
     n_bytes = quantized_bytes = 0
     for file in sorted(name for name in files if name.endswith(".safetensors")):
-        tensors = _read_tensors(folder / file)
-        scales = [name for name in tensors if quantized is not None and name.endswith(SCALE)]
-        matrices = [scale.removesuffix(SCALE) for scale in scales]
-        other_dtypes = {**dict.fromkeys(scales, "float32"), **dict.fromkeys(matrices, quantized)}
-        for name, tensor in tensors.items():
-            tensor.check(folder / file, name, other_dtypes.get(name) or dtype)
-        quantized_bytes += sum(tensors[name].n_bytes for name in other_dtypes.keys() & tensors)
+        tensors = read_tensors(folder / file, dtype, quantized)
+        quantized_bytes += sum(tensor.n_bytes for tensor in tensors.values() if tensor.is_quantized)
         if file in shards:
             stored |= {(name, file) for name in tensors}
             n_bytes += sum(tensor.n_bytes for tensor in tensors.values())
@@ -231,46 +225,42 @@ def _check_format(folder: Path, quantized: str | None, config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    """A tensor in a header: the file's name for its dtype, and its shape."""
+class Tensor:
+    """A tensor in the header of a file.
 
-    code: str
-    shape: tuple[int, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        return math.prod(self.shape) * _ITEM_BYTES[self.code]
-
-    def check(self, path: Path, name: str, dtype: str) -> None:
-        code, _ = (STORED_DTYPES | QUANTIZED_DTYPES)[dtype]
-        if self.code != code:
-            raise CheckpointError(f"{path}: {name} is {self.code}, the manifest says {dtype}. Fold it again")
-
-
-def read_shapes(path: Path, dtype: str) -> dict[str, tuple[int, ...]]:
-    """Read the header of a safetensors file; return the shape of each tensor.
-
-    Raises:
-        CheckpointError: the file is broken, or a tensor has another dtype.
+    Attributes:
+        n_bytes: its size on disk.
+        is_quantized: whether it is a quantized matrix, or the scales of one.
     """
-    tensors = _read_tensors(path)
-    for name, tensor in tensors.items():
-        tensor.check(path, name, dtype)
-    return {name: tensor.shape for name, tensor in tensors.items()}
+
+    shape: tuple[int, ...]
+    n_bytes: int
+    is_quantized: bool
 
 
-def _read_tensors(path: Path) -> dict[str, _Tensor]:
+def read_tensors(path: Path, dtype: str, quantized: str | None = None) -> dict[str, Tensor]:
     """Read the header of a safetensors file.
 
     Raises:
-        CheckpointError: the file is broken.
+        CheckpointError: the file is broken, or a tensor has neither the dtype nor, with its scales, the quantized one.
     """
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return {name: _Tensor(each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+            headers = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is broken: {error!r}. Fold it again") from error
+    scales = [name for name in headers if quantized is not None and name.endswith(SCALE)]
+    matrices = [scale.removesuffix(SCALE) for scale in scales]
+    other_dtypes = {**dict.fromkeys(scales, "float32"), **dict.fromkeys(matrices, quantized)}
+    tensors = {}
+    for name, (code, shape) in headers.items():
+        expected = other_dtypes.get(name) or dtype
+        expected_code, item_bytes = (STORED_DTYPES | QUANTIZED_DTYPES)[expected]
+        if code != expected_code:
+            raise CheckpointError(f"{path}: {name} is {code}, the manifest says {expected}. Fold it again")
+        tensors[name] = Tensor(shape, math.prod(shape) * item_bytes, name in other_dtypes)
+    return tensors
 
 
 def check_canary(folder: Path) -> None:

@@ -20,7 +20,7 @@ from jina_v4_serve.checkpoint import (
     digest_of,
     read_json,
     read_manifest,
-    read_shapes,
+    read_tensors,
     readable,
 )
 from jina_v4_serve.errors import CheckpointError, OptionError
@@ -80,18 +80,18 @@ def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
     if _base_of(folder) != _base_of(base.folder):
         raise CheckpointError(f"{folder} was made for another base than {base.folder}. {again}")
     check_canary(folder)
-    shapes = read_shapes(folder / WEIGHTS, str(manifest["dtype"]))
+    tensors = read_tensors(folder / WEIGHTS, str(manifest["dtype"]))
     expected = {
         f"base_model.model.model.language_model.layers.{i}.{module}.lora_{side}.weight"
         for i in range(base.n_layers)
         for module in _MODULES
         for side in "AB"
     }
-    if odd := sorted(expected ^ shapes.keys()):
+    if odd := sorted(expected ^ tensors.keys()):
         reason = "is missing" if odd[0] in expected else "fits no layer"
         raise CheckpointError(f"{folder / WEIGHTS}: {odd[0]} {reason} ({len(odd)} in all). {again}")
-    projector = read_shapes(folder / PROJECTOR, "float32")
-    if {name: len(shape) for name, shape in projector.items()} != _PROJECTOR_AXES:
+    projector = read_tensors(folder / PROJECTOR, "float32")
+    if {name: len(tensor.shape) for name, tensor in projector.items()} != _PROJECTOR_AXES:
         raise CheckpointError(
             f"{folder / PROJECTOR} is not a projector: it has {', '.join(sorted(projector))}. {again}"
         )
@@ -101,7 +101,7 @@ def _read_adapter(base: Checkpoint, folder: Path, task: str) -> Adapter:
         task=task,
         digest=_digest(base, manifest["files"], config),
         weight_bytes=sum((folder / name).stat().st_size for name in (WEIGHTS, PROJECTOR)),
-        rank=max(shape[0] for name, shape in shapes.items() if name.endswith("lora_A.weight")),
+        rank=max(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight")),
         has_patterns=bool(config.get("rank_pattern") or config.get("alpha_pattern")),
     )
 
