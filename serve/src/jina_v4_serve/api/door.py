@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Container, Mapping
 
 from jina_v4_serve.api.errors import ApiError, shorten
 from jina_v4_serve.api.keys import Keys
@@ -23,6 +23,9 @@ RERANK = "/v1/rerank"
 COHERE_RERANK = "/v2/rerank"
 SCORE = "/v1/score"
 EMBEDDING_ROUTES = (EMBEDDINGS, COHERE, RERANK, COHERE_RERANK, SCORE)  # rankings embed what they score
+_PAGES = ("/v1/models", "/health", "/ready", "/metrics", "/version")
+_DOCS = ("/docs", "/openapi.json", "/static/swagger-ui-bundle.js", "/static/swagger-ui.css")  # the last two are vLLM's
+ROUTES = {**dict.fromkeys(EMBEDDING_ROUTES, "POST"), **dict.fromkeys((*_PAGES, *_DOCS), "GET")}  # the method by path
 OPEN = ("/health", "/ready")  # without a key, for the probes of orchestrators
 KEEP_ALIVE_S = 75  # idle connections are closed later than those of common load balancers, which wait 60 s
 MAX_HEAD_BYTES = 2**16  # of a request
@@ -71,9 +74,11 @@ class Door:
         }
 
     def admit(
-        self, method: str, path: str, headers: Mapping[str, str], routes: Mapping[str, str]
+        self, method: str, path: str, headers: Mapping[str, str], served: Container[str]
     ) -> dict[str, str] | None:
         """Accept a request and record the name of its key, or refuse it. A route for GET accepts HEAD too.
+
+        `served` are those paths of `ROUTES` that this program serves.
 
         Returns:
             None for a request to serve. For a browser's preflight, which never has a key: the headers of the 204 reply,
@@ -88,9 +93,9 @@ class Door:
             current().key = self._keys.name_of(headers.get("authorization", ""))
             if current().key is None:
                 raise ApiError(401, "no valid API key: send it as Authorization: Bearer KEY", code="UNAUTHORIZED")
-        if path not in routes:
+        if path not in served:
             raise ApiError(404, f"there is no such route; the embeddings are at {EMBEDDINGS}", code="NOT_FOUND")
-        methods = ["GET", "HEAD"] if routes[path] == "GET" else [routes[path]]
+        methods = ["GET", "HEAD"] if ROUTES[path] == "GET" else [ROUTES[path]]
         if method not in methods:
             message = f"{path} accepts {' and '.join(methods)}"
             raise ApiError(405, message, code="METHOD_NOT_ALLOWED", allow=", ".join(methods))

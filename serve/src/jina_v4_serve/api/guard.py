@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jina_v4_serve.api import metrics
-from jina_v4_serve.api.door import EMBEDDING_ROUTES, Door, as_api_error, request_id
+from jina_v4_serve.api.door import EMBEDDING_ROUTES, ROUTES, Door, as_api_error, request_id
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.forms.errors import error_body
 from jina_v4_serve.api.log import log_lines, log_request
@@ -20,20 +20,6 @@ from jina_v4_serve.api.protocol import PlainHttp
 from jina_v4_serve.api.record import NO_TASK, Record, recording
 from jina_v4_serve.facts import TASKS
 from jina_v4_serve.settings import read_served, read_settings
-
-# The method of each path. /docs shows the schema; its page needs the two files, which are vLLM's.
-ROUTES = {
-    **dict.fromkeys(EMBEDDING_ROUTES, "POST"),
-    "/v1/models": "GET",
-    "/health": "GET",
-    "/ready": "GET",
-    "/metrics": "GET",
-    "/version": "GET",
-    "/docs": "GET",
-    "/openapi.json": "GET",
-    "/static/swagger-ui-bundle.js": "GET",
-    "/static/swagger-ui.css": "GET",
-}
 
 
 class Guard:

@@ -58,7 +58,6 @@ class Gateway:
             "/metrics": self._metrics,
             "/version": self._version,
         }
-        self._methods = {**dict.fromkeys(self._handlers, "GET"), **dict.fromkeys(EMBEDDING_ROUTES, "POST")}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -90,7 +89,7 @@ class Gateway:
         return response
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
-        preflight = self._door.admit(request.method, request.path, request.headers, self._methods)
+        preflight = self._door.admit(request.method, request.path, request.headers, self._handlers)
         if preflight is not None:
             return web.Response(status=204, headers=preflight)
         return await self._handlers[request.path](request)

@@ -61,7 +61,6 @@ class Ingress:
             "/ready": self._ready,
             "/version": self._version,
         }
-        self._methods = {**dict.fromkeys(self._handlers, "GET"), **dict.fromkeys(EMBEDDING_ROUTES, "POST")}
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -78,7 +77,7 @@ class Ingress:
 
     async def _respond(self, request: Request) -> Response:
         path = _path(request)
-        preflight = self._door.admit(request.method, path, request.headers, self._methods)
+        preflight = self._door.admit(request.method, path, request.headers, self._handlers)
         if preflight is not None:
             return Response(status_code=204, headers=preflight)
         return await self._handlers[path](request)

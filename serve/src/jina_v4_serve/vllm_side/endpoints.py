@@ -15,8 +15,7 @@ from starlette.routing import BaseRoute
 
 from jina_v4_serve.api import metric_files, metrics
 from jina_v4_serve.api.canary import canary_failure
-from jina_v4_serve.api.door import EMBEDDING_ROUTES, Door
-from jina_v4_serve.api.guard import ROUTES
+from jina_v4_serve.api.door import EMBEDDING_ROUTES, ROUTES, Door
 from jina_v4_serve.api.images import ImageLoader
 from jina_v4_serve.api.pdf import PdfReader
 from jina_v4_serve.api.prompts import Prompt, PromptMaker
