@@ -13,16 +13,9 @@ from jina_v4_serve.gateway.servers import Servers, may_answer
 RETRY_AFTER_S = 5
 # Headers for one connection only, which a proxy must not forward: RFC 9110, 7.6.1, and those of HTTP libraries.
 _HOP_BY_HOP = (
-    "Connection",
-    "Keep-Alive",
-    "Proxy-Authenticate",
-    "Proxy-Authorization",
-    "Proxy-Connection",
-    "TE",
-    "Trailer",
-    "Transfer-Encoding",
-    "Upgrade",
-)
+    "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "TE", "Trailer",
+    "Transfer-Encoding", "Upgrade",
+)  # fmt: skip
 _HANDLED = ("Host", "Expect", "Content-Length", "Origin")  # headers of a request that the gateway itself handles
 _PIECE_BYTES = 2**18  # of a body; aiohttp or asyncio would copy a larger piece
 

@@ -24,6 +24,14 @@ MOST_API_PROCESSES = 4
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
 
+_COARSER_TYPES = (
+    "quantization_config", "calculate_kv_scales", "kv_cache_dtype_skip_layers", "override_attention_dtype",
+    "mm_encoder_fp8_scale_path",
+)  # fmt: skip
+_ADAPTERS = (
+    "enable_lora", "lora_modules", "max_lora_rank", "max_loras", "max_cpu_loras", "lora_dtype", "lora_target_modules",
+    "default_mm_loras", "enable_tower_connector_lora",
+)  # fmt: skip
 # The user's options may not change these: each would change the vectors, or run other code than ours.
 FIXED = {
     "model_tag": "use --checkpoint for the checkpoint",
@@ -60,13 +68,7 @@ FIXED = {
         "cached tokens have no hidden states, and the mean needs them",
     ),
     **dict.fromkeys(
-        (
-            "quantization_config",
-            "calculate_kv_scales",
-            "kv_cache_dtype_skip_layers",
-            "override_attention_dtype",
-            "mm_encoder_fp8_scale_path",
-        ),
+        _COARSER_TYPES,
         "the revision would not show it; it shows --quantization, --kv-cache-dtype and --mm-encoder-attn-dtype",
     ),
     "scheduling_policy": "requests have a priority",
@@ -74,20 +76,7 @@ FIXED = {
     "allowed_methods": "each route has its own",
     "allowed_headers": "every header is allowed",
     "allow_credentials": "no route reads cookies",
-    **dict.fromkeys(
-        (
-            "enable_lora",
-            "lora_modules",
-            "max_lora_rank",
-            "max_loras",
-            "max_cpu_loras",
-            "lora_dtype",
-            "lora_target_modules",
-            "default_mm_loras",
-            "enable_tower_connector_lora",
-        ),
-        "adapters are folded into the checkpoint, or loaded with --one-base",
-    ),
+    **dict.fromkeys(_ADAPTERS, "adapters are folded into the checkpoint, or loaded with --one-base"),
 }
 
 

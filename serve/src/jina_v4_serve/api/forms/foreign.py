@@ -27,38 +27,34 @@ class Foreign:
 
 
 _UNIT = "dense vectors always have unit length"
-_PREFIX = "the model has two prefixes; send prompt_name: query, passage, or none if the texts have your own"
-_INPUT = "send input"
-_ITEM = 'send it as an item of input: {"text": ...}, {"image": ...} or {"pdf": ...}'
-_RANKING = "it is for rankings, at /v1/rerank or /v1/score; send input"
+_MEAN = "dense vectors are the mean over the tokens"
+_END = "texts are cut at their end"
+_CUT = "send truncate or max_length"
+_PROMPTS = (
+    "instruction", "custom_instruction", "instruct", "query_instruction", "prefix", "prompt_type", "prompt",
+    "prompt_template",
+)  # fmt: skip
 _CHAT = "texts always get their prefix, and images the published prompt"
 
 FOREIGN: Mapping[str, Foreign] = {
-    "normalized": Foreign(_UNIT, (True,)),
-    "normalize": Foreign(_UNIT, (True,)),
-    "normalize_embeddings": Foreign(_UNIT, (True,)),
+    **dict.fromkeys(
+        ("normalized", "normalize", "normalize_embeddings", "use_activation", "activation"), Foreign(_UNIT, (True,))
+    ),
     "embd_normalize": Foreign(_UNIT, (2,)),
-    "use_activation": Foreign(_UNIT, (True,)),
-    "activation": Foreign(_UNIT, (True,)),
     "softmax": Foreign(_UNIT, (False,)),
-    "pooling": Foreign("dense vectors are the mean over the tokens", ("mean",)),
-    "pooling_type": Foreign("dense vectors are the mean over the tokens", ("mean", "MEAN")),
-    "truncation_side": Foreign("texts are cut at their end", ("right",)),
-    "truncation_direction": Foreign("texts are cut at their end", ("right", "Right")),
-    "truncation_strategy": Foreign("send truncate or max_length", ("none",)),
-    "long_text_mode": Foreign("send truncate or max_length"),
+    "pooling": Foreign(_MEAN, ("mean",)),
+    "pooling_type": Foreign(_MEAN, ("mean", "MEAN")),
+    "truncation_side": Foreign(_END, ("right",)),
+    "truncation_direction": Foreign(_END, ("right", "Right")),
+    "truncation_strategy": Foreign(_CUT, ("none",)),
+    "long_text_mode": Foreign(_CUT),
     "max_tokens": Foreign("send max_length"),
     "padding": Foreign("texts are never padded", ("do_not_pad", False)),
-    "instruction": Foreign(_PREFIX),
-    "custom_instruction": Foreign(_PREFIX),
-    "instruct": Foreign(_PREFIX),
-    "query_instruction": Foreign(_PREFIX),
-    "prefix": Foreign(_PREFIX),
-    "prompt_type": Foreign(_PREFIX),
-    "prompt": Foreign(_PREFIX),
-    "prompt_template": Foreign(_PREFIX),
-    "dimension": Foreign("send dimensions"),
-    "dimensionality": Foreign("send dimensions"),
+    **dict.fromkeys(
+        _PROMPTS,
+        Foreign("the model has two prefixes; send prompt_name: query, passage, or none if the texts have your own"),
+    ),
+    **dict.fromkeys(("dimension", "dimensionality"), Foreign("send dimensions")),
     "embed_dtype": Foreign("numbers are float32; Accept: application/x-safetensors; dtype=float16", ("float32",)),
     "endianness": Foreign("base64 has little-endian numbers", ("little", "native")),
     "return_logits": Foreign("only vectors are returned", (False, [])),
@@ -69,33 +65,23 @@ FOREIGN: Mapping[str, Foreign] = {
     "chat_template": Foreign(_CHAT),
     "chat_template_kwargs": Foreign(_CHAT, ({},)),
     "add_generation_prompt": Foreign(_CHAT, (False,)),
-    "inputs": Foreign(_INPUT),
-    "images": Foreign(_INPUT),
-    "text": Foreign(_ITEM),
-    "image": Foreign(_ITEM),
-    "pdf": Foreign(_ITEM),
-    "query": Foreign(_RANKING),
-    "queries": Foreign(_RANKING),
-    "documents": Foreign(_RANKING),
+    **dict.fromkeys(("inputs", "images"), Foreign("send input")),
+    **dict.fromkeys(
+        ("text", "image", "pdf"),
+        Foreign('send it as an item of input: {"text": ...}, {"image": ...} or {"pdf": ...}'),
+    ),
+    **dict.fromkeys(
+        ("query", "queries", "documents"),
+        Foreign("it is for rankings, at /v1/rerank or /v1/score; send input"),
+    ),
 }
 
 # The vectors are the same for all values of these: the tokenizer adds no special tokens, nothing is cached, and the
 # last message of a chat is the user's or empty, so there is nothing to continue.
-HARMLESS = frozenset(
-    {
-        "add_special_tokens",
-        "cache_salt",
-        "continue_final_message",
-        "keep_alive",
-        "metadata",
-        "request_id",
-        "rid",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
+HARMLESS = {
+    "add_special_tokens", "cache_salt", "continue_final_message", "keep_alive", "metadata", "request_id", "rid",
+    "safety_identifier", "service_tier", "store", "user",
+}  # fmt: skip
 
 
 def check_foreign(request: Body, route: str) -> list[str]:
