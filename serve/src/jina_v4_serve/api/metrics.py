@@ -5,6 +5,7 @@ several API processes (`--api-server-count`) vLLM adds up their pages; for gauge
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -58,29 +59,18 @@ IN_FLIGHT_TOKENS = Gauge(
 MAX_IN_FLIGHT_TOKENS = Gauge(
     "jina_v4_max_in_flight_tokens", "Tokens in flight above which requests are refused", multiprocess_mode="livesum"
 )
-LAST_VECTORS = Gauge(
-    "jina_v4_last_vectors_timestamp_seconds",
-    "When the engine last returned vectors, in Unix time",
-    multiprocess_mode="livemax",
+_latest = partial(Gauge, multiprocess_mode="livemax")  # the highest value of all API processes
+LAST_VECTORS = _latest("jina_v4_last_vectors_timestamp_seconds", "When the engine last returned vectors, in Unix time")
+LAST_STEP = _latest(
+    "jina_v4_last_step_timestamp_seconds", "When the engine last finished a scheduling step, in Unix time"
 )
-LAST_STEP = Gauge(
-    "jina_v4_last_step_timestamp_seconds",
-    "When the engine last finished a scheduling step, in Unix time",
-    multiprocess_mode="livemax",
-)
-HUNG_AFTER = Gauge(
+HUNG_AFTER = _latest(
     "jina_v4_hung_after_seconds",
     "After this time without a finished step, an engine with work is hung; 0 if this is not watched",
-    multiprocess_mode="livemax",
 )
-STARTED = Gauge(
-    "jina_v4_start_timestamp_seconds", "When the server began to serve, in Unix time", multiprocess_mode="livemax"
-)
-SERVED = Gauge(
-    "jina_v4_served_info",
-    "1; the labels are the tasks and revisions that are served",
-    ["task", "revision"],
-    multiprocess_mode="livemax",
+STARTED = _latest("jina_v4_start_timestamp_seconds", "When the server began to serve, in Unix time")
+SERVED = _latest(
+    "jina_v4_served_info", "1; the labels are the tasks and revisions that are served", ["task", "revision"]
 )
 CANARY_OK = Gauge(
     "jina_v4_canary_ok",
@@ -88,11 +78,8 @@ CANARY_OK = Gauge(
     ["task"],
     multiprocess_mode="livemin",
 )
-CANARY_DISTANCE = Gauge(
-    "jina_v4_canary_distance",
-    "Largest 1 - cosine of computed vectors and the canary's; NaN if unchecked",
-    ["task"],
-    multiprocess_mode="livemax",
+CANARY_DISTANCE = _latest(
+    "jina_v4_canary_distance", "Largest 1 - cosine of computed vectors and the canary's; NaN if unchecked", ["task"]
 )
 
 
@@ -105,8 +92,8 @@ def prepare(tasks: Iterable[str], revisions: Mapping[str, str]) -> None:
         IMAGE_FETCHES.labels(outcome)
     for task in tasks:
         SERVED.labels(task, revisions.get(task, "unknown")).set(1)
-        REQUEST_SECONDS.labels(task)
-        PREFIXED.labels(task)
+        for metric in (REQUEST_SECONDS, PREFIXED, REQUEST_BYTES, RESPONSE_BYTES):
+            metric.labels(task)
         for outcome in OUTCOMES:
             REQUESTS.labels(task, outcome)
         for kind in KINDS:
@@ -115,8 +102,6 @@ def prepare(tasks: Iterable[str], revisions: Mapping[str, str]) -> None:
                 ITEMS.labels(task, kind, outcome)
         for stage in STAGES:
             STAGE_SECONDS.labels(task, stage)
-        for counter in (REQUEST_BYTES, RESPONSE_BYTES):
-            counter.labels(task)
 
 
 def count(record: Record) -> None:

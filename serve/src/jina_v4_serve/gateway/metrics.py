@@ -1,6 +1,7 @@
 """One Prometheus page for all: the gateway's own metrics, and those of the servers with their task as a label."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -15,9 +16,10 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.answers = Counter(
-            "jina_v4_gateway_answers", "Replies to embedding requests", ["task", "status"], registry=self.registry
-        )
+        counter = partial(Counter, registry=self.registry)
+        self.answers = counter("jina_v4_gateway_answers", "Replies to embedding requests", ["task", "status"])
+        self.request_bytes = counter("jina_v4_gateway_request_bytes", "Bytes of request bodies", ["task"])
+        self.response_bytes = counter("jina_v4_gateway_response_bytes", "Bytes of replies", ["task"])
         self.in_flight = Gauge("jina_v4_gateway_in_flight", "Embedding requests in flight", registry=self.registry)
         self.ready = Gauge(
             "jina_v4_gateway_server_ready", "Whether the server of a task is ready", ["task"], registry=self.registry
@@ -28,12 +30,6 @@ class GatewayMetrics:
             ["task"],
             buckets=SECONDS,
             registry=self.registry,
-        )
-        self.request_bytes = Counter(
-            "jina_v4_gateway_request_bytes", "Bytes of request bodies", ["task"], registry=self.registry
-        )
-        self.response_bytes = Counter(
-            "jina_v4_gateway_response_bytes", "Bytes of replies", ["task"], registry=self.registry
         )
 
     def prepare(self, tasks: Iterable[str]) -> None:
