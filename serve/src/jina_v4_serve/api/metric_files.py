@@ -11,8 +11,6 @@ from pathlib import Path
 
 from jina_v4_serve.errors import OptionError
 
-# The instrumentation of vLLM's routes makes the summaries at the first request. All gauges are made at the start.
-_MADE_LATE = ("summary",)
 _BYTES = 2**16  # of a new file
 _TIMES = 2  # the library doubles a file that is full
 
@@ -25,8 +23,8 @@ def reserve() -> None:
     """
     if not (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")):
         return
-    made = Path(folder).glob(f"*_{os.getpid()}.db")
-    for path in {*made, *(Path(folder, f"{kind}_{os.getpid()}.db") for kind in _MADE_LATE)}:
+    # vLLM's routes make their summaries at the first request; all other metrics are made at the start.
+    for path in {*Path(folder).glob(f"*_{os.getpid()}.db"), Path(folder, f"summary_{os.getpid()}.db")}:
         try:
             path.touch()
             with path.open("r+b") as file:
