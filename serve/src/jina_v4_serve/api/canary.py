@@ -135,36 +135,41 @@ async def canary_failure(
             reason = "this server accepts none of the canary's texts" if canary else none
             logger.warning("%s vectors are not checked: %s", task, reason)
             return None
-        precision = "+".join((dtype, *quantized))
         CANARY_DISTANCE.labels(task).set(float(np.max([*distances.values()])))
-        passed = []
-        for kind, distance in distances.items():
-            bounds, subject, cause = _KINDS[kind]
-            parts = [part for part in quantized if kind == "image" or not part.startswith("vision_")]
-            coarse = [QUANTIZED_BOUNDS.get(part, QUANTIZED_BOUND) for part in parts]
-            bound = max(bounds[dtype], bounds[canary.dtype], *coarse)
-            measured = f"1 - cosine is {distance:.1e}, at most {bound:.0e} is allowed in {precision}"
-            if not distance <= bound:
-                failure = (
-                    f"the canary's {subject} to other vectors ({measured}): {cause}, or a damaged file "
-                    "(`jina-v4-merge verify DIR`)"
-                )
-                if parts:
-                    failure += f". Or {', '.join(parts)} is too coarse for this model: serve without it"
-                break
-            passed.append(f"{measured} ({kind})")
-        else:
-            CANARY_OK.labels(task).set(1)
-            logger.info("the canary passes: %s", "; ".join(passed))
-            reached(f"canary of {task} right")
-            return None
+        passed = [_compared(kind, distances[kind], canary, dtype, quantized) for kind in distances]
     except CheckpointError as error:
         failure = str(error)
     except NonFiniteError:
         failure = "the canary embeds to NaN or infinity: a damaged file, or a dtype that is too small for this model"
+    else:
+        CANARY_OK.labels(task).set(1)
+        logger.info("the canary passes: %s", "; ".join(passed))
+        reached(f"canary of {task} right")
+        return None
     CANARY_OK.labels(task).set(0)
     logger.error("not serving: %s", failure)
     return failure
+
+
+def _compared(kind: str, distance: float, canary: Canary, dtype: str, quantized: Sequence[str]) -> str:
+    """Return the largest distance of one kind of entries and what is allowed, as a sentence.
+
+    Raises:
+        CheckpointError: it is too large.
+    """
+    bounds, subject, cause = _KINDS[kind]
+    parts = [part for part in quantized if kind == "image" or not part.startswith("vision_")]
+    coarse = [QUANTIZED_BOUNDS.get(part, QUANTIZED_BOUND) for part in parts]
+    bound = max(bounds[dtype], bounds[canary.dtype], *coarse)
+    precision = "+".join((dtype, *quantized))
+    measured = f"1 - cosine is {distance:.1e}, at most {bound:.0e} is allowed in {precision}"
+    if distance <= bound:  # NaN is not
+        return f"{measured} ({kind})"
+    advice = f". Or {', '.join(parts)} is too coarse for this model: serve without it" if parts else ""
+    raise CheckpointError(
+        f"the canary's {subject} to other vectors ({measured}): {cause}, or a damaged file (`jina-v4-merge verify DIR`)"
+        f"{advice}"
+    )
 
 
 async def _largest_distances(entries: Sequence[Entry], limits: Limits, embed: Embed) -> dict[str, float]:
