@@ -172,20 +172,16 @@ def banner(settings: ServerSettings, checkpoint: Checkpoint, on_cpu: bool, gpu: 
         f"{MODEL}, task {settings.task}, {computed_in}, from {checkpoint.folder}"
         if settings.task != BASE
         else f"{MODEL}, one base for {', '.join(settings.tasks)}, {dtype}, from {checkpoint.folder.parent}",
-        f"starting vLLM; it will answer on {url}/v1 within a minute or two",
     ]
+    if checkpoint.random_weights:
+        lines.append("these are the stand-in's RANDOM weights: the vectors mean nothing")
+    if on_cpu and checkpoint.quantized == "fp8":
+        lines.append("fp8 is slow on a CPU: fold without --quantize, or with --quantize int8 for a CPU with VNNI")
+    if settings.dtype == "auto" and dtype != checkpoint.dtype:
+        lines.append(f"this processor is faster in {dtype} than in the checkpoint's {checkpoint.dtype} (--dtype)")
     if not on_cpu:
         tokens = step_of(gpu, settings.vllm_options).tokens
         name = f"the GPU is {gpu.name}" if gpu else "the GPU is unknown to nvidia-smi"
-        lines.insert(1, f"{name}: each step computes up to {tokens:,} tokens (docs/operations.md)")
-    if settings.dtype == "auto" and dtype != checkpoint.dtype:
-        lines.insert(1, f"this processor is faster in {dtype} than in the checkpoint's {checkpoint.dtype} (--dtype)")
-    if on_cpu and checkpoint.quantized == "fp8":
-        lines.insert(
-            1,
-            "fp8 is slow on a CPU: fold without --quantize, or with --quantize int8 for a CPU with VNNI",
-        )
-    lines += key_warning(settings.host)
-    if checkpoint.random_weights:
-        lines.insert(1, "these are the stand-in's RANDOM weights: the vectors mean nothing")
-    return "\n".join(lines)
+        lines.append(f"{name}: each step computes up to {tokens:,} tokens (docs/operations.md)")
+    lines.append(f"starting vLLM; it will answer on {url}/v1 within a minute or two")
+    return "\n".join([*lines, *key_warning(settings.host)])
