@@ -10,7 +10,7 @@ from importlib import metadata, util
 
 from jina_v4_serve.doctor.finding import Finding
 from jina_v4_serve.errors import OptionError
-from jina_v4_serve.vllm_side.versions import find_vllm
+from jina_v4_serve.vllm_side.versions import dotted, find_vllm
 
 PYTHONS = ((3, 11), (3, 13))
 DISTRIBUTION = "jina-v4-serve"
@@ -30,8 +30,8 @@ def check_software(n_gpus: int) -> Iterator[Finding]:
 
 def check_python(version: tuple[int, ...]) -> Finding:
     """Check that Python's version is a tested one."""
-    found = ".".join(map(str, version))
-    lowest, highest = (".".join(map(str, each)) for each in PYTHONS)
+    found = dotted(version)
+    lowest, highest = map(dotted, PYTHONS)
     if PYTHONS[0] <= version[:2] <= PYTHONS[1]:
         return Finding("ok", "Python", found)
     return Finding("FAIL", "Python", found, f"{lowest} to {highest} is needed: make PYTHON=python{highest} install")
