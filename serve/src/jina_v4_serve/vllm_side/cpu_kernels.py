@@ -101,13 +101,7 @@ class BatchedEncoderAttention(MMEncoderAttention):
     ) -> torch.Tensor:
         """Attend within each sequence; shapes (1, n_patches, n_heads, head_size).
 
-        Args:
-            query: of all patches.
-            key: of all patches.
-            value: of all patches.
-            cu_seqlens: where each window or image begins, and the end of the last.
-            max_seqlen: not needed here.
-            sequence_lengths: not needed here.
+        `cu_seqlens` has where each window or image begins, and the end of the last.
         """
         if cu_seqlens is None or query.ndim != 4 or len(query) != 1 or self.num_heads != self.num_kv_heads:
             return super().forward_cpu(query, key, value, cu_seqlens, max_seqlen, sequence_lengths)
@@ -133,11 +127,7 @@ def _neighbours(lengths: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def use(dtype: torch.dtype) -> None:
-    """Use our layers in the model that is built next, unless they are less exact than vLLM's own.
-
-    Args:
-        dtype: of the model.
-    """
+    """Use our layers in the model of this dtype that is built next, unless they are less exact than vLLM's own."""
     layers = LAYERS if fused_kernels_round(dtype) else {name: LAYERS[name] for name in LAYERS if name not in FUSED}
     for name, layer in layers.items():
         if name not in op_registry_oot:
@@ -145,11 +135,7 @@ def use(dtype: torch.dtype) -> None:
 
 
 def fused_kernels_round(dtype: torch.dtype) -> bool:
-    """Tell whether vLLM has the fused kernels for this processor, and whether they round to nearest.
-
-    Args:
-        dtype: of the kernels' inputs and results.
-    """
+    """Tell whether vLLM has the fused kernels for this processor, and whether they round to nearest in a dtype."""
     if not all(hasattr(torch.ops._C, name) for name in ("rms_norm", "fused_add_rms_norm", "rotary_embedding")):
         return False
     step = torch.finfo(dtype).eps  # from 1 to the next number
