@@ -41,6 +41,12 @@ def request_id(headers: Mapping[str, str]) -> str:
     return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
+def revisions_in(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the tasks that the headers of a server's reply name, and their revisions, which have the same order."""
+    tasks, revisions = (headers.get(f"X-Jina-V4-{name}", "").split(", ") for name in ("Task", "Revision"))
+    return {task: revision for task, revision in zip(tasks, revisions, strict=False) if task}
+
+
 class Door:
     """Checks every request before any other work."""
 

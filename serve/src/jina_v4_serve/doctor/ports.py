@@ -2,17 +2,18 @@
 
 import contextlib
 import http.client
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from email.message import Message
 from urllib.parse import urlsplit
 
+from multidict import CIMultiDict
+
+from jina_v4_serve.api.door import revisions_in
 from jina_v4_serve.api.keys import Keys
 from jina_v4_serve.doctor.finding import Finding, Verdict
 from jina_v4_serve.errors import OptionError, PortError
 from jina_v4_serve.launch.checks import check_port
-from jina_v4_serve.launch.server import server_url
+from jina_v4_serve.launch.server import json_object, server_url
 from jina_v4_serve.settings import read_settings
 
 TIMEOUT_S = 1.0
@@ -60,10 +61,9 @@ def check_one_port(host: str, port: int, movable: bool, digests: Mapping[str, st
     return _check_ours(subject, url, headers, digests)
 
 
-def _check_ours(subject: str, url: str, headers: Message, digests: Mapping[str, str]) -> Finding:
-    tasks = [task for task in headers.get("x-jina-v4-task", "").split(", ") if task]
-    revisions = headers.get("x-jina-v4-revision", "").split(", ")
-    served = ", ".join(f"{task} {revision}" for task, revision in zip(tasks, revisions, strict=False))
+def _check_ours(subject: str, url: str, headers: Mapping[str, str], digests: Mapping[str, str]) -> Finding:
+    revisions = revisions_in(headers)
+    served = ", ".join(f"{task} {revision}" for task, revision in revisions.items())
     status, body = 0, b""
     with contextlib.suppress(*_NO_ANSWER):
         status, _, body = _get(url, "/ready")
@@ -71,7 +71,7 @@ def _check_ours(subject: str, url: str, headers: Message, digests: Mapping[str, 
         # vLLM ignores a plugin that it cannot load, and its own routes answer: no prompts, no checks.
         advice = "see its log (Failed to load plugin); stop it, install again, start it again"
         return Finding("FAIL", subject, f"{served}: our routes are not loaded, vLLM's own answer", advice)
-    for task, revision in zip(tasks, revisions, strict=False):
+    for task, revision in revisions.items():
         if task in digests and not revision.startswith(digests[task][:16]):
             advice = "restart it to serve the new fold; all vectors of an index must have one revision"
             return Finding("warn", subject, f"{task} runs with revision {revision}, the folder has another", advice)
@@ -83,17 +83,12 @@ def _check_ours(subject: str, url: str, headers: Message, digests: Mapping[str, 
 
 def _reason(body: bytes) -> str:
     """Return a server's reason for not being ready, cut to 200 characters."""
-    try:
-        content = json.loads(body)
-    except ValueError:
-        return ""
-    if isinstance(content, dict):
-        states = content.get("tasks") or content.get("reason") or content.get("error") or ""
-        return f" ({str(states)[:200]})" if states else ""
-    return ""
+    content = json_object(body)
+    states = content.get("tasks") or content.get("reason") or content.get("error")
+    return f" ({str(states)[:200]})" if states else ""
 
 
-def _get(url: str, path: str) -> tuple[int, Message, bytes]:
+def _get(url: str, path: str) -> tuple[int, Mapping[str, str], bytes]:
     headers = {}
     with contextlib.suppress(OptionError):
         if key := Keys(read_settings()).first:
@@ -102,6 +97,6 @@ def _get(url: str, path: str) -> tuple[int, Message, bytes]:
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
-        return response.status, response.headers, response.read(65536)
+        return response.status, CIMultiDict(response.getheaders()), response.read(65536)
     finally:
         connection.close()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from jina_v4_serve.api.door import revisions_in
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.gateway.forward import RETRY_AFTER_S, unavailable
 from jina_v4_serve.gateway.servers import Page
@@ -38,19 +39,10 @@ def merge_models(pages: Mapping[str, Page], tasks: Iterable[str]) -> tuple[dict[
     pooling = {page.headers.get("X-Jina-V4-Pooling", "") for page in lists.values()}
     if len(pooling) == 1:
         headers["X-Jina-V4-Pooling"] = pooling.pop()
-    revisions = [_revision(page, task) for task, page in lists.items()]
+    revisions = [revisions_in(page.headers).get(task, "") for task, page in lists.items()]
     if all(revisions):
         headers["X-Jina-V4-Revision"] = ", ".join(revisions)  # in the order of the tasks
     return {"object": "list", "data": list(cards.values())}, headers
-
-
-def _revision(page: Page, task: str) -> str:
-    """Return a server's revision of a task. A server of several tasks lists all revisions in the order of its tasks."""
-    revisions = page.headers.get("X-Jina-V4-Revision", "").split(", ")
-    if len(revisions) == 1:
-        return revisions[0]
-    tasks = page.headers.get("X-Jina-V4-Task", "").split(", ")
-    return dict(zip(tasks, revisions, strict=False)).get(task, "")
 
 
 def ready_page(states: Mapping[str, str]) -> tuple[dict[str, Any], int, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The settings of one server, and its address."""
+"""The settings of one server, its address, and what it answers there."""
 
 import json
 import socket
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jina_v4_serve.checkpoint import BASE, STORED_DTYPES
 from jina_v4_serve.facts import TASKS
@@ -77,6 +78,15 @@ def server_url(host: str, port: int, options: Sequence[str] = ()) -> str:
     reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
     scheme = "https" if says_tls(options) else "http"
     return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in the body of a reply; {} if it has none."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def free_port() -> int:

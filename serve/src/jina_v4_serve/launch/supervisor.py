@@ -8,7 +8,6 @@ imports no vLLM and holds no model, so it is small and does not fail together wi
 import asyncio
 import contextlib
 import errno
-import json
 import math
 import os
 import signal
@@ -18,13 +17,13 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from random import SystemRandom
-from typing import Any
 
 import aiohttp
 
 from jina_v4_serve.heartbeat import HUNG
 from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.screen import Screen, say
+from jina_v4_serve.launch.server import json_object
 from jina_v4_serve.launch.stopping import Stop, on_signals
 from jina_v4_serve.phases import STARTED, STARTED_HEADER, started
 
@@ -207,7 +206,7 @@ class Supervisor:
                         )
                         return
                     healthy = response.ok
-                    if not healthy and (content := await _object(response)).get("status") == HUNG:
+                    if not healthy and (content := json_object(await response.read())).get("status") == HUNG:
                         say(f"the {self.name} server is hung, and is killed: {content.get('reason')}")
                         return
             except TimeoutError:
@@ -242,7 +241,7 @@ class Supervisor:
         with contextlib.suppress(TimeoutError, aiohttp.ClientError):
             async with session.get(f"{self.url}/ready") as response:
                 if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
-                    return (await _object(response)).get("reason")
+                    return json_object(await response.read()).get("reason")
         return None
 
     async def _end(self, process: asyncio.subprocess.Process, watch: asyncio.Task[None]) -> None:
@@ -266,15 +265,6 @@ async def first_done(*awaitables: Awaitable[object], timeout_s: float | None = N
         for awaitable, future in zip(awaitables, futures, strict=True):
             if future is not awaitable:
                 future.cancel()
-
-
-async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON object of a reply; {} if it has none."""
-    try:
-        content = json.loads(await response.read())
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 async def supervise(supervisor: Supervisor) -> int:
