@@ -13,11 +13,6 @@ STARTED_HEADER = "X-Jina-V4-Started"  # of /health: tells the launcher whether i
 _LINE = re.compile(r"\] (.+): (\d+\.\d) s after the start$")
 
 
-def started() -> dict[str, str]:
-    """Return the variable with the present time, for the processes of a server that is about to start."""
-    return {STARTED: str(time.monotonic())}
-
-
 def started_header() -> dict[str, str]:
     """Return the header of /health with the time of this server's start; none if the launcher did not start it."""
     return {STARTED_HEADER: os.environ[STARTED]} if STARTED in os.environ else {}

@@ -25,7 +25,7 @@ from jina_v4_serve.launch.arguments import DRAIN_S
 from jina_v4_serve.launch.screen import Screen, say
 from jina_v4_serve.launch.server import json_object
 from jina_v4_serve.launch.stopping import Stop, on_signals
-from jina_v4_serve.phases import STARTED, STARTED_HEADER, started
+from jina_v4_serve.phases import STARTED, STARTED_HEADER
 
 _POLL_S = 0.5
 _NO_FILES = (errno.EMFILE, errno.ENFILE)  # the supervisor, which may be a gateway too, cannot open a connection
@@ -151,20 +151,20 @@ class Supervisor:
             if self.stop.requested.is_set():
                 return 0
             output = self._screen.begin() if self._screen else None
-            start = started()
+            start = str(time.monotonic())
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=output,
                     stderr=output,
-                    env=self._environment | start,
+                    env=self._environment | {STARTED: start},
                     start_new_session=True,
                 )
             except OSError as error:  # too many processes, or no memory for one more
                 say(f"error: the process of the {self.name} server could not be started: {error}")
                 return 1
-            watch = asyncio.create_task(self._watch(session, start[STARTED]))
+            watch = asyncio.create_task(self._watch(session, start))
             try:
                 await first_done(process.wait(), self.stop.requested.wait(), self.ready.wait(), watch)
                 await starting.aclose()  # another server may start now
