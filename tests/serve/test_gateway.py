@@ -78,6 +78,13 @@ def test_half_a_character_is_left_to_the_server_which_names_its_item(text: str) 
         find_task(f'{{"input": "{text}", "task": "code"'.encode(), TASKS)
 
 
+def test_a_long_text_of_escapes_does_not_hold_the_gateway() -> None:
+    body = b'{"task": "code", "input": "\\ud83d' + b"\\n" * 2**21 + b'"}'
+    began = time.process_time()
+    assert find_task(body, TASKS) == "code"
+    assert time.process_time() - began < 0.3
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
