@@ -5,6 +5,7 @@ import base64
 import io
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,11 @@ def png(width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
     file = io.BytesIO()
     Image.new(mode, (width, height)).save(file, "PNG")
     return file.getvalue()
+
+
+def icon(content: bytes) -> bytes:
+    """An ICO file of a PNG file that it says has 16 x 16 pixels."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22) + content
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111"])
@@ -250,7 +256,14 @@ def test_nothing_of_a_file_but_its_pixels_goes_on(kind: str) -> None:
         pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a known format", id="SVG"),
         pytest.param(png(40, 40)[:60], "is a broken image", id="cut short"),
         pytest.param(png(2001, 10), "aspect ratios up to 200", id="thin"),
+        pytest.param(
+            icon(png(300, 1)),
+            "300 x 1 pixels; the model takes aspect ratios up to 200",
+            id="thin icon",
+            marks=pytest.mark.filterwarnings("ignore:Image was not the expected size"),
+        ),
         pytest.param(png(9000, 8000, "1"), "over the limit of 64000000", id="large"),
+        pytest.param(icon(png(9000, 8000, "1")), "over the limit of 64000000", id="large icon"),
     ],
 )
 def test_what_is_no_image_to_embed_is_refused(content: bytes, message: str) -> None:

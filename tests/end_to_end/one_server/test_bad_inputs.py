@@ -131,7 +131,7 @@ BAD_IMAGES = {
     "a PNG without its pixels": Bad(422, "broken image", image(declared_png(4000, 4000)), IMAGE),
     "a decompression bomb": Bad(422, "over the limit of 64000000", image(BOMB), IMAGE),
     "a PNG that says it is a little too large": Bad(
-        422, "8100 x 8000 pixels are over the limit of 64000000", image(declared_png(8100, 8000)), IMAGE
+        422, "the picture is over the limit of 64000000 pixels", image(declared_png(8100, 8000)), IMAGE
     ),
     "a file that is too large": Bad(422, f"over the limit of {MAX_IMAGE_BYTES} bytes", image(bytes(2**21 + 99)), IMAGE),
     "an image that is too thin": Bad(422, "aspect ratios up to 200", image(png(1, 201)), IMAGE),

@@ -58,16 +58,16 @@ def decode(content: bytes, where: str, settings: Settings) -> Image.Image:
     largest = settings.max_image_pixels
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we check our own limit below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow refuses more than twice this, also in a PNG file within an ICO file that names a smaller size.
+            Image.MAX_IMAGE_PIXELS = largest // 2
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-        width, height = image.size
-        if width * height > largest:
-            raise invalid(where, f"{where}: {width} x {height} pixels are over the limit of {largest} in all")
+        converted = image.convert("RGB")
+        width, height = converted.size
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise invalid(
                 where, f"{where}: {width} x {height} pixels; the model takes aspect ratios up to {MAX_ASPECT_RATIO}"
             )
-        converted = image.convert("RGB")
         if image.mode in CLIPPED_MODES:
             current().clipped.append(where)
         converted.info = {}  # the only metadata that convert() keeps
