@@ -1,4 +1,7 @@
-"""A front door without a model: `python door_server.py PORT` is uvicorn, our guard, and routes without an engine."""
+"""A front door without a model: uvicorn, our guard, and routes without an engine.
+
+`python door_server.py PORT [SECONDS]`: an idle connection is closed after so many seconds.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -39,5 +42,6 @@ def breaks() -> None:
 
 
 app.state.jina_v4 = SimpleNamespace()
-app.state.server = server = uvicorn.Server(uvicorn.Config(app, port=int(sys.argv[1]), timeout_keep_alive=75))
+port, keep_alive_s = (*map(int, sys.argv[1:]), 75)[:2]
+app.state.server = server = uvicorn.Server(uvicorn.Config(app, port=port, timeout_keep_alive=keep_alive_s))
 server.run()

@@ -1,7 +1,10 @@
 """The shared table at doors that ask for a key: our guard on uvicorn, and the gateway before it, without a model."""
 
 import contextlib
+import select
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +44,30 @@ def test_every_door_asks_for_the_key_alike(case: Case, door: str, doors: dict[st
 def test_a_route_that_fails_answers_as_other_errors_do(doors: dict[str, Server]) -> None:
     check(Case(get("/metrics", Authorization=f"Bearer {KEY}"), 500, "INTERNAL"), doors["server"].base_url)
     assert "RuntimeError: a route that fails" in doors["server"].log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("sent", "more"),
+    [
+        (b"", b""),
+        (b"POST /v1/embeddings HTT", b""),
+        (get("/health"), b"G"),
+        (get("/nothing", "POST", Transfer_Encoding="chunked"), b"1\r\nx\r\n"),
+    ],
+    ids=["nothing", "half a head", "a second head by drops", "a body that was refused"],
+)
+def test_a_connection_that_waits_for_no_reply_is_closed(sent: bytes, more: bytes, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, TESTS / "door_server.py", str(port), "1"]
+    with started(command, port, tmp_path / "log", **ENVIRONMENT) as server:
+        server.wait_ready()
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(sent)
+            began = time.monotonic()
+            while time.monotonic() - began < 60:
+                readable, _, _ = select.select([connection], [], [], 0.1)
+                with contextlib.suppress(ConnectionError):
+                    if readable and not connection.recv(2**16):
+                        break
+                    connection.sendall(more)
+            assert 0.9 < time.monotonic() - began < 60
