@@ -21,12 +21,12 @@ from jina_v4_client.embed.pages import open_pdf, render_page
 from jina_v4_serve.api import pdf, pdf_render
 from jina_v4_serve.api.door import Door
 from jina_v4_serve.api.errors import ApiError
-from jina_v4_serve.api.images import ImageLoader
+from jina_v4_serve.api.images import DECODED_IMAGES, ImageLoader
 from jina_v4_serve.api.pdf import PdfReader
 from jina_v4_serve.api.prompts import OpenImage, Prompt
 from jina_v4_serve.api.record import Record, recording
 from jina_v4_serve.api.request import EmbedRequest, Item, Limits
-from jina_v4_serve.api.service import CONCURRENT_IMAGES, Service
+from jina_v4_serve.api.service import Service
 from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.checkpoint import Prompts
 from jina_v4_serve.settings import Settings
@@ -299,7 +299,7 @@ class FakeEngine:
                 self.pictures.append(weakref.ref(picture))
                 alive = [each for each in self.pictures if each() is not None]
                 self.most_pictures = max(self.most_pictures, len(alive))
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.02)
                 return picture.width
 
         sizes = await asyncio.gather(*map(width, prompts))
@@ -351,16 +351,20 @@ def test_pages_are_charged_before_they_are_rendered_and_given_back() -> None:
         assert len(asyncio.run(service.embed(asked(item(book(3), pages=((2, 2),))), "id"))) == 1
 
 
-def test_few_pictures_of_a_request_are_decoded_at_a_time() -> None:
+def test_few_pictures_are_decoded_at_a_time() -> None:
     service, engine = make_service(budget=10**6)
     items = []
     for i in range(40):
         file = io.BytesIO()
         Image.new("RGB", (100 + i, 100)).save(file, "PNG")
         items.append(Item(image=base64.b64encode(file.getvalue()).decode(), path=f"input[{i}].image"))
-    found = asyncio.run(service.embed(asked(*items), "id"))
-    assert [each.dense[0, 0] for each in found] == [100 + i for i in range(40)]
-    assert 1 < engine.most_pictures <= CONCURRENT_IMAGES
+
+    async def embed_in_several_requests() -> list[list[Vectors]]:
+        return await asyncio.gather(*(service.embed(asked(*items[i : i + 10]), "id") for i in range(0, 40, 10)))
+
+    found = [each.dense[0, 0] for part in asyncio.run(embed_in_several_requests()) for each in part]
+    assert found == [100 + i for i in range(40)]
+    assert 1 < engine.most_pictures < 2 * DECODED_IMAGES  # a thread may keep one that it has decoded for a moment
 
 
 def test_no_child_is_left() -> None:

@@ -196,7 +196,8 @@ def test_each_image_url_is_counted_once_by_how_it_went() -> None:
     async def load(url: str) -> None:
         asked = Record("id")
         with recording(asked), contextlib.suppress(ApiError):
-            await ImageLoader(limits).load(url, "input")
+            async with ImageLoader(limits).opened(url, "input"):
+                pass
         assert asked.stages_s.keys() == {"fetch"}
 
     with opened_site({IMAGES[0].name: IMAGES[0].read_bytes()}) as site:

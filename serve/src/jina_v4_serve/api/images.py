@@ -7,6 +7,8 @@ vLLM gets pixels without metadata, in which it would look for an orientation and
 import asyncio
 import io
 import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from PIL import Image, UnidentifiedImageError
 
@@ -20,6 +22,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI",
 # Modes with more than 8 bits per pixel. convert("RGB") cuts values off at 255: 16-bit grey becomes white.
 CLIPPED_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 MAX_ASPECT_RATIO = 200
+DECODED_IMAGES = 8  # of all requests; vLLM prepares one after the other
 
 
 class ImageLoader:
@@ -28,22 +31,25 @@ class ImageLoader:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._sources = SourceReader(settings)
+        self._decoded = asyncio.Semaphore(DECODED_IMAGES)
 
-    async def load(self, source: str, where: str) -> Image.Image:
-        """Fetch, check and decode one image.
+    @asynccontextmanager
+    async def opened(self, source: str, where: str) -> AsyncIterator[Image.Image]:
+        """Fetch, check and decode one image. Few are decoded at a time, as one may have 256 MB; others wait.
 
         Args:
             source: URL, data URI or base64.
             where: the field, for messages: `input[2].image`.
 
-        Returns:
+        Yields:
             An RGB picture.
 
         Raises:
             ApiError: 422 if the image cannot be read or is over a limit.
         """
         content = await self._sources.read(source, where, IMAGE, self.settings.max_image_bytes)
-        return await asyncio.to_thread(decode, content, where, self.settings)
+        async with self._decoded:
+            yield await asyncio.to_thread(decode, content, where, self.settings)
 
 
 def decode(content: bytes, where: str, settings: Settings) -> Image.Image:

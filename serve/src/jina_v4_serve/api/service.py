@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import InitVar, dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -31,7 +31,7 @@ logger = logging.getLogger("jina_v4_serve")
 
 READY_AGE_S = 10.0  # the engine works if it has finished work in this time
 PROBE_TIMEOUT_S = 4.0
-CONCURRENT_IMAGES = 8  # images of one request that are fetched, decoded and prepared at a time
+CONCURRENT_IMAGES = 8  # images of one request that are fetched at a time
 BYTES_A_TEXT = 64  # the fixed cost of a text: tokenising this many bytes takes as long
 BYTES_PER_TOKEN = 4  # of text: an estimate for the budget, before texts are tokenised
 
@@ -198,7 +198,7 @@ class Service:
     @asynccontextmanager
     async def _opened(self, source: str, path: str, at_once: asyncio.Semaphore) -> AsyncIterator[Image.Image]:
         """Load a picture and keep it while vLLM prepares it. `at_once` limits how many are loaded."""
-        async with at_once:
+        async with at_once, AsyncExitStack() as stack:
             with current().stage("preprocessing"):
-                picture = await self.images.load(source, path)
+                picture = await stack.enter_async_context(self.images.opened(source, path))
             yield picture
