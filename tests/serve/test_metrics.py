@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -17,19 +18,22 @@ from typing import Any
 
 import pytest
 import yaml
+from api_limits import limits
 from jina_v4_serve.api import metrics, record
-from jina_v4_serve.api.door import EMBEDDINGS
-from jina_v4_serve.api.errors import ApiError
+from jina_v4_serve.api.door import EMBEDDINGS, Door
+from jina_v4_serve.api.errors import ApiError, invalid
 from jina_v4_serve.api.guard import Guard
 from jina_v4_serve.api.images import ImageLoader
 from jina_v4_serve.api.log import LOGGER, JsonFormatter
 from jina_v4_serve.api.record import Record, current, recording
+from jina_v4_serve.api.routes import embed
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.gateway.metrics import GatewayMetrics
 from jina_v4_serve.settings import SERVED_TASKS, Settings, read_settings
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from small_disk import needs_namespaces, on_small_disk
+from starlette.requests import Request
 from wire import IMAGES, opened_site
 
 ROOT = Path(__file__).parents[2]
@@ -270,6 +274,35 @@ def test_nothing_is_logged_of_a_request_unless_asked_for(capfd: pytest.CaptureFi
     serve(answering(200))
     serve(answering(422, "VALIDATION_ERROR"))
     assert capfd.readouterr().err == ""
+
+
+async def test_nothing_is_logged_of_a_request_that_fails_as_its_client_leaves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise invalid("input", "what was sent") from None
+
+    async def receive() -> dict[str, Any]:
+        if not received:
+            received.append(b'{"input": "x"}')
+            return {"type": "http.request", "body": received[0]}
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    received: list[bytes] = []
+    budget, engine = SimpleNamespace(check=lambda: None), SimpleNamespace(dead=False)
+    service = SimpleNamespace(budget=budget, door=Door(Settings()), limits=limits(TASK), embed=fail, engine=engine)
+    app = SimpleNamespace(state=SimpleNamespace(jina_v4=service))
+    scope = {"type": "http", "path": EMBEDDINGS, "headers": [], "app": app, "state": {"request_id": "id"}}
+    assert (await embed(Request(scope, receive))).status_code == record.CLOSED_REQUEST
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_a_failure_is_one_line_too() -> None:

@@ -104,7 +104,7 @@ async def embed(request: Request) -> Response:
         gone.cancel()
         if not work.done():
             work.cancel()  # the client has disconnected: the engine drops the work
-            await asyncio.wait({work})
+            await asyncio.gather(work, return_exceptions=True)  # reads its error, which asyncio would log
             return Response(status_code=CLOSED_REQUEST)
         return work.result()
     except ClientDisconnect:
