@@ -29,8 +29,9 @@ MAX_URL_CHARACTERS = 16_384
 _SHORT_HOST = re.compile(r"https?://[^/?#]{0,512}(?:[/?#]|\Z)", re.IGNORECASE)
 LOOK_UPS = 16  # names at a time; a name server that does not answer takes 10 s or more
 _IPV6_INTERNET = ipaddress.ip_network("2000::/3")  # outside are NAT64, site-local and wrapped addresses
-# Python counts parts of these as global: protocol assignments, which clouds use internally, and relays of 6to4.
-_IPV4_RESERVED = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24")))
+# Python counts parts of these as global: protocol assignments, which clouds use internally; relays of 6to4; the service
+# that each machine of Azure reaches.
+_IPV4_RESERVED = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")))
 
 
 def is_public(address: str) -> bool:
