@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from jina_v4_client.scoring import image_grid
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save
+from servers import free_port
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 WIDTH, DENSE = 128, 256
@@ -70,9 +70,7 @@ class ColourServer:
     """The server; it can be away or fail for a while, and hold images back until a test lets them through."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.passing = threading.Semaphore(0)
         self.holding = threading.Event()
         self.failing: int | None = None  # the status of every reply

@@ -1,6 +1,7 @@
 """Real servers for the tests: each a process of its own on 127.0.0.1, ended by pid when its block ends."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -18,6 +19,9 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 # The limit for what a test waits for: it ends by itself, also where the machine is busy with something else.
 PATIENCE_S = 120.0
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PORTS = itertools.cycle(range(20_000 + os.getpid() % 1000 * _N_PROCESSES + _PROCESS, 30_000, _N_PROCESSES))
 
 
 @dataclass
@@ -44,9 +48,15 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is still free when a server listens there, half a minute later perhaps.
+
+    It is below the ports that the kernel chooses by itself, and each process of a test run takes others.
+    """
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every port is in use")
 
 
 def group_is_alive(group: int) -> bool:

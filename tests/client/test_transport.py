@@ -25,6 +25,7 @@ from jina_v4_client import (
     ServerTimeoutError,
     WrongServerError,
 )
+from servers import free_port
 
 
 def failing_first(server: Any, n_failures: int, failure: Any) -> None:
@@ -33,15 +34,8 @@ def failing_first(server: Any, n_failures: int, failure: Any) -> None:
     server.routes["/v1/embeddings"] = lambda seen: next(left, None) or embed(seen)
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_a_dead_server_is_named_with_a_way_to_start_one(free_port: int) -> None:
-    url = f"http://127.0.0.1:{free_port}"
+def test_a_dead_server_is_named_with_a_way_to_start_one() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
     with (
         EmbeddingsClient(url, task="retrieval", max_retries=0) as client,
         pytest.raises(ServerConnectionError) as caught,
