@@ -41,19 +41,27 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def note_start(*pids: int) -> None:
+    """Write the file of this start; it appears whole, as this process may be killed at any moment."""
+    (folder / "new").write_text(" ".join(map(str, (time.monotonic(), os.getpid(), *pids))))
+    (folder / "new").rename(folder / f"start-{start}")
+
+
 port, folder, traits = int(sys.argv[1]), Path(sys.argv[2]), set(sys.argv[3:])
 start = len(list(folder.glob("start-*"))) + 1
 if "broken" in traits or ("broken-later" in traits and start > 1):
-    (folder / f"start-{start}").write_text(f"{time.monotonic()} {os.getpid()}")
+    note_start()
     sys.exit(3)
 end_with_parent()
 grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-(folder / f"start-{start}").write_text(f"{time.monotonic()} {os.getpid()} {grandchild.pid}")
+note_start(grandchild.pid)
 if "slow" in traits:
     time.sleep(1)
 while "stuck-later" in traits and start > 1:
     time.sleep(0.05)
-while "waits" in traits and not all((beside / "start-1").exists() for beside in folder.parent.iterdir()):
+while "waits" in traits and not all(
+    (beside / "start-1").exists() for beside in folder.parent.iterdir() if beside.is_dir()
+):
     time.sleep(0.05)
 server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
 

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,15 @@ class Server:
             time.sleep(0.5)
         raise TimeoutError(f"no answer within {START_TIMEOUT_S} s:\n{self.tail()}")
 
+    def wait_until_said(self, text: str) -> None:
+        """Wait until a text is in the log of the running server."""
+
+        def said() -> bool:
+            assert self.process.poll() is None, self.tail()
+            return text in self.log.read_text(errors="replace")
+
+        wait_until(said, self.tail, START_TIMEOUT_S)
+
     def tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
@@ -57,6 +66,16 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("every port is in use")
+
+
+def wait_until(
+    condition: Callable[[], object], said: Callable[[], object] = lambda: None, timeout_s: float = PATIENCE_S
+) -> None:
+    """Wait until something is so; at the end of the time limit fail with what `said` returns."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.02)
 
 
 def group_is_alive(group: int) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from jina_v4_client import AsyncEmbeddingsClient, ServerRefusedError, ServerTimeoutError
+from jina_v4_client import AsyncEmbeddingsClient, ServerConnectionError, ServerRefusedError, ServerTimeoutError
 
 CARD = b'{"data": [{"id": "jina-embeddings-v4-retrieval", "max_model_len": 4096}]}'
 HEAD = b"HTTP/1.1 200 OK\r\nx-jina-v4-task: retrieval\r\nx-jina-v4-pooling: engine\r\ncontent-length: %d\r\n"
@@ -26,6 +26,7 @@ class Mute:
         self.asked = threading.Semaphore(0)
         self.ended = threading.Semaphore(0)
         self._closing = False
+        self._waiting: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -50,10 +51,15 @@ class Mute:
                 if received.startswith(b"GET"):
                     connection.sendall(HEAD % len(CARD) + REQUEST_ID.findall(received)[0] + b"\r\n" + CARD)
                 elif received.startswith(b"POST"):
+                    self._waiting.append(connection)
                     self.asked.release()
                 elif not received:
                     self.ended.release()
                     return
+
+    def hang_up(self) -> None:
+        """End the connection of one of the requests."""
+        self._waiting[0].shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._closing = True
@@ -87,11 +93,17 @@ def test_a_cancelled_task_closes_the_connections_of_its_requests(mute: Mute) -> 
 
 
 def test_a_time_limit_of_the_callers_closes_them_too(mute: Mute) -> None:
+    async def reach(limit: asyncio.Timeout) -> None:
+        assert await asyncio.to_thread(mute.asked.acquire, timeout=100)
+        limit.reschedule(0)
+
     async def call() -> None:
         async with AsyncEmbeddingsClient(mute.url, task="retrieval") as client:
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(None) as limit:
+                    reaching = asyncio.create_task(reach(limit))
                     await client.encode_text("a")
+            await reaching
             assert await asyncio.to_thread(mute.ended.acquire, timeout=100)
 
     asyncio.run(call())
@@ -99,7 +111,7 @@ def test_a_time_limit_of_the_callers_closes_them_too(mute: Mute) -> None:
 
 def test_the_total_time_limit_closes_them_too(mute: Mute) -> None:
     async def call() -> None:
-        async with AsyncEmbeddingsClient(mute.url, task="retrieval", total_timeout_s=1) as client:
+        async with AsyncEmbeddingsClient(mute.url, task="retrieval", total_timeout_s=3) as client:
             with pytest.raises(ServerTimeoutError, match="did not end within"):
                 await client.encode_text("a")
             assert await asyncio.to_thread(mute.ended.acquire, timeout=100)
@@ -107,11 +119,15 @@ def test_the_total_time_limit_closes_them_too(mute: Mute) -> None:
     asyncio.run(call())
 
 
-def test_an_error_closes_the_connections_of_the_other_requests(server: Any, mute: Mute) -> None:
+def test_an_error_closes_the_connections_of_the_other_requests(mute: Mute) -> None:
     async def call() -> None:
-        async with AsyncEmbeddingsClient(mute.url, task="retrieval", max_retries=0, timeout_s=1) as client:
-            with pytest.raises(ServerTimeoutError):
-                await client.encode_text(["a", "b", "c"], batch_size=1)
+        async with AsyncEmbeddingsClient(mute.url, task="retrieval", max_retries=0) as client:
+            task = asyncio.create_task(client.encode_text(["a", "b", "c"], batch_size=1))
+            for _ in range(3):
+                assert await asyncio.to_thread(mute.asked.acquire, timeout=100)
+            mute.hang_up()
+            with pytest.raises(ServerConnectionError):
+                await task
             for _ in range(3):
                 assert await asyncio.to_thread(mute.ended.acquire, timeout=100)
 

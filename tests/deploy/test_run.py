@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Figure, Golden
-from servers import BIN, Server, free_port
+from servers import BIN, PATIENCE_S, Server, free_port
 
 pytestmark = pytest.mark.long
 
@@ -131,14 +131,14 @@ def test_a_server_runs_without_a_name_a_right_or_a_place_to_write(
     assert all("ro" in options[point] for point in ("/", PLACE))
     assert all("rw" in options[f"{PLACE}/{volume}"] for volume in VOLUMES)
 
-    with urllib.request.urlopen(f"{container.server.base_url}/ready", timeout=30) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{container.server.base_url}/ready", timeout=PATIENCE_S) as answer:  # noqa: S310
         assert answer.status == 200
     request = urllib.request.Request(  # noqa: S310 - our own address
         f"{container.server.base_url}/v1/embeddings",
         json.dumps({"input": golden.texts[0], "prompt_name": "query"}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
         (item,) = json.load(answer)["data"]
     difference = float(np.abs(np.array(item["embedding"]) - golden.rows["retrieval/query/0/dense"]).max())
     assert difference < 1e-5
@@ -160,4 +160,4 @@ def test_the_container_writes_only_to_its_volumes_and_not_to_shared_memory(
 
 def test_the_container_ends_when_it_is_stopped(container: Container) -> None:
     os.kill(container.pid, signal.SIGTERM)
-    assert container.server.process.wait(60) == 0
+    assert container.server.process.wait(PATIENCE_S) == 0

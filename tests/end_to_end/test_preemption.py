@@ -50,7 +50,7 @@ def server(
 
 
 def counted(server: Server, metric: str) -> int:
-    page = httpx2.get(f"{server.base_url}/metrics").text
+    page = httpx2.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text
     return round(sum(map(float, re.findall(rf"^{metric}\{{.*\}} (\S+)$", page, re.MULTILINE))))
 
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import Figure, Golden
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from servers import Server, engine_server
+from servers import PATIENCE_S, Server, engine_server
 
 pytestmark = pytest.mark.long
 
@@ -36,7 +36,7 @@ def server(folded: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 
 
 def running_requests(server: Server) -> float:
-    metrics = httpx2.get(f"{server.base_url}/metrics").text.splitlines()
+    metrics = httpx2.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
     names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
     return sum(float(line.split()[-1]) for line in metrics if line.startswith(names))
 
@@ -69,7 +69,7 @@ def test_overload_is_refused_at_once_and_the_rest_is_right(server: Server, golde
         else:
             assert 1 <= int(response.headers["retry-after"]) <= 30
             assert response.json()["error"]["code"] == "OVERLOADED"
-    assert httpx2.get(f"{server.base_url}/ready").status_code == 200
+    assert httpx2.get(f"{server.base_url}/ready", timeout=PATIENCE_S).status_code == 200
 
 
 def test_work_that_nobody_waits_for_is_dropped(server: Server, golden: Golden, figure: Figure) -> None:
@@ -81,7 +81,7 @@ def test_work_that_nobody_waits_for_is_dropped(server: Server, golden: Golden, f
         time.sleep(0.1)
     figure(f"workless {time.perf_counter() - begin:.1f} s after the client left")
     assert running_requests(server) == 0
-    answer = httpx2.post(f"{server.base_url}/v1/embeddings", json={"input": golden.texts[0]}, timeout=60).json()
+    answer = httpx2.post(f"{server.base_url}/v1/embeddings", json={"input": golden.texts[0]}, timeout=PATIENCE_S).json()
     vector = np.array(answer["data"][0]["embedding"], np.float32)
     assert np.abs(vector - golden.rows[f"{TASK}/query/0/dense"]).max() <= 1e-5
 
@@ -91,13 +91,13 @@ def check_that_a_long_image_is_refused(server: Server) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (784, 728), "teal").save(picture, "png")  # 728 tokens
     form = {"input": [{"image": base64.b64encode(picture.getvalue()).decode()}]}
-    answer = httpx2.post(f"{server.base_url}/v1/embeddings", json=form, timeout=60)
+    answer = httpx2.post(f"{server.base_url}/v1/embeddings", json=form, timeout=PATIENCE_S)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "INPUT_TOKEN_LIMIT_EXCEEDED")
     assert re.fullmatch(
         r"an image has 7\d\d tokens; the limit is 512\. Send a smaller one, or max_pixels", error["message"]
     )
-    answer = httpx2.post(f"{server.base_url}/v1/embeddings", json={**form, "max_pixels": 40_000}, timeout=60)
+    answer = httpx2.post(f"{server.base_url}/v1/embeddings", json={**form, "max_pixels": 40_000}, timeout=PATIENCE_S)
     assert answer.json()["error"]["code"] == "NON_FINITE_VECTOR"  # so it was computed
 
 
@@ -112,13 +112,13 @@ def test_vectors_that_are_not_finite_are_never_sent(folded: Callable[[str], Path
     assert shard.stat().st_size == size  # the launcher compares sizes, and is not to notice
     with engine_server(TASK, checkpoint, tmp_path / "log", "--max-model-len=512") as server:
         server.wait_ready()
-        assert httpx2.get(f"{server.base_url}/ready", timeout=30).status_code == 503
+        assert httpx2.get(f"{server.base_url}/ready", timeout=PATIENCE_S).status_code == 503
         check_that_a_long_image_is_refused(server)
         for form in ({}, {"outputs": ["dense", "multivector"]}):
-            answer = httpx2.post(f"{server.base_url}/v1/embeddings", json={"input": "x", **form}, timeout=30)
+            answer = httpx2.post(f"{server.base_url}/v1/embeddings", json={"input": "x", **form}, timeout=PATIENCE_S)
             assert answer.status_code == 500
             assert answer.json()["error"]["code"] == "NON_FINITE_VECTOR"
             # The engine has just worked. It is not ready all the same.
-            assert httpx2.get(f"{server.base_url}/ready", timeout=30).status_code == 503
-        metrics = httpx2.get(f"{server.base_url}/metrics").text
+            assert httpx2.get(f"{server.base_url}/ready", timeout=PATIENCE_S).status_code == 503
+        metrics = httpx2.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text
         assert "jina_v4_non_finite_requests_total 3.0" in metrics

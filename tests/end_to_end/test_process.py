@@ -15,20 +15,11 @@ from conftest import Figure, Golden
 from jina_v4_client import EmbeddingsClient
 from load import Load
 from near import largest_difference
-from servers import PATIENCE_S, Server, engine_server, engines_of, group_is_alive
+from servers import PATIENCE_S, START_TIMEOUT_S, Server, engine_server, engines_of, group_is_alive, wait_until
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
 
 
 def golden_texts_are_right(server: Server, golden: Golden) -> None:
@@ -46,7 +37,7 @@ def test_an_interrupted_server_leaves_no_process(golden: Golden, folded: Callabl
             client.encode_text(golden.texts, task="retrieval")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(PATIENCE_S) == 130
-        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+        wait_until(lambda: not group_is_alive(server.process.pid))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +48,7 @@ def two_api_processes(folded: Callable[[str], Path], tmp_path_factory: pytest.Te
     options = {"dtype": "float32", "JINA_V4_HUNG_AFTER_S": "10"}
     with engine_server("retrieval", checkpoint, log, "--api-server-count=2", **options) as server:
         server.wait_ready()
-        assert wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, 60)
+        wait_until(lambda: server.log.read_text().count("Application startup complete") == 2)
         yield server
 
 
@@ -99,7 +90,7 @@ def test_several_api_processes_told_to_stop_answer_what_they_accepted(
 ) -> None:
     server = two_api_processes
     # Both listen again after the test before this one.
-    assert wait_until(lambda: server.log.read_text().count("Application startup complete") in (2, 4), 60)
+    wait_until(lambda: server.log.read_text().count("Application startup complete") in (2, 4))
     golden_texts_are_right(server, golden)
     with Load(server.base_url, "retrieval", golden.texts, n_clients=8) as load:
         time.sleep(3)
@@ -110,7 +101,7 @@ def test_several_api_processes_told_to_stop_answer_what_they_accepted(
     assert set(load.flying(told)) == {"200"}
     assert set(load.outcomes()) <= {"200", "ConnectError", "ReadError"}
     assert load.wrong == 0
-    assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+    wait_until(lambda: not group_is_alive(server.process.pid))
 
 
 @pytest.mark.parametrize("moment", ["starting vLLM", "EngineCore"])
@@ -119,12 +110,12 @@ def test_a_server_interrupted_while_it_starts_leaves_no_process(
 ) -> None:
     checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
     with engine_server("retrieval", checkpoint, tmp_path / "log") as server:
-        assert wait_until(lambda: moment in server.log.read_text(errors="replace"), 120)
+        server.wait_until_said(moment)
         time.sleep(1)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(PATIENCE_S) != 0
         print(server.tail())
-        assert wait_until(lambda: not group_is_alive(server.process.pid), 20)
+        wait_until(lambda: not group_is_alive(server.process.pid))
 
 
 def test_a_checkpoint_that_is_replaced_during_a_start_is_not_served(
@@ -136,16 +127,16 @@ def test_a_checkpoint_that_is_replaced_during_a_start_is_not_served(
     link.symlink_to(first)
     new.symlink_to(second)
     with engine_server("retrieval", link, tmp_path / "log") as server:
-        assert wait_until(lambda: "Resolved architecture" in server.log.read_text(errors="replace"), 120)
+        server.wait_until_said("Resolved architecture")
         new.rename(link)  # the revision has been read, the weights have not
-        assert server.process.wait(PATIENCE_S) == 1
+        assert server.process.wait(START_TIMEOUT_S) == 1
         assert f"{link} was replaced by another checkpoint during the start" in server.log.read_text()
 
 
 def test_an_unknown_option_of_vllm_is_named(folded: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = folded("float32") / "jina-embeddings-v4-retrieval"
     with engine_server("retrieval", checkpoint, tmp_path / "log", "--no-such-option") as server:
-        assert server.process.wait(120) == 2
+        assert server.process.wait(START_TIMEOUT_S) == 2
         assert "--no-such-option" in server.tail()
 
 
@@ -200,15 +191,16 @@ def test_an_interrupted_demo_leaves_no_process(demo_checkpoints: Path, tmp_path:
     checkpoints = tmp_path if moment == "while it folds" else demo_checkpoints
     program = "jina-v4-merge" if moment == "while it folds" else "jina-v4-serve"
     demo = make_demo(checkpoints)
-    running = wait_until(lambda: any(program in line for line in processes_with(str(checkpoints))), PATIENCE_S)
-    time.sleep(5 if program == "jina-v4-serve" else 0.5)
-    os.killpg(demo.pid, signal.SIGINT)  # what Ctrl-C does to the foreground
-    output, _ = demo.communicate(timeout=PATIENCE_S)
-    print(output)
-    assert running
+    try:
+        wait_until(lambda: any(program in line for line in processes_with(str(checkpoints))))
+        time.sleep(5 if program == "jina-v4-serve" else 0.5)
+    finally:
+        os.killpg(demo.pid, signal.SIGINT)  # what Ctrl-C does to the foreground
+        output, _ = demo.communicate(timeout=PATIENCE_S)
+        print(output)
     assert demo.returncode != 0
     assert "Traceback" not in output
-    assert wait_until(lambda: processes_with(str(checkpoints)) == [], PATIENCE_S)
+    wait_until(lambda: processes_with(str(checkpoints)) == [])
 
 
 def test_make_without_the_hub_names_the_ways_out(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from jina_v4_client.scoring import cosine, image_grid, maxsim
 from pdf_files import ONE_BAD, book, pdf
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
-from servers import PATIENCE_S, Server, free_port, started
+from servers import PATIENCE_S, Server, free_port, started, wait_until
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.long
@@ -99,11 +98,7 @@ def page_server(base_url: str, folder: Path) -> Iterator[Server]:
     command = [sys.executable, str(ROOT / "examples/document_search"), "page"]
     command += [f"--{name}={value}" for name, value in options.items()]
     with started(command, port, folder / "log") as server:
-        deadline = time.monotonic() + PATIENCE_S
-        while "open http" not in server.log.read_text():
-            assert server.process.poll() is None, server.tail()
-            assert time.monotonic() < deadline, server.tail()
-            time.sleep(0.1)
+        server.wait_until_said("open http")
         yield server
 
 
@@ -128,13 +123,12 @@ def http(app: Server) -> Iterator[httpx2.Client]:
 
 
 def wait_until_indexed(http: httpx2.Client) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        jobs: list[dict[str, Any]] = http.get("/api/files").json()
-        if all(job["state"] not in ("waiting", "indexing") for job in jobs):
-            return jobs
-        assert time.monotonic() < deadline, jobs
-        time.sleep(0.1)
+    def jobs() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = http.get("/api/files").json()
+        return found
+
+    wait_until(lambda: all(job["state"] not in ("waiting", "indexing") for job in jobs()), jobs)
+    return jobs()
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,11 @@ def wait(child: int) -> int:
     return os.waitpid(child, 0)[1]
 
 
+def hold() -> None:
+    """Have this process wait before anything gets its final name: however late its end comes, it has none."""
+    staging._sync = lambda _: time.sleep(100)
+
+
 def kill_at_bytes(base: str, out: Path, n_kills: int, dtype: str, force: bool) -> None:
     """Kill runs when they have written random shares of the bytes that a whole run writes; let a last one through."""
     whole = out.with_name("whole")
@@ -105,7 +110,7 @@ def kill_at_bytes(base: str, out: Path, n_kills: int, dtype: str, force: bool) -
     chance = random.Random(7)  # noqa: S311 - no secret
     for _ in range(n_kills):
         share, remains = chance.random(), {path.name for path in out.iterdir()}
-        child = start(base, out, dtype, force)
+        child = start(base, out, dtype, force, hold)
         ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
         while staged_bytes(out, remains) < share * total and not os.waitid(os.P_PID, child, ended):
             time.sleep(0.0005)

@@ -17,6 +17,7 @@ from jina_v4_merge.errors import OutputError
 from jina_v4_merge.export.gguf import export_gguf
 from jina_v4_merge.fold import fold
 from jina_v4_merge.standin.weights import standin
+from servers import PATIENCE_S
 
 pytestmark = pytest.mark.proof
 
@@ -63,7 +64,7 @@ def test_a_signal_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None
         assert remains.name.startswith(".")
         assert list(remains.rglob("*.safetensors"))
         process.send_signal(number)
-        assert process.wait(60) != 0
+        assert process.wait(PATIENCE_S) != 0
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
     assert names_in(tmp_path) == []
@@ -72,7 +73,7 @@ def test_a_signal_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None
 def test_a_killed_fold_has_no_final_name_and_the_next_one_clears_up(tmp_path: Path) -> None:
     with paused_fold(tmp_path) as process:
         process.kill()
-        process.wait(60)
+        process.wait(PATIENCE_S)
     (remains,) = tmp_path.iterdir()
     assert remains.name.startswith(".jina-v4-merge-")
     assert remains.name.endswith(".tmp")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from jina_v4_serve.gateway import GatewaySettings
 from jina_v4_serve.launch.fleet import choose_port, serve_fleet
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.supervisor import Policy
-from servers import BIN, PATIENCE_S, free_port
+from servers import BIN, PATIENCE_S, free_port, wait_until
 
 pytestmark = pytest.mark.proof
 
@@ -55,7 +54,9 @@ class Running:
         program = textwrap.dedent(PROGRAM).replace("FAKE", repr(str(FAKE)))
         program = program.replace("asyncio.Lock()", "None") if together else program
         command = [sys.executable, "-c", program, str(folder), ",".join(map(str, [self.port, *ports])), *tasks]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log)
 
     def ready(self) -> dict[str, str]:
         """What the gateway says of each task; nothing while it does not answer."""
@@ -69,11 +70,11 @@ class Running:
             return {}
 
     def wait_for(self, wanted: dict[str, str]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while (found := self.ready()) != wanted:
+        def is_so() -> bool:
             assert self.process.poll() is None, self.end()
-            assert time.monotonic() < deadline, found
-            time.sleep(0.05)
+            return self.ready() == wanted
+
+        wait_until(is_so, self.ready)
 
     def start(self, task: str) -> tuple[float, int]:
         moment, pid, *_ = (self.folder / task / "start-1").read_text().split()
@@ -81,7 +82,8 @@ class Running:
 
     def end(self) -> str:
         """Wait for the end; return what it wrote."""
-        return self.process.communicate(timeout=PATIENCE_S)[1]
+        self.process.wait(PATIENCE_S)
+        return self.log.read_text()
 
 
 @pytest.fixture
@@ -95,8 +97,8 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
     yield start
     for each in programs:
-        with each.process as process:  # closes its pipe
-            process.kill()
+        each.process.kill()
+        each.process.wait()
 
 
 def lives(pid: int) -> bool:
@@ -176,24 +178,19 @@ def test_a_server_that_does_not_start_ends_all(run: Callable[..., Running]) -> N
 
 def test_a_stop_while_servers_start_ends_all(run: Callable[..., Running], tmp_path: Path) -> None:
     running = run("retrieval", "code:slow")
-    while not (tmp_path / "code" / "start-1").exists():
-        time.sleep(0.02)
+    wait_until((tmp_path / "code" / "start-1").exists)
     running.process.send_signal(signal.SIGTERM)
     running.end()
     assert running.process.returncode == 0
     assert not any(lives(running.start(task)[1]) for task in ("retrieval", "code"))
 
 
-def test_a_server_that_cannot_be_kept_takes_only_its_own_task_away(run: Callable[..., Running], tmp_path: Path) -> None:
+def test_a_server_that_cannot_be_kept_takes_only_its_own_task_away(run: Callable[..., Running]) -> None:
     running = run("retrieval", "code:mortal")
+    wait_until(lambda: "error: the code server ended unexpectedly 2 times" in running.log.read_text())
     running.wait_for({"retrieval": "ready", "code": "down"})
-    deadline = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "code" / "start-2").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(3)
-    assert running.ready() == {"retrieval": "ready", "code": "down"}
-    os.kill(running.process.pid, signal.SIGTERM)
-    assert "error: the code server ended unexpectedly 2 times" in running.end()
+    running.process.send_signal(signal.SIGTERM)
+    running.end()
     assert running.process.returncode == 0
 
 
@@ -203,12 +200,12 @@ def test_when_no_server_can_be_kept_the_program_ends(run: Callable[..., Running]
     assert running.process.returncode == 5
 
 
-def test_a_second_signal_waits_for_nothing(run: Callable[..., Running]) -> None:
+def test_a_second_signal_waits_for_nothing(run: Callable[..., Running], tmp_path: Path) -> None:
     running = run("code:deaf")
     running.wait_for({"code": "ready"})
-    for _ in range(2):
-        running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+    running.process.send_signal(signal.SIGTERM)
+    wait_until((tmp_path / "code" / f"signal-{int(signal.SIGTERM)}").exists)
+    running.process.send_signal(signal.SIGTERM)
     begin = time.monotonic()
     running.end()
     assert running.process.returncode == 0

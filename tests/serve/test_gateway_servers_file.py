@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from jina_v4_serve import watched_file
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.gateway.run import GatewaySettings, read_servers, running
 from jina_v4_serve.gateway.servers import Servers
@@ -200,22 +201,28 @@ async def test_what_an_old_server_says_late_is_not_the_new_ones_state() -> None:
 
 
 async def test_a_file_is_not_read_while_it_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jina_v4_serve.watched_file._POLL_S", 0.5)
     path = tmp_path / "servers"
     path.write_text("one")
     file = WatchedFile(path)
+    n_checks, check = 0, watched_file.signature
+
+    def write_and_check(path: Path) -> watched_file.Signature:
+        """Somebody has written on before each of the first ten checks."""
+        nonlocal n_checks
+        n_checks += 1
+        if n_checks <= 10:
+            path.write_text("x" * n_checks)
+        return check(path)
+
+    monkeypatch.setattr(watched_file, "signature", write_and_check)
+    monkeypatch.setattr(watched_file, "_POLL_S", 0.01)
+    await file.changed()
+    assert n_checks == 12  # the eleventh sees what the tenth saw; then it counts as read
     changed = asyncio.create_task(file.changed())
-    for i in range(12):
-        path.write_text("x" * i)
-        await asyncio.sleep(0.125)
-        assert not changed.done()
-    await changed
-    changed = asyncio.create_task(file.changed())
-    await asyncio.sleep(1.25)
+    await until(lambda: n_checks > 20)
     assert not changed.done()
     file.read_again()
-    await asyncio.sleep(0.05)
-    assert changed.done()
+    await changed
 
 
 async def test_a_file_that_becomes_readable_is_read_again(tmp_path: Path) -> None:
@@ -247,7 +254,7 @@ async def test_sighup_has_the_file_read_at_once(tmp_path: Path) -> None:
             async with client.get("/ready") as answer:
                 assert len((await answer.json())["tasks"]) == 2 - n_times
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await process.wait() == 0
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -23,7 +23,7 @@ from jina_v4_serve.launch.gpu import known_gpu
 from jina_v4_serve.launch.options import count_of, says_data_parallel, value_of
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.sizing import Step, fit, held_bytes, kv_cache_bytes, needed_bytes, offered_bytes, step_of
-from servers import BIN, free_port
+from servers import BIN, START_TIMEOUT_S, free_port
 
 ROOT = Path(__file__).parents[2]
 UNIFIED_BYTES = 119 * 2**30
@@ -366,7 +366,7 @@ def test_the_fits_command_answers_make_serve(machine: str, code: int, small: Pat
 def run(command: list[str | Path], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     path = ":".join(each for each in (variables["PYTHONPATH"], os.environ.get("PYTHONPATH")) if each)
     environment = {**os.environ, **variables, "PYTHONPATH": path}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT_S)
 
 
 def test_a_driver_that_is_too_old_is_named_before_anything_starts(small: Path, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_make_install_names_an_old_driver_and_continues(tmp_path: Path) -> None:
     environment = {**variables, "PYTHONPATH": str(ROOT / "serve/src")}
     program = f"import runpy, sys; sys.flags.no_site or sys.exit(9); runpy.run_module('{module}', run_name='__main__')"
     command = [sys.executable, "-S", "-c", program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("warning: the GPU's driver is 550.163.01; torch is built for CUDA 13, which needs")
     assert "cuda-toolkit==13." in (ROOT / "requirements/gpu.txt").read_text()

@@ -13,7 +13,7 @@ import pytest
 from jina_v4_serve.api.keys import Keys, read_key_file
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.settings import Settings
-from servers import BIN, PATIENCE_S, Server, free_port, started
+from servers import BIN, Server, free_port, started, wait_until
 
 pytestmark = pytest.mark.proof
 
@@ -64,10 +64,7 @@ def embed(server: Server, key: str) -> int:
 
 
 def embed_until(server: Server, key: str, status: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while embed(server, key) != status:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: embed(server, key) == status)
 
 
 @pytest.mark.parametrize("door", ["server", "gateway"])
@@ -78,10 +75,14 @@ def test_a_key_is_replaced_without_a_refused_good_request(door: str, doors: dict
     embed_until(server, OLD, 200)
     assert embed(server, NEW) == 401
     current, stop, found = [OLD], threading.Event(), list[int]()
+    use_new: set[int] = set()  # callers whose calls with the old key have ended
 
     def call() -> None:
         while not stop.is_set():
-            found.append(embed(server, current[0]))
+            key = current[0]
+            found.append(embed(server, key))
+            if key == NEW:
+                use_new.add(threading.get_ident())
 
     callers = [threading.Thread(target=call) for _ in range(4)]
     for caller in callers:
@@ -90,14 +91,14 @@ def test_a_key_is_replaced_without_a_refused_good_request(door: str, doors: dict
     for each in doors.values():
         embed_until(each, NEW, 200)
     current[0] = NEW
-    time.sleep(0.5)  # calls with the old one end
+    wait_until(lambda: len(use_new) == len(callers))
     write(file, f"search-2: {NEW}\n")
     for each in doors.values():
         embed_until(each, OLD, 401)
+    wait_until(lambda: len(found) > 50)
     stop.set()
     for caller in callers:
         caller.join()
-    assert len(found) > 50
     assert set(found) == {200}
 
 
@@ -105,11 +106,12 @@ def test_a_broken_file_leaves_the_keys_as_they_were(doors: dict[str, Server], fi
     write(file, f"search: {OLD}")
     embed_until(doors["server"], OLD, 200)
     write(file, "\n")
-    deadline = time.monotonic() + PATIENCE_S
-    while "the API keys stay as they were" not in doors["server"].log.read_text():
-        assert time.monotonic() < deadline
+
+    def says() -> bool:
         assert embed(doors["server"], OLD) == 200
-        time.sleep(0.2)
+        return "the API keys stay as they were" in doors["server"].log.read_text()
+
+    wait_until(says)
     assert embed(doors["server"], OTHER) == 401
 
 
@@ -118,9 +120,13 @@ def test_the_log_has_the_name_and_never_the_key(doors: dict[str, Server], file: 
     for server in doors.values():
         embed_until(server, NEW, 200)
     for name, server in doors.items():
+
+        def names(name: str = name, server: Server = server) -> set[str]:
+            lines = [json.loads(line) for line in server.log.read_text().splitlines() if '"message":"request"' in line]
+            return {line["key"] for line in lines if line["program"] == name}
+
+        wait_until(lambda: {"search", "indexing", None} <= names(), names)  # a line comes after its reply
         log = server.log.read_text()
-        lines = [json.loads(line) for line in log.splitlines() if '"message":"request"' in line]
-        assert {line["key"] for line in lines if line["program"] == name} >= {"search", "indexing", None}
         assert not [key for key in (OLD, NEW, OTHER) if key in log]
 
 
@@ -162,11 +168,12 @@ def test_half_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file.write_text(f"a: {OLD}")
     keys = Keys(Settings(api_key_file=str(file)))
     file.write_text(f"a: {NEW}")
+    just_now = file.stat().st_mtime
+    monkeypatch.setattr(time, "time", lambda: just_now)
     looked_at = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: looked_at + 2)
     assert keys.name_of(f"Bearer {OLD}") == "a"
-    past = time.time() - 5
-    os.utime(file, (past, past))
+    monkeypatch.setattr(time, "time", lambda: just_now + 5)
     monkeypatch.setattr(time, "monotonic", lambda: looked_at + 4)
     assert (keys.name_of(f"Bearer {OLD}"), keys.name_of(f"bearer  {NEW}")) == (None, "a")
 

@@ -32,6 +32,7 @@ from jina_v4_serve.gateway.metrics import GatewayMetrics
 from jina_v4_serve.settings import SERVED_TASKS, Settings, read_settings
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
+from servers import PATIENCE_S
 from small_disk import needs_namespaces, on_small_disk
 from starlette.requests import Request
 from wire import IMAGES, opened_site
@@ -439,7 +440,7 @@ def on_full_disk(*lines: str) -> subprocess.CompletedProcess[str]:
     ]
     command = on_small_disk(2**22, [sys.executable, "-c", "\n".join([*begin, *lines])])
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 @needs_namespaces

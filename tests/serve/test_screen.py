@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,7 +177,13 @@ def test_an_error_of_ours_is_the_last_line(run: Callable[..., tuple[int, list[st
 @pytest.mark.proof
 def test_a_server_that_dies_says_why_and_starts_again(run: Callable[..., tuple[int, list[str]]]) -> None:
     program = """
-    threading.Timer(2, lambda: (print("!!! native line !!!", flush=True), os._exit(5))).start()
+    class Dying(Handler):
+        def do_GET(self):
+            super().do_GET()
+            if self.path == "/ready":  # asked once it answers
+                threading.Timer(1, lambda: (print("!!! native line !!!", flush=True), os._exit(5))).start()
+
+    Handler = Dying
     reached("vLLM imported")
     serve()
     """
@@ -244,14 +249,26 @@ def test_a_link_that_another_user_laid_is_not_written_through(tmp_path: Path) ->
 def test_the_file_stays_small_and_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_file, "MAX_BYTES", 20_000)
     log = LogFile(tmp_path / "x.log")
-    program = "import time\nfor i in range(500):\n    print(i, 'x' * 200, flush=True)\n    time.sleep(0.002)"
-    writer = subprocess.Popen([sys.executable, "-c", program], stdout=log.file)
+    # Ten lines each time that it is told to, while they are read.
+    program = """
+        import sys
+        for told in range(50):
+            sys.stdin.readline()
+            for i in range(10):
+                print(10 * told + i, "x" * 200, flush=True)
+            print("done", file=sys.stderr, flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
     found: list[str] = []
     sizes = []
-    while writer.poll() is None:
-        found += log.new_lines()
-        sizes.append(log.path.stat().st_size)
-        time.sleep(0.01)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log.file, stderr=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stderr is not None
+        for _ in range(50):
+            print(file=writer.stdin, flush=True)
+            found += log.new_lines()
+            assert writer.stderr.readline() == "done\n"
+            sizes.append(log.path.stat().st_size)
     found += log.new_lines()
     numbers = [int(line.split()[0]) for line in found]
     assert numbers == sorted(set(numbers))

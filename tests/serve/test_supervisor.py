@@ -109,7 +109,8 @@ async def test_pauses_between_restarts_grow(make: Make, tmp_path: Path) -> None:
     moments = [moment for moment, *_ in starts(tmp_path)]
     pauses = [b - a for a, b in pairwise(moments[1:])]  # between starts that failed at once
     print(f"pauses: {pauses}")
-    assert 1 <= pauses[0] < pauses[1]
+    assert pauses[0] >= 1
+    assert pauses[1] >= 2
 
 
 async def test_restarts_long_ago_do_not_count(make: Make, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ async def test_a_restart_that_hangs_is_killed_and_holds_no_other_server_up(
     starting = asyncio.Lock()
     hanging = make("mortal", "stuck-later", name="one", policy=policy, starting=starting)
     task = await started(hanging)
-    while len(starts(tmp_path / "one")) < 2:
+    while not hanging.n_restarts:
         await asyncio.sleep(0.02)
     other = make(name="two", starting=starting)
     await started(other)
@@ -287,7 +288,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         asyncio.run(Supervisor("fake", command, "http://127.0.0.1:{port}").run())
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
-    while not starts(tmp_path) or len(starts(tmp_path)[0]) < 3:
+    while not starts(tmp_path):
         time.sleep(0.05)
     parent.kill()
     parent.wait()
@@ -306,7 +307,9 @@ def test_a_full_disk_under_the_log_stops_no_restart(tmp_path: Path) -> None:
         sys.exit(asyncio.run(Supervisor("fake", command, "http://127.0.0.1:{port}", policy=policy).run()))
     """
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stdout=full, stderr=full, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)], stdout=full, stderr=full, timeout=PATIENCE_S
+        )
     assert len(starts(tmp_path)) == 3
     assert done.returncode != 0
 

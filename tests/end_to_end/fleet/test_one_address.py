@@ -42,7 +42,7 @@ def golden_rows_are_right(fleet: Server, golden: Golden, task: str) -> None:
 
 
 def ready_tasks(fleet: Server) -> dict[str, str]:
-    return httpx2.get(f"{fleet.base_url}/ready", timeout=10).json()["tasks"]
+    return httpx2.get(f"{fleet.base_url}/ready", timeout=PATIENCE_S).json()["tasks"]
 
 
 def engine_of(fleet: Server, task: str) -> int:
@@ -80,7 +80,7 @@ def test_mteb_reaches_the_adapter_of_a_tasks_type(fleet: Server) -> None:
 
 
 def test_one_address_lists_all_servers(fleet: Server) -> None:
-    with httpx2.Client(base_url=fleet.base_url) as client:
+    with httpx2.Client(base_url=fleet.base_url, timeout=PATIENCE_S) as client:
         names = [card["id"] for card in client.get("/v1/models").json()["data"]]
         assert {f"jina-embeddings-v4-{task}" for task in TASKS} <= set(names)
         assert client.get("/ready").json() == {"ready": True, "tasks": dict.fromkeys(TASKS, "ready")}

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from jina_v4_client.scoring import cosine, maxsim
 from numpy.typing import NDArray
 from pdf_files import EMPTY, FILLED, ONE_BAD, page_with, text_field
 from PIL import Image
-from servers import PATIENCE_S, Server, free_port, started
+from servers import Server, free_port, started
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 from wire import IMAGES, MAX_IMAGE_BYTES, TASK, TEXTS, assert_near
@@ -344,11 +343,7 @@ def test_the_page_finds_what_the_command_finds(run: Run, indexed: Path, wire_ser
     options = {"port": port, "base-url": wire_server.base_url, "index": indexed / "ix", "uploads": tmp_path / "uploads"}
     command = [sys.executable, ROOT / "examples/document_search", "page", *(f"--{k}={v}" for k, v in options.items())]
     with started(command, port, tmp_path / "log") as server, httpx2.Client(trust_env=False, timeout=60) as http:
-        deadline = time.monotonic() + PATIENCE_S
-        while "open http" not in server.log.read_text():
-            assert server.process.poll() is None, server.tail()
-            assert time.monotonic() < deadline, server.tail()
-            time.sleep(0.1)
+        server.wait_until_said("open http")
         found = http.post(f"{server.base_url}/api/search", json={"text": QUERY}).json()
         best = found["pages"][0]
         path = f"queries/{found['query']}/pages/{best['digest']}/{best['number']}/map"

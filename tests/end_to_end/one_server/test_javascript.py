@@ -54,7 +54,7 @@ def test_an_example_gives_the_golden_rows(name: str, wire: Wire, golden: Golden,
 def test_a_page_of_an_allowed_origin_may_call_and_another_may_not(wire: Wire) -> None:
     """What a browser asks before it lets a page post JSON."""
     wanted = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
-    with httpx2.Client(base_url=wire.base_url, trust_env=False) as http:
+    with httpx2.Client(base_url=wire.base_url, timeout=60, trust_env=False) as http:
         allowed = http.options("/v1/embeddings", headers={**wanted, "origin": ORIGIN})
         refused = http.options("/v1/embeddings", headers={**wanted, "origin": "https://evil.example"})
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (204, ORIGIN)

@@ -111,7 +111,8 @@ class Prometheus:
     server: Server
 
     def get(self, path: str, **parameters: str) -> Any:
-        answer = httpx2.get(f"{self.server.base_url}/api/v1/{path}", params=parameters, trust_env=False)
+        url = f"{self.server.base_url}/api/v1/{path}"
+        answer = httpx2.get(url, params=parameters, timeout=TIMEOUT_S, trust_env=False)
         content = answer.json()
         assert content["status"] == "success", content
         return content["data"]
@@ -194,7 +195,8 @@ def traffic(gateway: Server, wire: Wire, picture_url: str, prometheus: Prometheu
         headers = {"authorization": f"Bearer {KEY}", "x-request-id": sent.request_ids[-1]} | headers
         # A connection each, so that both API processes get some.
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        answer = httpx2.post(f"{gateway.base_url}/v1/embeddings", content=content, headers=headers, trust_env=False)
+        url = f"{gateway.base_url}/v1/embeddings"
+        answer = httpx2.post(url, content=content, headers=headers, timeout=TIMEOUT_S, trust_env=False)
         assert answer.status_code == status, answer.text
         return answer.json()
 
@@ -237,13 +239,15 @@ def own(watched: Server) -> str:
 
 
 def test_both_servers_and_the_gateway_are_scraped(prometheus: Prometheus, traffic: Traffic, figure: Figure) -> None:
-    targets = prometheus.get("targets", state="active")["activeTargets"]
-    assert [(target["scrapePool"], target["health"], target["lastError"]) for target in targets] == [
-        ("jina-v4-gateway", "up", ""),
-        ("jina-v4-server", "up", ""),
-        ("jina-v4-server", "up", ""),
-    ]
-    for target in targets:
+    def targets() -> list[dict[str, Any]]:
+        return prometheus.get("targets", state="active")["activeTargets"]
+
+    def seen() -> list[tuple[str, str, str]]:
+        return [(target["scrapePool"], target["health"], target["lastError"]) for target in targets()]
+
+    expected = [(f"jina-v4-{pool}", "up", "") for pool in ("gateway", "server", "server")]
+    prometheus.wait(lambda: seen() == expected, seen)  # a scrape may take too long on a busy machine
+    for target in targets():
         figure(f"Prometheus scraped {target['scrapePool']} in {target['lastScrapeDuration'] * 1e3:.0f} ms")
 
 
@@ -315,12 +319,12 @@ def test_every_rule_is_evaluated_finds_data_and_fires_only_for_what_is_wrong(
     for rule in rules():
         if not rule["query"].startswith("absent("):
             assert is_data(prometheus.ask(re.sub(r" (?:>|<|==|!=) [\d.]+", "", rule["query"]))), rule["query"]
+
     # The task whose server is not there; nothing has lasted for long enough to fire.
-    prometheus.wait(lambda: any(rule["state"] == "pending" for rule in rules()))
-    assert {rule["name"] for rule in rules() if rule["state"] == "pending"} <= {
-        "JinaV4TaskNotReady",
-        "JinaV4GatewayRequestsFail",
-    }
+    def pending() -> set[str]:
+        return {rule["name"] for rule in rules() if rule["state"] == "pending"}
+
+    prometheus.wait(lambda: pending() and pending() <= {"JinaV4TaskNotReady", "JinaV4GatewayRequestsFail"}, pending)
     assert not [rule["name"] for rule in rules() if rule["state"] == "firing"]
 
 
@@ -337,7 +341,8 @@ def test_both_logs_have_a_line_a_request_and_nothing_of_what_was_sent(
                 if entry["message"] == "request":
                     programs.setdefault(entry["program"], []).append(entry["request_id"])
     assert programs["gateway"] == traffic.request_ids
-    assert programs["server"] == traffic.request_ids[: 15 + traffic.refused]
+    # Each of two processes writes a line after its reply.
+    assert sorted(programs["server"]) == sorted(traffic.request_ids[: 15 + traffic.refused])
     assert "DEBUG" in watched.log.read_text()
 
 

@@ -5,11 +5,10 @@ import re
 import shlex
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from servers import PATIENCE_S, Server, engine_server, engines_of
+from servers import PATIENCE_S, START_TIMEOUT_S, Server, engine_server, engines_of, wait_until
 from wire import TASK
 
 pytestmark = pytest.mark.long
@@ -18,10 +17,7 @@ MOST_LINES = 15
 
 
 def screen_once_it_says(server: Server, text: str) -> list[str]:
-    deadline = time.monotonic() + PATIENCE_S
-    while text not in server.log.read_text():
-        assert time.monotonic() < deadline, server.tail()
-        time.sleep(0.2)
+    server.wait_until_said(text)
     return server.log.read_text().splitlines()
 
 
@@ -68,10 +64,11 @@ def test_a_start_is_short_and_a_failure_says_what_to_do(wire_checkpoint: Path, t
         assert any(line.endswith(f"all of its log is in {path}") for line in died)
         assert any(line.startswith("what to do: ") for line in died)
         begin = len(lines) + len(died)
-        deadline = time.monotonic() + PATIENCE_S
-        while not any(line.startswith("ready on ") for line in server.log.read_text().splitlines()[begin:]):
-            assert time.monotonic() < deadline, server.tail()
-            time.sleep(0.5)
+
+        def ready_again() -> bool:
+            return any(line.startswith("ready on ") for line in server.log.read_text().splitlines()[begin:])
+
+        wait_until(ready_again, server.tail, START_TIMEOUT_S)
         server.process.terminate()
         assert server.process.wait(PATIENCE_S) == 0
         again = server.log.read_text().splitlines()[begin:]
