@@ -16,7 +16,7 @@ from servers import Server, engine_server
 
 pytestmark = pytest.mark.long
 
-BOUND = 1e-6
+BOUND = 1e-5
 LONG_STEP = 4096  # tokens; with so many a server measures how fast its engine is
 
 
@@ -93,7 +93,7 @@ def test_texts_and_images_at_once_over_many_steps_have_the_published_vectors(
         results = list(pool.map(embed, range(60)))
     difference = largest_difference((vector for _, vector in results), (golden.rows[name] for name, _ in results))
     figure(f"largest difference {difference:.1e}")
-    assert difference <= 1e-5
+    assert difference <= BOUND
 
 
 def test_a_batch_equals_its_items_one_by_one(whole: EmbeddingsClient, golden: Golden, figure: Figure) -> None:
@@ -116,4 +116,4 @@ def test_requests_of_one_step_may_have_different_dimensions(whole: EmbeddingsCli
         results = list(pool.map(embed, range(32)))
     for index, vector in enumerate(results):
         expected = golden.rows["retrieval/query/0/dense128" if index % 2 else "retrieval/query/0/dense"]
-        assert np.abs(vector - expected).max() <= 1e-5
+        assert np.abs(vector - expected).max() <= BOUND

@@ -134,7 +134,7 @@ def test_a_long_url_does_not_hold_the_server(url: str, message: str) -> None:
     began = time.process_time()
     with pytest.raises(ApiError, match=message):
         asyncio.run(loaded(ImageLoader(LIMITS), url, "input"))
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 0.5
 
 
 async def test_a_name_server_that_does_not_answer_holds_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:

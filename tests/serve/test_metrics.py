@@ -192,7 +192,7 @@ def test_what_is_served_begins_at_zero() -> None:
 
 
 def test_each_image_url_is_counted_once_by_how_it_went() -> None:
-    limits = Settings(max_image_bytes=2**20, fetch_timeout_s=1, image_hosts=frozenset({"127.0.0.1"}))
+    limits = Settings(max_image_bytes=2**20, fetch_timeout_s=3, image_hosts=frozenset({"127.0.0.1"}))
 
     def outcomes() -> dict[str, float]:
         (family,) = metrics.IMAGE_FETCHES.collect()

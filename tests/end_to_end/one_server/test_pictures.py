@@ -27,7 +27,7 @@ from near import largest_difference
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from servers import BIN, Server, free_port, started
 from typer.testing import CliRunner
-from wire import MAX_IMAGE_BYTES, TASK, Array, Wire, array, assert_refused, opened_site
+from wire import BOUND, MAX_IMAGE_BYTES, TASK, Array, Wire, array, assert_refused, opened_site
 
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "examples"))
@@ -37,7 +37,6 @@ from document_search.store import Store  # noqa: E402
 
 # Of pictures with more than 8 bits a pixel the client warns; tests/client has that.
 pytestmark = pytest.mark.filterwarnings("ignore:an image of mode:jina_v4_client.ImageWarning")
-BOUND = 1e-6
 CLIENT_ONLY = ("HEIF", "TGA")  # read by the client, which sends their pixels as PNG
 ORIENTATION = 0x0112  # in EXIF
 SIDEWAYS = 6

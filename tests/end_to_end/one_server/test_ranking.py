@@ -83,10 +83,10 @@ def test_items_in_every_spelling_rank_alike(wire: Wire, pictures: Site) -> None:
     ]
     found = ask(wire, "/v1/score", {"text_1": TEXTS[0], "text_2": spellings})["data"]
     scores = [item["score"] for item in found]
-    assert max(scores) - min(scores) <= 1e-6
+    assert max(scores) - min(scores) <= BOUND
     texts = [TEXTS[1], {"text": TEXTS[1]}, {"content": [{"type": "text", "text": TEXTS[1]}]}]
     scores = [item["score"] for item in ask(wire, "/v1/score", {"text_1": TEXTS[0], "text_2": texts})["data"]]
-    assert max(scores) - min(scores) <= 1e-6
+    assert max(scores) - min(scores) <= BOUND
 
 
 def golden_name(number: int) -> str:
@@ -98,7 +98,7 @@ def test_documents_that_come_twice_have_one_score_and_are_both_returned(wire: Wi
     results = ask(wire, "/v1/rerank", body)["results"]
     assert [{result["index"] for result in pair} for pair in (results[:2], results[2:])] == [{1, 3}, {0, 2}]
     for first, second in (results[:2], results[2:]):
-        assert first["relevance_score"] == pytest.approx(second["relevance_score"], abs=1e-6)
+        assert first["relevance_score"] == pytest.approx(second["relevance_score"], abs=BOUND)
 
 
 @pytest.mark.parametrize(("top_n", "n_results"), [(1, 1), (3, 3), (len(DOCUMENTS), len(DOCUMENTS)), (1000, None)])
