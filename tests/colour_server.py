@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save
 from servers import free_port
+from unit_rows import to_unit
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 WIDTH, DENSE = 128, 256
@@ -29,10 +30,6 @@ TASK = "retrieval"
 Array = NDArray[np.float32]
 
 
-def unit(rows: Array) -> Array:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
-
-
 def word_row(word: str) -> Array:
     row = np.zeros(WIDTH, dtype=np.float32)
     if word.lower() in COLOURS:
@@ -40,7 +37,7 @@ def word_row(word: str) -> Array:
     else:
         seed = list(hashlib.sha256(word.encode()).digest())
         row[8:] = np.random.default_rng(seed).standard_normal(WIDTH - 8)
-    return unit(row)
+    return to_unit(row)
 
 
 def text_rows(text: str) -> Array:
@@ -57,13 +54,13 @@ def image_rows(image: Image.Image, max_pixels: int) -> Array:
     patches[:, :3] = colour - colour.min(axis=1, keepdims=True)  # grey is no colour
     patches[:, 3] = 0.3
     frame = np.stack([word_row(f"prompt {i}") for i in range(N_BEFORE + N_BEHIND)])
-    return np.concatenate([frame[:N_BEFORE], unit(patches), frame[N_BEFORE:]])
+    return np.concatenate([frame[:N_BEFORE], to_unit(patches), frame[N_BEFORE:]])
 
 
 def dense(rows: Array) -> Array:
     padded = np.zeros(DENSE, dtype=np.float32)
     padded[:WIDTH] = rows.mean(axis=0)
-    return unit(padded)
+    return to_unit(padded)
 
 
 class ColourServer:

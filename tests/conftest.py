@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -80,6 +81,12 @@ def one_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--base", GOLDEN / "checkpoint", "--out", out, "--with-base")
     subprocess.run([BIN / "jina-v4-merge", "export-adapters", *options], check=True, capture_output=True)
     return out
+
+
+@pytest.fixture
+def exported(one_export: Path, tmp_path: Path) -> Path:
+    """A copy of `one_export` that a test may damage."""
+    return Path(shutil.copytree(one_export, tmp_path / "exported"))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from unit_rows import to_unit
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,6 @@ class MadeUp:
     multi: list[np.ndarray]
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype("<f4")
-
-
 def make_up(n_pages: int, n_queries: int) -> MadeUp:
     """Dense vectors span 64 dimensions that weigh less and less; a token is one of its page's 12 words, and noise."""
     random = np.random.default_rng(7)
@@ -32,12 +29,12 @@ def make_up(n_pages: int, n_queries: int) -> MadeUp:
     origins = random.choice(n_pages, n_queries, replace=False)
     queries = pages[origins] + 0.3 * random.standard_normal((n_queries, 64)) * weights
     subjects = np.concatenate([queries, pages])  # (n, 64)
-    dense = unit(subjects @ random.standard_normal((64, 2048)))
+    dense = to_unit(subjects @ random.standard_normal((64, 2048)))
     turn, words = random.standard_normal((64, 128)) / 4, random.standard_normal((n_pages, 12, 128))
 
     def tokens(subject: np.ndarray, page: int, n: int) -> np.ndarray:
         noise = 0.7 * random.standard_normal((n, 128))
-        return unit(subject @ turn + words[page, random.integers(12, size=n)] + noise)
+        return to_unit(subject @ turn + words[page, random.integers(12, size=n)] + noise)
 
     multi = [tokens(subject, page, 8) for subject, page in zip(queries, origins, strict=True)]
     multi += [tokens(subject, page, int(random.integers(20, 60))) for page, subject in enumerate(pages)]

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,14 @@ def wait_until(
         time.sleep(0.02)
 
 
+def lives(pid: int) -> bool:
+    """Whether a process still runs; one that is dead, and not reaped by its new parent yet, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
 def group_is_alive(group: int) -> bool:
     """Whether any process of a process group still runs."""
     with contextlib.suppress(ProcessLookupError):
@@ -132,6 +140,16 @@ def engine_server(
     address = ("--checkpoint", checkpoint, "--port", str(port), "--dtype", dtype)
     command = [BIN / "jina-v4-serve", task, *address, *own, "--", *options]
     with started(command, port, log, **env) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def gateway_server(urls: Mapping[str, str], log: Path, **env: str) -> Iterator[Server]:
+    """Run `jina-v4-serve gateway` before servers, whose addresses it gets by task."""
+    port = free_port()
+    options = (f"--port={port}", *(f"--server={task}={url}" for task, url in urls.items()))
+    with started([BIN / "jina-v4-serve", "gateway", *options], port, log, **env) as server:
+        server.wait_ready()
         yield server
 
 

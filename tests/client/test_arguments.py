@@ -1,12 +1,12 @@
 """What a call may not say, and that nothing is sent then."""
 
-import io
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from image_files import written
 from jina_v4_client import ArgumentError, EmbeddingsClient, JinaV4Error
 from PIL import Image
 
@@ -114,10 +114,8 @@ def test_an_image_call_that_is_not_allowed_says_why(
 
 
 def test_one_broken_image_keeps_the_good_ones_from_being_sent(client: EmbeddingsClient, tmp_path: Path) -> None:
-    file = io.BytesIO()
-    PICTURE.save(file, "PNG")
     with pytest.raises(ArgumentError, match=r"images\[2\]"):
-        client.encode_image([file.getvalue(), PICTURE, tmp_path / "missing.png"])
+        client.encode_image([written(PICTURE), PICTURE, tmp_path / "missing.png"])
 
 
 def test_a_dimension_that_is_not_offered_is_refused_for_multivectors_too(client: EmbeddingsClient) -> None:

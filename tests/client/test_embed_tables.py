@@ -1,7 +1,6 @@
 """Tables of `jina-v4-embed` that are broken: the line, the mend, and one rule for `--on-error skip` in every format."""
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +10,7 @@ import pyarrow
 import pyarrow.csv
 import pytest
 from embed_command import Embed, embed_with, read, read_errors, write_jsonl
+from image_files import written
 from jina_v4_client.embed.tables import Columns, Parquet
 from PIL import Image
 from pyarrow import parquet
@@ -264,10 +264,8 @@ def test_lines_of_a_csv_may_end_as_on_old_machines(embed: Embed, server: Any) ->
 
 
 def noise_png() -> bytes:
-    file = io.BytesIO()
     noise = np.random.default_rng(1).integers(0, 256, (30, 44, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, "PNG")
-    return file.getvalue()
+    return written(Image.fromarray(noise))
 
 
 NOISE_PNG = noise_png()

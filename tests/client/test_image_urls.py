@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import io
 import json
 import os
 import signal
@@ -15,9 +14,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from image_files import plain
 from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient, ImageError
 from jina_v4_client._fetch import fetch_image
-from PIL import Image
 
 PATIENCE_S = 100.0  # until a test gives up what never comes
 N = 6
@@ -25,13 +24,7 @@ N = 6
 Wait = Callable[[int], object]
 
 
-def picture(number: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (60, 40), (number, 2, 3)).save(file, "PNG")
-    return file.getvalue()
-
-
-PICTURES = [picture(number) for number in range(N)]
+PICTURES = [plain((60, 40), (number, 2, 3)) for number in range(N)]
 
 
 class Album:

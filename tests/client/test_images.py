@@ -15,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import pillow_heif
 import pytest
+from image_files import written
 from jina_v4_client import EmbeddingsClient, ImageError, _images
 from jina_v4_client._images import CLIPPED_MODES, ImageWarning, prepare
 from numpy.typing import NDArray
@@ -27,12 +28,6 @@ ALPHA = Image.fromarray(RANDOM.integers(0, 256, (30, 44), dtype=np.uint8))
 TRANSPARENT = PHOTO.copy()
 TRANSPARENT.putalpha(ALPHA)
 DEPTH_16 = Image.fromarray(RANDOM.integers(0, 65536, (30, 44)).astype(np.uint16))
-
-
-def written(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def turned(orientation: int) -> Image.Exif:

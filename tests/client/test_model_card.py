@@ -1,11 +1,11 @@
 """What the published model's card shows runs with another line for the model: here against a played gateway."""
 
 import functools
-import io
 from typing import Any
 
 import numpy as np
 import pytest
+from image_files import plain
 from model_card import (
     TEXTS,
     check_sentence_transformers,
@@ -20,11 +20,8 @@ from PIL import Image
 def pictures(server: Any) -> list[str]:
     server.play_gateway()
     for number in range(2):
-        file = io.BytesIO()
-        Image.new("RGB", (60, 40 + number), (1, 2, number)).save(file, "JPEG")
-        server.routes[f"/beach{number}.jpg"] = functools.partial(
-            lambda content, _: server.answer(content), file.getvalue()
-        )
+        content = plain((60, 40 + number), (1, 2, number), "JPEG")
+        server.routes[f"/beach{number}.jpg"] = functools.partial(lambda content, _: server.answer(content), content)
     return [f"{server.url}/beach{number}.jpg" for number in range(2)]
 
 

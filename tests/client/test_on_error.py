@@ -1,7 +1,6 @@
 """on_error="skip": what fails is left out and explained, and takes none of its neighbours along."""
 
 import gc
-import io
 import re
 import threading
 import weakref
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_files import plain
 from jina_v4_client import (
     ArgumentError,
     BadReplyError,
@@ -23,7 +23,6 @@ from jina_v4_client import (
     ServerTimeoutError,
     WrongServerError,
 )
-from PIL import Image
 
 TEXTS = [f"text {n}" for n in range(20)]
 BAD = {3, 4, 11, 19}
@@ -100,7 +99,9 @@ def test_a_refusal_of_what_the_call_asks_for_ends_it(server: Any, make_client: A
     message = {"message": "max_pixels=9999999 is over this server's limit", "param": "max_pixels"}
     server.routes["/v1/embeddings"] = lambda _: server.json_answer({"error": message}, 422)
     with pytest.raises(ServerRefusedError, match="over this server's limit"):
-        make_client(server.url, max_concurrency=1).encode_image([png(1)] * 9, on_error="skip", max_pixels=9999999)
+        make_client(server.url, max_concurrency=1).encode_image(
+            [plain((40, 30))] * 9, on_error="skip", max_pixels=9999999
+        )
     assert len(server.bodies("/v1/embeddings")) == 1
 
 
@@ -203,22 +204,16 @@ def test_skip_does_not_hide_that_there_is_no_server(server: Any, make_client: An
         make_client(server.url).encode_text(TEXTS, on_error="skip")
 
 
-def png(number: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), (number, 2, 3)).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_images_that_cannot_be_read_or_fetched_are_left_out(server: Any, make_client: Any, tmp_path: Path) -> None:
     server.play_ours()
-    server.routes["/right.png"] = lambda _: server.answer(png(1))
+    server.routes["/right.png"] = lambda _: server.answer(plain((40, 30), 1))
     images = [
-        png(0),
+        plain((40, 30)),
         b"no image",
         f"{server.url}/right.png",
         f"{server.url}/missing.png",
         tmp_path / "none.png",
-        png(2),
+        plain((40, 30), 2),
         7,
     ]
     found = make_client(server.url).encode_image(images, on_error="skip", truncate_dim=128)

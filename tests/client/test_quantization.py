@@ -20,22 +20,11 @@ from jina_v4_client.quantization import (
     search,
 )
 from jina_v4_client.scoring import Vectors, cosine, maxsim, quantization, rank, similarity
+from unit_rows import ragged, to_unit, unit
 
 TOP = 10
 PATIENT = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FLOATS = st.floats(-4, 4, width=32).map(lambda x: x if abs(x) > 1e-3 else 0.5)
-
-
-def unit(*shape: int, seed: int = 0) -> np.ndarray:
-    return to_unit(np.random.default_rng(seed).standard_normal(shape))
-
-
-def to_unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def ragged(lengths: list[int], dim: int, seed: int = 0) -> list[np.ndarray]:
-    return np.split(unit(sum(lengths), dim, seed=seed), np.cumsum(lengths)[:-1])
 
 
 @pytest.fixture(params=["numpy 2", "numpy 1"])

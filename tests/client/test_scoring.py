@@ -15,18 +15,10 @@ from jina_v4_client import ArgumentError, scoring
 from jina_v4_client._model import MAX_PIXELS, count_image_tokens
 from jina_v4_client.scoring import Hit, cosine, image_grid, maxsim, rank, similarity, similarity_map
 from PIL import Image
+from unit_rows import ragged, unit
 
 RANDOM = np.random.default_rng(11)
 IN_ANY_ORDER = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def unit(*shape: int, seed: int = 0) -> np.ndarray:
-    rows = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def ragged(lengths: list[int], dim: int, seed: int) -> list[np.ndarray]:
-    return np.split(unit(sum(lengths), dim, seed=seed), np.cumsum(lengths)[:-1])
 
 
 def loop_maxsim(query: np.ndarray, document: np.ndarray) -> float:

@@ -13,16 +13,9 @@ from jina_v4_client import ArgumentError
 from jina_v4_client.quantization import quantize_binary, quantize_int8, search
 from jina_v4_client.scoring import Vectors, best, maxsim, token_pooling
 from jina_v4_client.token_pooling import pool_tokens
+from unit_rows import to_unit, unit
 
 TOP = 10
-
-
-def unit(*shape: int, seed: int = 0) -> np.ndarray:
-    return to_unit(np.random.default_rng(seed).standard_normal(shape))
-
-
-def to_unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 @settings(max_examples=60, deadline=None)

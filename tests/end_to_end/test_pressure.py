@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ import httpx2
 import numpy as np
 import pytest
 from conftest import Figure, Golden
-from PIL import Image
+from image_files import plain
 from safetensors.numpy import load_file, save_file
 from servers import PATIENCE_S, Server, engine_server
 
@@ -88,9 +87,8 @@ def test_work_that_nobody_waits_for_is_dropped(server: Server, golden: Golden, f
 
 def check_that_a_long_image_is_refused(server: Server) -> None:
     """Its tokens are known only when vLLM has scaled it; vLLM would fail on it, with a 500."""
-    picture = io.BytesIO()
-    Image.new("RGB", (784, 728), "teal").save(picture, "png")  # 728 tokens
-    form = {"input": [{"image": base64.b64encode(picture.getvalue()).decode()}]}
+    picture = plain((784, 728), "teal")  # 728 tokens
+    form = {"input": [{"image": base64.b64encode(picture).decode()}]}
     answer = httpx2.post(f"{server.base_url}/v1/embeddings", json=form, timeout=PATIENCE_S)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "INPUT_TOKEN_LIMIT_EXCEEDED")

@@ -29,12 +29,6 @@ PROJECTOR = "multi_vector_projector.safetensors"
 LAYER = "base_model.model.model.language_model.layers.1.mlp.up_proj.lora_B.weight"
 
 
-@pytest.fixture
-def exported(one_export: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(one_export, tmp_path / "exported"))
-
-
 def problems_of(exported: Path) -> list[str]:
     return [problem for each in verify(find_checkpoints(exported)) for problem in each.problems]
 

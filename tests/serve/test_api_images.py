@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 from conftest import Golden
+from image_files import plain, written
 from jina_v4_serve.api.encoded import read_base64
 from jina_v4_serve.api.errors import ApiError
 from jina_v4_serve.api.images import ImageLoader, decode
@@ -27,9 +28,7 @@ LIMITS = Settings()
 
 
 def png(width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, (width, height)).save(file, "PNG")
-    return file.getvalue()
+    return plain((width, height), mode=mode)
 
 
 async def loaded(loader: ImageLoader, source: str, where: str) -> Image.Image:
@@ -217,14 +216,12 @@ def test_a_url_between_blanks_and_in_capitals_is_fetched(source: str) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "I;16", "CMYK"])
 def test_pictures_become_rgb_as_in_the_published_code(mode: str) -> None:
-    file = io.BytesIO()
     picture = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).convert("RGBA")
     picture.putalpha(100)
-    picture.convert("L").convert(mode).save(file, "TIFF") if mode in ("I;16", "CMYK") else picture.convert(mode).save(
-        file, "PNG"
-    )
-    expected = Image.open(file).convert("RGB")
-    found = decode(file.getvalue(), "input", LIMITS)
+    as_tiff = mode in ("I;16", "CMYK")
+    content = written(picture.convert("L").convert(mode), "TIFF") if as_tiff else written(picture.convert(mode))
+    expected = Image.open(io.BytesIO(content)).convert("RGB")
+    found = decode(content, "input", LIMITS)
     assert (found.mode, found.tobytes()) == ("RGB", expected.tobytes())
 
 
@@ -233,23 +230,19 @@ def test_a_picture_of_more_than_8_bits_is_recorded(mode: str) -> None:
     record = Record("")
     with recording(record):
         for where, kind in (("input[2].image", mode), ("input[3].image", "L")):
-            file = io.BytesIO()
-            Image.new(kind, (8, 8)).save(file, "TIFF")
-            decode(file.getvalue(), where, LIMITS)
+            decode(plain((8, 8), kind="TIFF", mode=kind), where, LIMITS)
     assert record.clipped == ["input[2].image"]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "MPO", "AVIF"])
 def test_nothing_of_a_file_but_its_pixels_goes_on(kind: str) -> None:
     """vLLM would turn it by its orientation, and look for its id."""
-    file = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112], exif[0x800D] = 6, "an id"
-    Image.effect_mandelbrot((30, 10), (-2, -1, 1, 1), 50).convert("RGB").save(
-        file, kind, exif=exif, dpi=(72, 72), xmp=b"<x tiff:Orientation='6'/>"
-    )
-    expected = Image.open(file).convert("RGB")
-    found = decode(file.getvalue(), "input", LIMITS)
+    picture = Image.effect_mandelbrot((30, 10), (-2, -1, 1, 1), 50).convert("RGB")
+    content = written(picture, kind, exif=exif, dpi=(72, 72), xmp=b"<x tiff:Orientation='6'/>")
+    expected = Image.open(io.BytesIO(content)).convert("RGB")
+    found = decode(content, "input", LIMITS)
     assert (found.size, found.tobytes()) == (expected.size, expected.tobytes())
     assert (found.info, dict(found.getexif()), found.palette, type(found)) == ({}, {}, None, Image.Image)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import numpy as np
 import pdf_files
 import psutil
 import pytest
+from image_files import plain
 from jina_v4_client.embed.pages import open_pdf, render_page
 from jina_v4_serve.api import pdf, pdf_render
 from jina_v4_serve.api.door import Door
@@ -355,9 +355,8 @@ def test_few_pictures_are_decoded_at_a_time() -> None:
     service, engine = make_service(budget=10**6)
     items = []
     for i in range(40):
-        file = io.BytesIO()
-        Image.new("RGB", (100 + i, 100)).save(file, "PNG")
-        items.append(Item(image=base64.b64encode(file.getvalue()).decode(), path=f"input[{i}].image"))
+        content = plain((100 + i, 100))
+        items.append(Item(image=base64.b64encode(content).decode(), path=f"input[{i}].image"))
 
     async def embed_in_several_requests() -> list[list[Vectors]]:
         return await asyncio.gather(*(service.embed(asked(*items[i : i + 10]), "id") for i in range(0, 40, 10)))

@@ -33,6 +33,7 @@ from jina_v4_serve.api.service import Service
 from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.settings import SERVED_TASKS, read_settings
 from tokenizers import Tokenizer
+from unit_rows import to_unit
 from wire import IMAGES_BASE64
 
 RANK = {"query": "q", "documents": ["a", "b"]}
@@ -47,13 +48,10 @@ def scored(**fields: Any) -> RankRequest:
     return rankings.settle_score(parse(orjson.dumps(fields), rankings.ScoreBody), limits("retrieval"))
 
 
-def unit(rows: Any) -> Any:
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-
 def vectors(n_tokens: int, seed: int) -> Vectors:
     random = np.random.default_rng(seed)
-    return Vectors(unit(random.standard_normal((1, 256))), unit(random.standard_normal((n_tokens, 128))), n_tokens)
+    dense, rows = (to_unit(random.standard_normal(shape)) for shape in ((1, 256), (n_tokens, 128)))
+    return Vectors(dense, rows, n_tokens)
 
 
 @settings(deadline=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from doors import KEY, KEYS, ORIGIN, Case, check, get
-from servers import BIN, Server, free_port, started
+from servers import Server, free_port, gateway_server, started
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {
@@ -24,15 +24,13 @@ ENVIRONMENT = {
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
     folder = tmp_path_factory.mktemp("doors")
-    port, front = free_port(), free_port()
-    with contextlib.ExitStack() as stack:
-        command = [sys.executable, TESTS / "door_server.py", str(port)]
-        server = stack.enter_context(started(command, port, folder / "server", **ENVIRONMENT))
+    port = free_port()
+    with started(
+        [sys.executable, TESTS / "door_server.py", str(port)], port, folder / "server", **ENVIRONMENT
+    ) as server:
         server.wait_ready()
-        command = [BIN / "jina-v4-serve", "gateway", "--server", f"retrieval={server.base_url}", "--port", str(front)]
-        gateway = stack.enter_context(started(command, front, folder / "gateway", **ENVIRONMENT))
-        gateway.wait_ready()
-        yield {"server": server, "gateway": gateway}
+        with gateway_server({"retrieval": server.base_url}, folder / "gateway", **ENVIRONMENT) as gateway:
+            yield {"server": server, "gateway": gateway}
 
 
 @pytest.mark.parametrize("door", ["server", "gateway"])

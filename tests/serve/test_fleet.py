@@ -19,7 +19,7 @@ from jina_v4_serve.gateway import GatewaySettings
 from jina_v4_serve.launch.fleet import choose_port, serve_fleet
 from jina_v4_serve.launch.server import ServerSettings
 from jina_v4_serve.launch.supervisor import Policy
-from servers import BIN, PATIENCE_S, free_port, wait_until
+from servers import BIN, PATIENCE_S, free_port, lives, wait_until
 
 pytestmark = pytest.mark.proof
 
@@ -99,13 +99,6 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     for each in programs:
         each.process.kill()
         each.process.wait()
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_servers_start_one_after_the_other_then_the_gateway_and_all_end_together(

@@ -13,7 +13,7 @@ import pytest
 from jina_v4_serve.api.keys import Keys, read_key_file
 from jina_v4_serve.errors import OptionError
 from jina_v4_serve.settings import Settings
-from servers import BIN, Server, free_port, started, wait_until
+from servers import Server, free_port, gateway_server, started, wait_until
 
 pytestmark = pytest.mark.proof
 
@@ -36,13 +36,11 @@ def doors(file: Path) -> Iterator[dict[str, Server]]:
         "JINA_V4_LOG": "json",
         "JINA_V4_API_KEY": "",
     }
-    port, front = free_port(), free_port()
+    port = free_port()
     command = [sys.executable, TESTS / "door_server.py", str(port)]
     with started(command, port, file.parent / "server", **environment) as server:
         server.wait_ready()
-        command = [BIN / "jina-v4-serve", "gateway", "--server", f"retrieval={server.base_url}", "--port", str(front)]
-        with started(command, front, file.parent / "gateway", **environment) as gateway:
-            gateway.wait_ready()
+        with gateway_server({"retrieval": server.base_url}, file.parent / "gateway", **environment) as gateway:
             yield {"server": server, "gateway": gateway}
 
 

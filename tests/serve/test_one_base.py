@@ -41,12 +41,6 @@ def base(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / "checkpoint", tmp_path / "base"))
 
 
-@pytest.fixture
-def exported(one_export: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(one_export, tmp_path / "exported"))
-
-
 def base_of(exported: Path) -> Checkpoint:
     return read_checkpoint(exported / BASE, BASE)
 

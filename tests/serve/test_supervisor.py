@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from jina_v4_serve.launch.server import Launch, server_url
 from jina_v4_serve.launch.supervisor import Policy, Supervisor
-from servers import PATIENCE_S, free_port
+from servers import PATIENCE_S, free_port, lives, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -44,20 +44,10 @@ def starts(folder: Path) -> list[list[float]]:
     return [[float(part) for part in path.read_text().split()] for path in sorted(folder.glob("start-*"))]
 
 
-def lives(pid: float) -> bool:
-    try:
-        state = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(") ")[2][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"  # dead, but not reaped by its new parent yet
-
-
-def all_gone(folder: Path, timeout_s: float = PATIENCE_S) -> bool:
-    deadline = time.monotonic() + timeout_s
-    pids = [pid for _, *pids in starts(folder) for pid in pids]
-    while any(map(lives, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return bool(pids) and not any(map(lives, pids))
+def all_gone(folder: Path) -> bool:
+    pids = [int(pid) for _, *pids in starts(folder) for pid in pids]
+    wait_until(lambda: not any(map(lives, pids)))
+    return bool(pids)
 
 
 async def started(supervisor: Supervisor) -> asyncio.Task[int]:
@@ -130,8 +120,8 @@ async def test_a_server_that_is_killed_comes_back_whole(make: Make, tmp_path: Pa
     while supervisor.n_restarts == 0 or not supervisor.ready.is_set():
         await asyncio.sleep(0.02)
     first, second = starts(tmp_path)
-    assert not lives(first[2])  # what the first one had started is gone
-    assert all(map(lives, second[1:]))
+    assert not lives(int(first[2]))  # what the first one had started is gone
+    assert all(map(lives, map(int, second[1:])))
     supervisor.stop()
     assert await task == 0
     assert all_gone(tmp_path)
@@ -288,8 +278,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         asyncio.run(Supervisor("fake", command, "http://127.0.0.1:{port}").run())
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
-    while not starts(tmp_path):
-        time.sleep(0.05)
+    wait_until(lambda: starts(tmp_path))
     parent.kill()
     parent.wait()
     begin = time.monotonic()

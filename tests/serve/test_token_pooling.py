@@ -17,21 +17,18 @@ from jina_v4_serve.api.vectors import Vectors
 from jina_v4_serve.token_pooling import pool_tokens
 from numpy.typing import NDArray
 from safetensors.numpy import load
+from unit_rows import to_unit, unit
 
 Floats = NDArray[np.float32]
 
 
-def unit(rows: NDArray[np.float64]) -> Floats:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
 def random_rows(n: int, seed: int = 0) -> Floats:
-    return unit(np.random.default_rng(seed).standard_normal((n, 128)))
+    return unit(n, 128, seed=seed)
 
 
 KINDS: dict[str, Callable[[], Floats]] = {
     **{f"{n} rows": (lambda n=n: random_rows(n)) for n in (1, 2, 3, 7, 779)},  # type: ignore[misc]
-    "rows in groups, as tokens are": lambda: unit(
+    "rows in groups, as tokens are": lambda: to_unit(
         np.repeat(np.random.default_rng(1).standard_normal((40, 128)), 12, axis=0)
         + 0.05 * np.random.default_rng(2).standard_normal((480, 128))
     ),

@@ -1,7 +1,6 @@
 """What a server says to bad input: the status and the message of each, and that nothing else is harmed by it."""
 
 import base64
-import io
 import json
 import re
 import socket
@@ -15,6 +14,7 @@ import pdf_files
 import pytest
 from bad_bodies import COHERE, EMBEDDINGS, PAIRS, PICTURE, RANK, RANKINGS, SEARCH, SITE, Bad, chat, user
 from conftest import Golden
+from image_files import written
 from PIL import Image
 from servers import PATIENCE_S
 from wire import (
@@ -40,13 +40,7 @@ LONG = "a b " * 8_250  # 33,000 tokens and the prefix's
 
 
 def png(width: int, height: int, color: str = "red") -> bytes:
-    return saved(Image.new("RGB", (width, height), color), "PNG")
-
-
-def saved(image: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
+    return written(Image.new("RGB", (width, height), color), "PNG")
 
 
 def declared_png(width: int, height: int) -> bytes:
@@ -65,7 +59,7 @@ def image(content: bytes) -> dict[str, Any]:
 
 
 GOOD_PNG = png(40, 40)
-GOOD_JPEG = saved(Image.new("RGB", (64, 64), "blue"), "JPEG")
+GOOD_JPEG = written(Image.new("RGB", (64, 64), "blue"), "JPEG")
 BOMB = declared_png(30_000, 30_000)
 FILES = {
     **{path.name: path.read_bytes() for path in IMAGES},
@@ -119,7 +113,7 @@ BAD_IMAGES = {
     "an EPS": Bad(422, UNKNOWN, image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"), IMAGE),
     "an SVG": Bad(422, UNKNOWN, image(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'), IMAGE),
     "a PDF file": Bad(422, UNKNOWN + PDF_HINT, image(b"%PDF-1.4\n%%EOF"), IMAGE),
-    "a TGA, which is not on the list": Bad(422, UNKNOWN, image(saved(Image.new("RGB", (9, 9)), "TGA")), IMAGE),
+    "a TGA, which is not on the list": Bad(422, UNKNOWN, image(written(Image.new("RGB", (9, 9)), "TGA")), IMAGE),
     "a text": Bad(422, UNKNOWN, image(b"just a text"), IMAGE),
     "HTML": Bad(422, UNKNOWN, image(FILES["page.html"]), IMAGE),
     "a pickle": Bad(422, UNKNOWN, image(b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00\x8c\x01x\x94."), IMAGE),

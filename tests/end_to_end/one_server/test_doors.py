@@ -5,16 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 from doors import BROKEN, CASES, Case, Connection, check, get, post
-from servers import BIN, Server, free_port, started
+from servers import Server, gateway_server
 from wire import ENVIRONMENT, TASK
 
 
 @pytest.fixture(scope="module")
 def doors(wire_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    port, log = free_port(), tmp_path_factory.mktemp("gateway") / "log"
-    command = [BIN / "jina-v4-serve", "gateway", "--server", f"{TASK}={wire_server.base_url}", "--port", str(port)]
-    with started(command, port, log, **ENVIRONMENT) as gateway:
-        gateway.wait_ready()
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with gateway_server({TASK: wire_server.base_url}, log, **ENVIRONMENT) as gateway:
         yield {"server": wire_server, "gateway": gateway}
 
 

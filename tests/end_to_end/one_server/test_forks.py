@@ -10,7 +10,7 @@ import pytest
 from conftest import Figure
 from jina_v4_client import EmbeddingsClient
 from near import largest_difference
-from servers import BIN, Server, free_port, started
+from servers import Server, gateway_server
 from wire import TASK
 
 pytestmark = pytest.mark.long
@@ -24,10 +24,7 @@ def address(request: pytest.FixtureRequest, wire_server: Server, tmp_path: Path)
     if request.param == "server":
         yield wire_server.base_url
         return
-    port = free_port()
-    command = [BIN / "jina-v4-serve", "gateway", "--server", f"{TASK}={wire_server.base_url}", "--port", str(port)]
-    with started(command, port, tmp_path / "log") as gateway:
-        gateway.wait_ready()
+    with gateway_server({TASK: wire_server.base_url}, tmp_path / "log") as gateway:
         yield gateway.base_url
 
 

@@ -13,6 +13,7 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+from bad_bodies import user
 from conftest import Golden
 from jina_v4_client.scoring.quantization import Int8Vectors, quantize_int8
 from jina_v4_client.scoring.token_pooling import pool_tokens
@@ -245,10 +246,6 @@ def test_a_form_gives_the_golden_rows(
 
 def url_part(image: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": image, "detail": "auto"}}
-
-
-def user(content: object) -> dict[str, Any]:
-    return {"role": "user", "content": content}
 
 
 SYSTEM = {"role": "system", "content": "Represent the user's input."}

@@ -7,7 +7,6 @@ and headers.
 
 import asyncio
 import base64
-import io
 import json
 import math
 from collections import Counter
@@ -21,8 +20,8 @@ import pytest
 from conftest import Golden
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from image_files import plain
 from pdf_files import FILLED, NO_PAGES, ONE_BAD, book, encrypted, page_with, text_field
-from PIL import Image
 from wire import BOUND, LEAKS, SAFETENSORS, TASK, Wire
 
 pytestmark = pytest.mark.long
@@ -64,9 +63,7 @@ def dumped(body: object) -> bytes:
 
 
 def small_image(kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(file, kind)
-    return file.getvalue()
+    return plain((32, 32), "red", kind)
 
 
 IMAGES = [small_image(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO", "QOI", "AVIF")]

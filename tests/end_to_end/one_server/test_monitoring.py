@@ -20,7 +20,7 @@ import httpx2
 import pytest
 from conftest import Figure
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from servers import BIN, Server, engine_server, free_port, started
+from servers import Server, engine_server, free_port, gateway_server, started
 from wire import IMAGES, IMAGES_BASE64, TASK, Wire, opened_site
 
 pytestmark = pytest.mark.long
@@ -96,11 +96,8 @@ def watched(
 
 @pytest.fixture(scope="module")
 def gateway(watched: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    port = free_port()
-    servers = (f"--server={TASK}={watched.base_url}", f"--server=code=http://127.0.0.1:{free_port()}")
-    command = [BIN / "jina-v4-serve", "gateway", "--port", str(port), *servers]
-    with started(command, port, tmp_path_factory.mktemp("gateway") / "log") as server:
-        server.wait_ready()
+    urls = {TASK: watched.base_url, "code": f"http://127.0.0.1:{free_port()}"}
+    with gateway_server(urls, tmp_path_factory.mktemp("gateway") / "log") as server:
         yield server
 
 

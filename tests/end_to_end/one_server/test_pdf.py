@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import re
 import subprocess
@@ -12,11 +11,12 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from image_files import written
 from jina_v4_client import ArgumentError, AsyncEmbeddingsClient, EmbeddingsClient, ServerRefusedError
 from jina_v4_client.embed.pages import open_pdf, render_page
 from pdf_files import FILLED, SHOWN, blank, book, encrypted, page_with, text_field, with_broken_references
 from safetensors.numpy import load
-from servers import BIN, Server, free_port, started
+from servers import Server, gateway_server
 from wire import MAX_PDF_PAGES, SAFETENSORS, TASK, TEXTS, Wire, array, assert_near, opened_site
 
 URI = "data:application/pdf;base64,"
@@ -31,13 +31,9 @@ def as_base64(content: bytes) -> str:
 
 def as_images(content: bytes) -> list[dict[str, str]]:
     """Render the pages as the client does, to images that hold the very pixels."""
-    items = []
     with open_pdf(content) as document:
-        for index in range(len(document)):
-            file = io.BytesIO()
-            render_page(document, index, 2.0).save(file, "PNG")
-            items.append({"image": as_base64(file.getvalue())})
-    return items
+        pages = [render_page(document, index, 2.0) for index in range(len(document))]
+    return [{"image": as_base64(written(page))} for page in pages]
 
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES.keys())
@@ -204,11 +200,8 @@ def test_pages_are_counted_as_images(wire: Wire) -> None:
 
 
 def test_the_gateway_passes_it_through(wire_server: Server, wire: Wire, tmp_path: Path) -> None:
-    port = free_port()
-    command = [BIN / "jina-v4-serve", "gateway", "--server", f"{TASK}={wire_server.base_url}", "--port", str(port)]
     body = {"input": [{"pdf": as_base64(BOOK), "pages": "2-3"}], "task": TASK}
-    with started(command, port, tmp_path / "log") as gateway:
-        gateway.wait_ready()
+    with gateway_server({TASK: wire_server.base_url}, tmp_path / "log") as gateway:
         with EmbeddingsClient(base_url=gateway.base_url, task=TASK) as client:
             assert [list(file) for file in client.encode_pdf([FORM, BOOK])] == [[1], [1, 2, 3]]
         answer = httpx2.post(f"{gateway.base_url}/v1/embeddings", json=body, timeout=60, trust_env=False)

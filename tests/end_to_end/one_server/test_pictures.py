@@ -21,11 +21,12 @@ import numpy as np
 import pypdfium2
 import pytest
 from conftest import Figure
+from image_files import written
 from jina_v4_client import AsyncEmbeddingsClient, EmbeddingsClient, ImageError
 from jina_v4_client.embed import main
 from near import largest_difference
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
-from servers import BIN, Server, free_port, started
+from servers import Server, gateway_server
 from typer.testing import CliRunner
 from wire import BOUND, MAX_IMAGE_BYTES, TASK, Array, Wire, array, assert_refused, opened_site
 
@@ -43,18 +44,12 @@ SIDEWAYS = 6
 XMP = "<x:xmpmeta><rdf:Description tiff:Orientation='6' tiff:Orientation=\"6\"/></x:xmpmeta>"
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def bare_png(content: bytes) -> bytes:
     """The pixels that the published code sees, as a file with nothing else in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of transparency that is lost
         rgb = Image.open(io.BytesIO(content)).convert("RGB")
-    return saved(Image.frombytes("RGB", rgb.size, rgb.tobytes()), "PNG")
+    return written(Image.frombytes("RGB", rgb.size, rgb.tobytes()), "PNG")
 
 
 def exif(orientation: int = SIDEWAYS) -> Image.Exif:
@@ -73,18 +68,18 @@ def made() -> dict[str, bytes]:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
     frames = [scene, ImageOps.invert(scene)]
     return {
-        "xmp.png": saved(scene, "PNG", pnginfo=text),
-        "xmp.jpg": saved(scene, "JPEG", xmp=XMP.encode()),
-        "xmp.webp": saved(scene, "WEBP", lossless=True, xmp=XMP.encode()),
-        "exif6.tif": saved(scene, "TIFF", exif=exif()),
-        "exif6.avif": saved(scene, "AVIF", exif=exif()),
-        "exif8_alpha.webp": saved(see_through, "WEBP", lossless=True, exif=exif(8)),
-        "exif3_alpha.png": saved(see_through, "PNG", exif=exif(3)),
-        "exif5_palette.png": saved(scene.quantize(16), "PNG", exif=exif(5), transparency=bytes(range(0, 256, 16))),
-        "exif6_mpo.jpg": saved(scene, "MPO", save_all=True, append_images=frames[1:], exif=exif()),
-        "frames.gif": saved(scene, "GIF", save_all=True, append_images=frames[1:]),
-        "cmyk6.jpg": saved(scene.convert("CMYK"), "JPEG", exif=exif()),
-        "profile.png": saved(scene, "PNG", icc_profile=profile),
+        "xmp.png": written(scene, "PNG", pnginfo=text),
+        "xmp.jpg": written(scene, "JPEG", xmp=XMP.encode()),
+        "xmp.webp": written(scene, "WEBP", lossless=True, xmp=XMP.encode()),
+        "exif6.tif": written(scene, "TIFF", exif=exif()),
+        "exif6.avif": written(scene, "AVIF", exif=exif()),
+        "exif8_alpha.webp": written(see_through, "WEBP", lossless=True, exif=exif(8)),
+        "exif3_alpha.png": written(see_through, "PNG", exif=exif(3)),
+        "exif5_palette.png": written(scene.quantize(16), "PNG", exif=exif(5), transparency=bytes(range(0, 256, 16))),
+        "exif6_mpo.jpg": written(scene, "MPO", save_all=True, append_images=frames[1:], exif=exif()),
+        "frames.gif": written(scene, "GIF", save_all=True, append_images=frames[1:]),
+        "cmyk6.jpg": written(scene.convert("CMYK"), "JPEG", exif=exif()),
+        "profile.png": written(scene, "PNG", icc_profile=profile),
     }
 
 
@@ -93,12 +88,11 @@ CASES = {path.name: path.read_bytes() for path in sorted((ROOT / "tests" / "pict
 
 @pytest.fixture(scope="module")
 def gateway(wire_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    port = free_port()
-    command = [BIN / "jina-v4-serve", "gateway", "--server", f"{TASK}={wire_server.base_url}", "--port", str(port)]
-    with started(command, port, tmp_path_factory.mktemp("gateway") / "log") as server:
-        server.wait_ready()
-        with httpx2.Client(base_url=server.base_url, timeout=60, trust_env=False) as http:
-            yield Wire(server.base_url, http)
+    with (
+        gateway_server({TASK: wire_server.base_url}, tmp_path_factory.mktemp("gateway") / "log") as server,
+        httpx2.Client(base_url=server.base_url, timeout=60, trust_env=False) as http,
+    ):
+        yield Wire(server.base_url, http)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +126,7 @@ def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
 def test_a_picture_that_is_turned_has_another_vector(wire: Wire, expected: dict[str, Array]) -> None:
     """So the tests below can fail."""
     turned = ImageOps.exif_transpose(Image.open(io.BytesIO(CASES["exif6.png"])))
-    (vector,) = vectors(wire, [saved(turned.convert("RGB"), "PNG")])
+    (vector,) = vectors(wire, [written(turned.convert("RGB"), "PNG")])
     assert float(vector @ expected["exif6.png"]) < 0.99
 
 
@@ -215,7 +209,7 @@ def test_every_picture_has_the_vector_of_its_pixels_by_the_search_example(wire: 
     done = CliRunner().invoke(cli.app, ["index", *options, str(tmp_path / "photo.pdf")])
     assert done.exit_code == 0, done.output
     (row,) = Store.open(index)._table.to_arrow().select(["dense"]).to_pylist()
-    (vector,) = vectors(wire, [bare_png(saved(rendered, "PNG"))])
+    (vector,) = vectors(wire, [bare_png(written(rendered, "PNG"))])
     assert_same({"photo.pdf": array(row["dense"])}, {"photo.pdf": vector})
 
 
@@ -223,7 +217,7 @@ FORMATS = {"AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 
 
-def written() -> Iterator[tuple[str, bytes]]:
+def pictures_of_pillow() -> Iterator[tuple[str, bytes]]:
     """A file of every format and mode that Pillow writes, of random pixels and sizes, with each orientation in turn."""
     Image.init()
     random = np.random.default_rng(20261129)
@@ -243,11 +237,11 @@ def written() -> Iterator[tuple[str, bytes]]:
             options["transparency"] = {"P": b"\0\x80", "L": 7, "RGB": (1, 2, 3)}[mode]
         with warnings.catch_warnings(), contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
             warnings.simplefilter("ignore", DeprecationWarning)  # formats that a later Pillow will not write
-            yield f"{kind} {mode}", saved(image, kind, **options)
+            yield f"{kind} {mode}", written(image, kind, **options)
 
 
 def test_any_picture_that_pillow_writes_has_the_vector_of_its_pixels(wire: Wire, gateway: Wire, figure: Figure) -> None:
-    pictures = {name: content for name, content in written() if name.split()[0] in FORMATS}
+    pictures = {name: content for name, content in pictures_of_pillow() if name.split()[0] in FORMATS}
     assert {name.split()[0] for name in pictures} == FORMATS
     assert len(pictures) >= 60
     worst = 0.0
@@ -263,7 +257,7 @@ def test_any_picture_that_pillow_writes_has_the_vector_of_its_pixels(wire: Wire,
 
 
 def test_a_format_that_is_not_offered_is_refused_by_every_way(wire: Wire, gateway: Wire) -> None:
-    others = {name.split()[0]: content for name, content in written() if len(content) < MAX_IMAGE_BYTES}
+    others = {name.split()[0]: content for name, content in pictures_of_pillow() if len(content) < MAX_IMAGE_BYTES}
     others = {kind: content for kind, content in others.items() if kind not in FORMATS}
     assert len(others) >= 10
     with EmbeddingsClient(wire.base_url, task=TASK) as client:

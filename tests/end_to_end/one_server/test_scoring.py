@@ -1,10 +1,10 @@
 """Scoring of what a real server gives: its bits are ours, and the rows of an image are its patches in their places."""
 
 import base64
-import io
 
 import numpy as np
 from conftest import Figure
+from image_files import written
 from jina_v4_client import EmbeddingsClient
 from jina_v4_client.quantization import BinaryVectors, hamming, quantize_binary, quantize_int8
 from jina_v4_client.scoring import best, image_grid, maxsim, rank, similarity_map
@@ -76,6 +76,4 @@ def test_what_a_search_in_a_server_s_rows_loses(wire_server: Server, figure: Fig
 
 
 def png(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(written(picture)).decode()
