@@ -4,7 +4,8 @@ It writes its process id and that of a grandchild into FOLDER, a file a start. T
 answers; `broken-later` does so from the second start on; `mortal` ends with 5 half a second after its first answer;
 `deaf` ignores SIGTERM; `slow` starts in 1 s; `stuck-later` answers nothing from the second start on; `waits` answers
 once a server has started in each folder beside FOLDER. After its first three answers `sick` turns /health into 503,
-`hung` says there that its engine is hung, and `mute` answers no more. `another` does not say which start it is of.
+`hung` says there that its engine is hung, and `mute` answers no more. `sick-once` is so for one answer, and notes the
+next one. `another` does not say which start it is of.
 """
 
 import itertools
@@ -23,7 +24,12 @@ from jina_v4_serve.vllm_side.worker import end_with_parent
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        broken = traits & {"sick", "hung", "mute"} if next(answers) >= 3 else set()
+        number = next(answers)
+        broken = traits & {"sick", "hung", "mute"} if number >= 3 else set()
+        if "sick-once" in traits and number >= 3:
+            broken = {"sick"} if number == 3 else set()
+            if number == 5:
+                (folder / "well").touch()
         if "mortal" in traits and not doomed.is_set():
             doomed.set()
             threading.Timer(0.5, os._exit, [5]).start()

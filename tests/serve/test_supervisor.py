@@ -1,6 +1,7 @@
 """The supervisor, with real processes that answer /health and hold no model."""
 
 import asyncio
+import itertools
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +144,21 @@ async def test_a_server_that_does_not_work_any_more_is_started_again(
     assert len(starts(tmp_path)) == 3
     assert capfd.readouterr().err.count(reason) == 3
     assert all_gone(tmp_path)
+
+
+async def test_one_failure_after_the_machine_was_suspended_kills_no_server(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make("sick-once")
+    task = await started(supervisor)
+    hours = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 3600.0 * next(hours))
+    monkeypatch.setattr("jina_v4_serve.launch.supervisor.time", clock)
+    while not (tmp_path / "well").exists() and not supervisor.n_restarts:
+        await asyncio.sleep(0.02)
+    assert supervisor.n_restarts == 0
+    supervisor.stop()
+    assert await task == 0
 
 
 async def test_a_server_is_not_killed_because_this_process_has_no_more_files(make: Make, tmp_path: Path) -> None:

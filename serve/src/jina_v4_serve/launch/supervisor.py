@@ -191,8 +191,8 @@ class Supervisor:
         at all, when a restart takes too long, or when another program answers on its port. The last happens because
         several API processes listen with SO_REUSEPORT: two servers on one port would share the requests.
         """
-        good_at = started_at = time.monotonic()
-        silent_s = 0.0  # a sum of waits, not a difference of times, which would count the time of a suspended machine
+        started_at = time.monotonic()
+        silent_s = failed_s = 0.0  # sums of waits: differences of times would count the time of a suspended machine
         while True:
             healthy, silent = False, False
             if self._screen:
@@ -214,11 +214,11 @@ class Supervisor:
             except aiohttp.ClientError as error:
                 healthy = self.ready.is_set() and getattr(error, "errno", None) in _NO_FILES
             silent_s = silent_s + self._policy.answer_s if silent else 0.0
+            failed_s = 0.0 if healthy else failed_s + _POLL_S
             if silent_s > self._policy.silent_s:
                 say(f"the {self.name} server has not answered for {silent_s:g} s, and is killed")
                 return
             if healthy:
-                good_at = time.monotonic()
                 self._was_ever_ready = True
                 was_ready = self.ready.is_set()
                 self.ready.set()
@@ -231,7 +231,7 @@ class Supervisor:
                     return
                 say(f"{late}; see its log")
                 started_at = math.inf  # say this only once
-            elif self.ready.is_set() and time.monotonic() - good_at > self._policy.unhealthy_s:
+            elif self.ready.is_set() and failed_s > self._policy.unhealthy_s:
                 say(f"the {self.name} server has only failed for {self._policy.unhealthy_s:g} s, and is killed")
                 return
             await asyncio.sleep(_POLL_S)
