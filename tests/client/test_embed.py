@@ -700,7 +700,7 @@ def test_a_pipe_ends_with_an_error_where_a_file_changed_during_the_run(embed: Em
     assert ran.line.endswith(". The lines may be of either state of it: discard them and give the same command again")
 
 
-@pytest.mark.parametrize("how_it_ends", ["the run ends", "the server dies"])
+@pytest.mark.parametrize("how_it_ends", ["the run ends", "the server dies", "the next command sees the change"])
 def test_no_row_of_an_input_that_was_changed_for_a_while_is_in_the_output(
     how_it_ends: str, embed: Embed, server: Any
 ) -> None:
@@ -713,11 +713,11 @@ def test_no_row_of_an_input_that_was_changed_for_a_while_is_in_the_output(
         with path.open("r+b") as file:  # the reader has the file open
             file.write(lines_of(rows).replace(b"text number", b"TEXT NUMBER"))
 
-    live_again = die_after(server, 4 if how_it_ends == "the server dies" else 99, change)
+    live_again = die_after(server, 99 if how_it_ends == "the run ends" else 4, change)
     arguments = ("--id-column", "id", "--batch-size", 4, "--workers", 1, path, "out.parquet")
     assert embed(*arguments).code == 1
     live_again()
-    if how_it_ends == "the server dies":
+    if how_it_ends == "the next command sees the change":
         assert "was changed since" in embed(*arguments).line
     path.write_bytes(lines_of(rows))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import ray
 from embed_command import embed_with
-from jina_v4_client.embed.errors import ChangedError, StoppedError, UsageError
+from jina_v4_client.embed.errors import StoppedError, UsageError
 from jina_v4_client.embed.folder import Folder
 from jina_v4_client.embed.job import Job
 from jina_v4_client.embed.places import list_files, on_this_machine
@@ -306,7 +306,7 @@ def test_a_server_that_tells_no_revision_does_not_go_with_one_that_does(
     output.hold(first)
 
 
-@pytest.mark.parametrize("change", ["a file is written to", "a file is added"])
+@pytest.mark.parametrize("change", ["it is written to", "it is written to, and the run fails", "a file is added"])
 def test_work_of_a_file_that_was_changed_for_a_while_is_not_resumed(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,21 +318,23 @@ def test_work_of_a_file_that_was_changed_for_a_while_is_not_resumed(
     before = page.stat()
 
     def embed(*_: object) -> None:
-        (page if change == "a file is written to" else added).write_bytes(b"during")
+        (added if change == "a file is added" else page).write_bytes(b"during")
         if not (tmp_path / "out/vectors/1.parquet").exists():
             write_part(tmp_path, "vectors", row=0)
+        if change.endswith("fails"):
+            raise StoppedError("the server is gone")
 
     monkeypatch.setattr("jina_v4_client.embed.ray.run._connect", lambda _: contextlib.nullcontext())
     monkeypatch.setattr("jina_v4_client.embed.ray.run._hold", lambda _: None)
     monkeypatch.setattr("jina_v4_client.embed.ray.run._embed", embed)
     a_plan = replace(plan(skip=True), inputs=[str(corpus)], output=str(tmp_path / "out"))
-    with pytest.raises(ChangedError):
+    with pytest.raises(StoppedError):  # ChangedError is one
         run(a_plan, force=False, restart=False)
     page.write_bytes(b"before")
     os.utime(page, ns=(before.st_atime_ns, before.st_mtime_ns))
     added.unlink(missing_ok=True)
     monkeypatch.setattr("jina_v4_client.embed.ray.run._embed", lambda *_: None)
-    if change == "a file is written to":
+    if change != "a file is added":
         with pytest.raises(UsageError, match=r"changed while it was read; start anew with --restart"):
             run(a_plan, force=False, restart=False)
         with pytest.raises(UsageError, match="the input has no rows"):  # nothing of it was kept

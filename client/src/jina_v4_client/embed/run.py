@@ -1,5 +1,6 @@
 """A run: begins a work folder or goes on with one, has the rows embedded, and puts the output in its place."""
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -92,12 +93,13 @@ class Run:
                 if n_failed == n_rows:
                     first = next(journal.recorded())
                     raise StoppedError(f"no row could be embedded; the first: {first.id}: {first.error}")
+                check_unchanged(job, self.inputs.fingerprints)
+            except BaseException:
                 try:
                     check_unchanged(job, self.inputs.fingerprints)
                 except ChangedError:
-                    note_change(folder)
-                    raise
-            except BaseException:
+                    with contextlib.suppress(OSError):
+                        note_change(folder)
                 has_vectors = journal.n_vectors > 0
                 journal.close()
                 if not has_vectors:  # rows that failed are tried again

@@ -45,9 +45,11 @@ def find_work(folder: Path, job: Job) -> Job | None:
     except OSError as error:
         raise UsageError(f"{folder / JOB_FILE} cannot be read: {error.strerror}") from error
     then = load_job(content, folder)
-    if is_changed(then, job):
-        note_change(folder)
-    check_same(then, job, folder)
+    try:
+        if is_changed(then, job):
+            note_change(folder)
+    finally:
+        check_same(then, job, folder)
     return then
 
 

@@ -1,5 +1,6 @@
 """A run: connects to a cluster, lays out the pipeline, and waits for its end."""
 
+import contextlib
 import logging
 import os
 import re
@@ -47,7 +48,12 @@ def run(plan: Plan, *, force: bool, restart: bool) -> int:
             output = Output(plan.output)
             holder = _hold(output)
             output.begin(job, force=force, restart=restart)
-            _embed(plan, files, filesystems, output, holder)
+            try:
+                _embed(plan, files, filesystems, output, holder)
+            except BaseException:
+                with contextlib.suppress(ChangedError, UsageError):
+                    _list_again(plan, files, output)  # notes a change, whatever ended the run
+                raise
             check_unchanged(job, partial(_list_again, plan, files, output))
             n_failed = output.finish()
     except ray.exceptions.RayError as error:
