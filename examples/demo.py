@@ -5,15 +5,16 @@
 """
 
 import argparse
+import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,12 +75,19 @@ def draw_chart() -> Image.Image:
     return picture
 
 
+def free_port() -> int:
+    """Return a free port of 127.0.0.1, below those that the system gives to connections while the server starts."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    sys.exit("no free port found between 20000 and 30000")
+
+
 @contextmanager
 def serving(checkpoint: Path, log: Path) -> Iterator[str]:
     """Run `jina-v4-serve retrieval` on a free port until the block ends; give its address once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command: list[str | Path] = [Path(sys.executable).parent / "jina-v4-serve", "retrieval"]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -107,7 +115,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        with suppress(urllib.error.URLError, ConnectionError):
+        with suppress(OSError, http.client.HTTPException):
             direct.open(url, timeout=5).close()
             return
         time.sleep(0.5)
