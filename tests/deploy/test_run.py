@@ -131,14 +131,14 @@ def test_a_server_runs_without_a_name_a_right_or_a_place_to_write(
     assert all("ro" in options[point] for point in ("/", PLACE))
     assert all("rw" in options[f"{PLACE}/{volume}"] for volume in VOLUMES)
 
-    with urllib.request.urlopen(f"{container.server.base_url}/ready", timeout=PATIENCE_S) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{container.server.base_url}/ready", timeout=PATIENCE_S) as answer:  # noqa: S310 - http, on this machine
         assert answer.status == 200
     request = urllib.request.Request(  # noqa: S310 - our own address
         f"{container.server.base_url}/v1/embeddings",
         json.dumps({"input": golden.texts[0], "prompt_name": "query"}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310 - http, on this machine
         (item,) = json.load(answer)["data"]
     difference = float(np.abs(np.array(item["embedding"]) - golden.rows["retrieval/query/0/dense"]).max())
     assert difference < 1e-5
